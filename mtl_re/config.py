@@ -1,0 +1,306 @@
+"""Every option, as typed dataclasses: one per group of `train`, one per other command.
+
+The text under a field is its `--help`. Types and bounds are checked here, before anything heavy is imported;
+names that a registry owns (`loss.kind`, `model.pooling`, ...) are checked against the registry by the command.
+No torch: `mtl-re --help` reads this file and nothing below it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mtl_re.errors import MtlReError
+
+Gate = Literal["hard", "soft"]
+Precision = Literal["auto", "no", "fp16", "bf16"]
+LabelOrder = Literal["klue", "boostcamp"]
+
+
+@dataclass
+class DataConfig:
+    """Rows: where they come from and how a row becomes model input."""
+
+    train: str = ""
+    """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or `sample:train`."""
+    valid: str | None = None
+    """Validation rows, in the same forms. None: split `valid_fraction` off the training rows, by sentence."""
+    valid_fraction: float = 0.1
+    """Share of the training rows held out when `valid` is None (0: no validation, the last model is kept)."""
+    max_length: int = 256
+    """Longest input in tokens, special tokens included; longer sentences are cut around the two entities."""
+    markers: str = "typed_punct_ko"
+    """How the two entities are marked: typed_punct_ko, typed_punct, entity_punct, special, typed_special."""
+    query: bool = False
+    """Append a question about the two entities as a second segment."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error`: stop and name the bad rows. `skip`: count them and write them to rejected.jsonl."""
+    on_overlap: Literal["drop", "error"] = "drop"
+    """Training rows that are validation rows too (same sentence, same spans): `drop` and count them, or `error`."""
+    limit: int | None = None
+    """Use this many training rows only, drawn by `train.seed` (None: all)."""
+
+    def __post_init__(self) -> None:
+        _between("data.valid_fraction", self.valid_fraction, 0, 0.9)
+        _between("data.max_length", self.max_length, 8, 65536)
+        if self.limit is not None:
+            _between("data.limit", self.limit, 1, math.inf)
+
+
+@dataclass
+class ModelConfig:
+    """The network: one encoder, a pair vector, one linear layer a head."""
+
+    encoder: str = "klue/roberta-large"
+    """A hub id, a local directory, or `scratch:tiny` (a small encoder and vocabulary made from the training text)."""
+    heads: str = "hierarchical"
+    """`hierarchical` (from the labels' prefixes), `flat` (one head over all labels), or a YAML file with a two-level map."""
+    pooling: str = "markers"
+    """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
+    dropout: float = 0.1
+    """Dropout before the hidden layer of the pair vector and before the heads (the encoder keeps its own)."""
+
+    def __post_init__(self) -> None:
+        _between("model.dropout", self.dropout, 0, 0.9)
+
+
+@dataclass
+class LossConfig:
+    """The joint loss. Weights are normalised to sum to the number of heads: only their ratios matter."""
+
+    kind: str = "cross_entropy"
+    """Loss of one head on one row: cross_entropy, focal."""
+    reduction: Literal["joint", "per_head"] = "joint"
+    """`joint`: every head divides by the rows of the step, so unit weights give the NLL of the product distribution.
+    `per_head`: every head divides by its own labelled rows."""
+    weighting: str = "fixed"
+    """How head weights move during training: fixed."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each head by name (a head not named: 1; 0: the head is not trained at all), for example coarse, org, per."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over a head's classes."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
+
+    def __post_init__(self) -> None:
+        _between("loss.label_smoothing", self.label_smoothing, 0, 0.9)
+        _between("loss.focal_gamma", self.focal_gamma, 0, 10)
+        for name, weight in self.weights.items():
+            _between(f"loss.weights.{name}", weight, 0, 1e6)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 2.0e-5
+    """Peak learning rate of the encoder."""
+    head_lr: float | None = None
+    """Peak learning rate of the pair layer and the heads (None: `lr`)."""
+    weight_decay: float = 0.01
+    """Decoupled decay; biases and normalisation weights are not decayed."""
+    warmup: float = 0.1
+    """Share of all steps over which the rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the rate after warmup; linear and cosine end at 0."""
+    layer_decay: float = 1.0
+    """Factor on the rate for each encoder layer further from the heads (1: none)."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm (0: not clipped)."""
+
+    def __post_init__(self) -> None:
+        _between("optim.lr", self.lr, 0, 1)
+        if self.head_lr is not None:
+            _between("optim.head_lr", self.head_lr, 0, 1)
+        _between("optim.weight_decay", self.weight_decay, 0, 10)
+        _between("optim.warmup", self.warmup, 0, 1)
+        _between("optim.layer_decay", self.layer_decay, 0.01, 1)
+        _between("optim.max_grad_norm", self.max_grad_norm, 0, math.inf)
+
+
+@dataclass
+class TrainConfig:
+    """The run."""
+
+    run_dir: str | None = None
+    """Where the run is written (None: runs/CONFIG-TIME)."""
+    epochs: int = 3
+    """Passes over the training rows."""
+    batch_size: int = 32
+    """Rows of one forward pass on one process; a step takes batch_size × processes × accumulate rows."""
+    accumulate: int = 1
+    """Forward passes a step on each process."""
+    precision: Precision = "auto"
+    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16), else fp16 on CUDA, else fp32 (`no`)."""
+    seed: int = 42
+    """Seed of the split, the batch order, the heads' initial weights and dropout."""
+    resume: str | None = None
+    """`auto`: go on from the newest whole checkpoint of `run_dir`, if there is one; or a checkpoint's path."""
+    save_every: int | Literal["epoch"] = "epoch"
+    """Write a resumable checkpoint each epoch, or every so many steps."""
+    keep: int = 2
+    """Resumable checkpoints kept."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    early_stop: int | None = None
+    """Stop after this many evaluations without a better `eval.metric` (None: never)."""
+    max_steps: int | None = None
+    """Stop after this many steps, the schedule ending there too (None: `epochs` decides)."""
+    workers: int = 0
+    """Processes that pad batches ahead of the model (0: the training process does)."""
+
+    def __post_init__(self) -> None:
+        _between("train.epochs", self.epochs, 1, 100_000)
+        _between("train.batch_size", self.batch_size, 1, 1_000_000)
+        _between("train.accumulate", self.accumulate, 1, 1_000_000)
+        _between("train.seed", self.seed, 0, 2**32 - 1)
+        _between("train.keep", self.keep, 1, 1_000_000)
+        _between("train.workers", self.workers, 0, 256)
+        for name in ("early_stop", "max_steps", "save_every"):
+            if isinstance(value := getattr(self, name), int):
+                _between(f"train.{name}", value, 1, math.inf)
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation during training, and how the best model is chosen."""
+
+    every: int | Literal["epoch"] = "epoch"
+    """Evaluate each epoch, or every so many steps (and at the end in any case)."""
+    gate: Gate = "hard"
+    """How a label is read off the product probabilities; kept in the checkpoint as its default."""
+    metric: Literal["micro_f1", "auprc", "macro_f1", "accuracy"] = "micro_f1"
+    """The best model is the one with the highest value of this."""
+    target_prior: list[float] | None = None
+    """Shares of the coarse classes, in taxonomy order, to which validation rows are re-weighted when the best model is
+    chosen (KLUE-RE dev is about 0.6, 0.17, 0.23 while train is 0.29, 0.32, 0.39). None: rows count as they come."""
+    batch_size: int = 128
+    """Rows of one forward pass of an evaluation."""
+
+    def __post_init__(self) -> None:
+        _between("eval.batch_size", self.batch_size, 1, 1_000_000)
+        if isinstance(self.every, int):
+            _between("eval.every", self.every, 1, math.inf)
+        if self.target_prior is not None:
+            check_shares("eval.target_prior", self.target_prior)
+
+
+@dataclass
+class TrackingConfig:
+    """Where figures go besides metrics.jsonl, which is always written."""
+
+    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
+    """Extra trackers; wandb runs offline where it has no key or no network, and says where the run lies."""
+    project: str = "mtl-re"
+    """Project name for the trackers."""
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _between("tracking.log_every", self.log_every, 1, math.inf)
+
+
+@dataclass
+class Config:
+    """Everything `mtl-re train` needs."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as written to `config.yaml`."""
+        return asdict(self)
+
+
+@dataclass
+class SampleConfig:
+    """Options of `mtl-re sample`."""
+
+    train: int = 1600
+    """Training rows."""
+    valid: int = 300
+    """Validation rows."""
+    test: int = 300
+    """Test rows."""
+    seed: int = 0
+    """The corpus is a function of this seed and the sizes."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid", "test"):
+            _between(name, getattr(self, name), 1, 1_000_000)
+
+
+@dataclass
+class EvaluateConfig:
+    """Options of `mtl-re evaluate`."""
+
+    data: str
+    """Labelled rows (see `mtl-re train --help` for the forms)."""
+    output: str | None = None
+    """Write the metrics here as JSON."""
+    gate: Gate | None = None
+    """`hard` or `soft` (None: the checkpoint's own)."""
+    prior: str = "none"
+    """Coarse prior of these rows: `none` (as trained), `em` (estimated from these rows without their labels;
+    transductive, and named so in the output), or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    predictions: str | None = None
+    """Write one prediction a row here (.jsonl)."""
+    batch_size: int = 128
+    """Rows of one forward pass."""
+    precision: Precision = "no"
+    """Arithmetic of the forward pass (`no`: fp32)."""
+    resamples: int = 1000
+    """Bootstrap resamples for the intervals (0: none)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row, or count it and go on."""
+
+    def __post_init__(self) -> None:
+        _between("batch_size", self.batch_size, 1, 1_000_000)
+        _between("resamples", self.resamples, 0, 1_000_000)
+
+
+@dataclass
+class PredictConfig:
+    """Options of `mtl-re predict`."""
+
+    data: str
+    """Rows, labelled or not."""
+    output: str
+    """.csv: contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse, probs."""
+    gate: Gate | None = None
+    """`hard` or `soft` (None: the first checkpoint's own)."""
+    prior: str = "none"
+    """Coarse prior of these rows: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    label_order: LabelOrder | None = None
+    """Order of the probabilities (None: boostcamp in a .csv where the labels are KLUE's, else the checkpoint's)."""
+    batch_size: int = 128
+    """Rows of one forward pass."""
+    window: int = 4096
+    """Rows sorted by length together; memory grows with it, not with the input."""
+    precision: Precision = "no"
+    """Arithmetic of the forward pass (`no`: fp32)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row, or leave it out of the output and count it."""
+
+    def __post_init__(self) -> None:
+        _between("batch_size", self.batch_size, 1, 1_000_000)
+        _between("window", self.window, 1, 10_000_000)
+
+
+def check_shares(name: str, shares: list[float]) -> None:
+    """Raise unless `shares` are positive and sum to 1 (within 0.01)."""
+    if not shares or any(not math.isfinite(share) or share <= 0 for share in shares) or abs(sum(shares) - 1) > 0.01:
+        raise MtlReError(f"{name}: {shares} must be positive shares that sum to 1")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # False for NaN as well
+        raise MtlReError(f"{name}: {value} is out of range; expected {low} to {high:g}")
