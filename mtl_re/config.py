@@ -295,6 +295,19 @@ class PredictConfig:
         _between("window", self.window, 1, 10_000_000)
 
 
+@dataclass
+class CompareConfig:
+    """Options of `mtl-re compare`."""
+
+    resamples: int = 10_000
+    """Bootstrap resamples of the rows."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+    def __post_init__(self) -> None:
+        _between("resamples", self.resamples, 1, 1_000_000)
+
+
 def check_shares(name: str, shares: list[float]) -> None:
     """Raise unless `shares` are positive and sum to 1 (within 0.01)."""
     if not shares or any(not math.isfinite(share) or share <= 0 for share in shares) or abs(sum(shares) - 1) > 0.01:

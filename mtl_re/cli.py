@@ -1,0 +1,207 @@
+"""The command line: options → one function call, faults → one line and an exit code.
+
+Options are the dataclasses of `config`, read by jsonargparse: every one is in `--help`, may stand in a YAML file
+(`--config`), and can be overridden (`--loss.weights.coarse 2`). What a command does is imported only when it runs, so
+help and usage errors need no torch. Exit codes: 0 done, 1 the input or the run failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from mtl_re import __version__, config
+from mtl_re.errors import MtlReError
+
+DATA_HELP = "a path (.json, .jsonl, .csv, .parquet, each also .gz), hub:DATASET/CONFIG:SPLIT or sample:train|valid|test"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser, runners = build_parser()
+    try:
+        options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+        name = options.subcommand
+        command = options[name]
+        call = runners[name](command)
+    except MtlReError as error:  # a value out of its range is a usage fault
+        return _fail(error, 2)
+    debug = command.debug
+    try:
+        _calm()
+        call()
+        sys.stdout.flush()
+    except MtlReError as error:
+        if debug:
+            raise
+        return _fail(error, 1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail(MtlReError("interrupted"), 1)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        return _fail(MtlReError(f"{type(error).__name__}: {text} (--debug shows where)"), 1)
+    return 0
+
+
+def _fail(error: MtlReError, code: int) -> int:
+    """One line on stderr; under a launcher only the first process speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mtl-re: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    return code
+
+
+def _calm() -> None:
+    """Keep libraries from talking over the progress and the result."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+Runner = Callable[[Namespace], Callable[[], Any]]
+
+
+def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
+    """The parser of all commands, and for each a function from its options to the call to make."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="mtl-re",
+        version=f"mtl-re {__version__}",
+        description="Relation extraction: one encoder, a coarse head that gates fine heads.",
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    runners: dict[str, Runner] = {}
+
+    def command(name: str, runner: Runner, help: str, positional: str = "") -> ArgumentParser:
+        sub = ArgumentParser(description=help, usage=f"mtl-re {name} {positional}[options]")
+        sub.add_argument("--config", action="config", help="YAML file with any of these options.")
+        sub.add_argument("--debug", action="store_true", help="Show the traceback of a fault.")
+        commands.add_subcommand(name, sub, help=help)
+        runners[name] = runner
+        return sub
+
+    sub = command("sample", _sample, "Write the embedded corpus (train, valid and test as KLUE JSON).", "DIR ")
+    sub.add_argument("directory", type=str, help="Where to write train.json, valid.json and test.json.")
+    sub.add_class_arguments(config.SampleConfig)
+
+    sub = command("check", _check, "Validate data: bad rows, duplicates, contradictions, overlap.", "DATA ... ")
+    sub.add_argument("data", type=str, nargs="+", help=DATA_HELP)
+    sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
+
+    sub = command("train", _train, "Train a model; prints the run directory last.")
+    for group in fields(config.Config):
+        sub.add_class_arguments(group.default_factory, group.name)  # type: ignore[arg-type]
+
+    sub = command("evaluate", _evaluate, "Score a checkpoint on labelled rows.", "CKPT ")
+    sub.add_argument("ckpt", type=str, help="A run's directory or model/ folder, an exported directory, or a hub id.")
+    sub.add_class_arguments(config.EvaluateConfig)
+
+    sub = command("predict", _predict, "Predict rows; several checkpoints vote softly.", "CKPT ... ")
+    sub.add_argument("ckpt", type=str, nargs="+", help="Checkpoints, as for evaluate.")
+    sub.add_class_arguments(config.PredictConfig)
+
+    sub = command("compare", _compare, "Paired bootstrap of two prediction files on the same rows.", "A.jsonl B.jsonl ")
+    sub.add_argument("a", type=str, help="Predictions A.")
+    sub.add_argument("b", type=str, help="Predictions B.")
+    sub.add_class_arguments(config.CompareConfig)
+    return parser, runners
+
+
+def _made(kind: type, options: Namespace) -> Any:
+    """The dataclass of a flat command from its parsed options."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})
+
+
+def _train(options: Namespace) -> Callable[[], Any]:
+    groups = {
+        group.name: group.default_factory(**vars(options[group.name]))  # type: ignore[misc]
+        for group in fields(config.Config)
+    }
+    made = config.Config(**groups)
+    given = options.config
+    name = Path(str(given[-1])).stem if given else "train"
+
+    def call() -> None:
+        from mtl_re.train import train
+
+        run_dir = train(made, name)
+        if os.environ.get("RANK", "0") == "0":
+            print(run_dir)
+
+    return call
+
+
+def _sample(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.SampleConfig, options)
+
+    def call() -> None:
+        from mtl_re.sample import write
+
+        for path in write(options.directory, made):
+            print(path)
+
+    return call
+
+
+def _check(options: Namespace) -> Callable[[], Any]:
+    def call() -> None:
+        from mtl_re.check import check_files, render_check
+        from mtl_re.taxonomy import Taxonomy
+
+        report = check_files(options.data, Taxonomy.from_option(options.heads))
+        print(render_check(report))
+        if report.has_errors:
+            raise MtlReError("the data has errors (listed above)")
+
+    return call
+
+
+def _evaluate(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.EvaluateConfig, options)
+
+    def call() -> None:
+        from mtl_re.evaluation import evaluate
+        from mtl_re.report import summary
+
+        result = evaluate(options.ckpt, made)
+        print(summary(result))
+        if made.output is None:
+            print(json.dumps(result, ensure_ascii=False, indent=1))
+
+    return call
+
+
+def _predict(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.PredictConfig, options)
+
+    def call() -> None:
+        from mtl_re.predict import predict
+
+        count = predict(options.ckpt, made)
+        print(f"{count} predictions in {made.output}")
+
+    return call
+
+
+def _compare(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.CompareConfig, options)
+
+    def call() -> None:
+        from mtl_re.significance import compare_files
+
+        result = compare_files(Path(options.a), Path(options.b), made.resamples, made.seed)
+        print(json.dumps(result, ensure_ascii=False, indent=1))
+
+    return call

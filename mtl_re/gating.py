@@ -1,0 +1,81 @@
+"""Heads → probabilities over the final labels → one label. Training never calls this.
+
+Probabilities are always the full product p(coarse)·p(fine | coarse): zeros outside the gated branch would leave F1 as
+it is and ruin AUPRC. A target prior shifts the coarse classes, p'(c) ∝ p(c)·π_target(c)/π_train(c) (Saerens et al.
+2002), and p(fine | coarse) is left alone. The gate then reads the label off: hard takes the best root class first and
+the best label under it; soft takes the best label of all. With one flat head both are the plain argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtl_re.config import Gate
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
+
+
+def product(
+    logits: Mapping[str, Tensor], taxonomy: Taxonomy, temperatures: Mapping[str, float] | None = None
+) -> Tensor:
+    """Probabilities of the final labels.
+
+    Args:
+        logits: by head, (batch, classes).
+        temperatures: by head, divides its logits (absent: 1).
+
+    Returns:
+        (batch, labels), rows summing to 1, in the dtype of the logits.
+    """
+    scale = temperatures or {}
+    log_p = {name: (scores / scale.get(name, 1.0)).log_softmax(-1) for name, scores in logits.items()}
+    root = log_p[taxonomy.root.name]
+    columns: list[Tensor] = [root[:, 0]] * len(taxonomy.labels)
+    for position, (name, branch) in enumerate(zip(taxonomy.root.classes, taxonomy.branches, strict=True)):
+        for rank, label in enumerate(branch):
+            fine = log_p[name][:, rank] if len(branch) > 1 else 0.0
+            columns[label] = root[:, position] + fine
+    return torch.stack(columns, dim=-1).exp()
+
+
+def coarse(probs: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """Probabilities of the coarse classes: (batch, labels) → (batch, groups)."""
+    groups = torch.tensor(taxonomy.group_of_label, device=probs.device)
+    return torch.zeros(len(probs), len(taxonomy.groups), dtype=probs.dtype, device=probs.device).index_add(
+        1, groups, probs
+    )
+
+
+def shift_prior(probs: Tensor, taxonomy: Taxonomy, target: Sequence[float], trained: Sequence[float]) -> Tensor:
+    """Probabilities under another prior of the coarse classes.
+
+    Args:
+        probs: (batch, labels) under the training prior.
+        target: share of each coarse class where the model is used.
+        trained: share of each coarse class in the training rows.
+
+    Raises:
+        MtlReError: a number of shares that does not fit, or a coarse class that training never saw.
+    """
+    names = list(taxonomy.groups)
+    if len(target) != len(names) or len(trained) != len(names):
+        raise MtlReError(f"prior: {len(target)} shares for {len(names)} coarse classes ({', '.join(names)})")
+    if min(trained) <= 0:
+        raise MtlReError(f"prior: coarse class {names[list(trained).index(min(trained))]!r} had no training row")
+    ratio = torch.tensor([t / s for t, s in zip(target, trained, strict=True)], dtype=probs.dtype, device=probs.device)
+    shifted = probs * ratio[torch.tensor(taxonomy.group_of_label, device=probs.device)]
+    return shifted / shifted.sum(-1, keepdim=True)
+
+
+def labels(probs: Tensor, taxonomy: Taxonomy, gate: Gate) -> Tensor:
+    """Index of the predicted label: (batch, labels) → (batch,)."""
+    if gate == "soft":
+        return probs.argmax(-1)
+    root = torch.stack([probs[:, list(branch)].sum(-1) for branch in taxonomy.branches], dim=-1)
+    opened = torch.zeros(len(taxonomy.branches), len(taxonomy.labels), dtype=torch.bool, device=probs.device)
+    for position, branch in enumerate(taxonomy.branches):
+        opened[position, list(branch)] = True
+    return probs.masked_fill(~opened[root.argmax(-1)], -1.0).argmax(-1)

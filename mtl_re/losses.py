@@ -1,0 +1,128 @@
+"""Logits and targets → one scalar.
+
+Each head gives a sum S_h in fp32 over the rows it has a label for, and their number n_h (`HeadLoss`). `combine` is
+the only place where a loss weight is multiplied:
+
+    joint:     L = Σ_h w_h · S_h / N        N: rows of the optimizer step
+    per_head:  L = Σ_h w_h · S_h / N_h      N_h: rows of the step that head h has a label for
+
+N and N_h are counted over all processes and forward passes of the step, so that splitting a step changes nothing.
+With unit weights `joint` is the mean negative log-likelihood of the product distribution p(coarse)·p(fine | coarse):
+for a row with a fine head, -log p(c) - log p(f|c); without one, -log p(c). `per_head` multiplies head h by N / N_h:
+a hidden loss weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl_re.config import LossConfig
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import IGNORE
+
+
+class HeadLoss(NamedTuple):
+    """Raw, unweighted loss of one head on one forward pass.
+
+    Attributes:
+        sum: scalar fp32, summed over the rows with a label for this head; 0 with a zero gradient if there is none.
+        count: scalar int64, the number of those rows.
+    """
+
+    sum: Tensor
+    count: Tensor
+
+
+Loss = Callable[[Tensor, Tensor, LossConfig], Tensor]
+"""(logits (batch, classes) fp32, targets (batch,), options) → scalar sum over rows whose target is not IGNORE."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, options: LossConfig) -> Tensor:
+    """-log p(target), with label smoothing."""
+    return F.cross_entropy(
+        logits, targets, reduction="sum", ignore_index=IGNORE, label_smoothing=options.label_smoothing
+    )
+
+
+def focal(logits: Tensor, targets: Tensor, options: LossConfig) -> Tensor:
+    """(1 - p(target))^γ times cross entropy (Lin et al. 2017, arXiv 1708.02002)."""
+    rows = F.cross_entropy(
+        logits, targets, reduction="none", ignore_index=IGNORE, label_smoothing=options.label_smoothing
+    )
+    known = targets != IGNORE
+    index = torch.where(known, targets, 0)
+    # log p is at most 0; its exponential is clamped below 1 because the gradient of 0^γ is infinite for γ < 1.
+    target_log = logits.log_softmax(-1).gather(1, index[:, None]).squeeze(1)
+    easy = target_log.exp().clamp(max=1 - 1e-6)
+    return (torch.where(known, (1 - easy) ** options.focal_gamma, 0.0) * rows).sum()
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal}
+
+
+def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConfig) -> dict[str, HeadLoss]:
+    """Raw loss of every head.
+
+    Args:
+        logits: by head, in taxonomy order, (batch, classes of the head).
+        targets: (batch, heads), columns in the same order.
+        options: which loss and its parameters.
+    """
+    function = loss_named(options.kind)
+    return {
+        name: HeadLoss(function(scores.float(), column, options), (column != IGNORE).sum())
+        for (name, scores), column in zip(logits.items(), targets.unbind(1), strict=True)
+    }
+
+
+def combine(
+    losses: Mapping[str, HeadLoss], counts: Mapping[str, int], rows: int, weights: Mapping[str, float], reduction: str
+) -> Tensor:
+    """The scalar to differentiate: this pass's share of the step's loss.
+
+    Args:
+        losses: raw losses of one forward pass.
+        counts: by head, labelled rows in the whole optimizer step, over all processes and passes.
+        rows: labelled rows in the whole step.
+        weights: by head, normalised (see `normalise`).
+        reduction: `joint` or `per_head`.
+    """
+    total = torch.zeros((), device=next(iter(losses.values())).sum.device)
+    for name, loss in losses.items():
+        denominator = rows if reduction == "joint" else counts[name]
+        total = total + weights[name] * loss.sum / max(denominator, 1)
+    return total
+
+
+def normalise(weights: Mapping[str, float], heads: Sequence[str]) -> dict[str, float]:
+    """Weights of all heads, scaled to sum to the number of heads; a head not named counts as 1.
+
+    Scaling all weights alike changes the size of the loss and nothing else that Adam sees (except its epsilon), so
+    only ratios are kept: an ablation moves on the simplex.
+
+    Raises:
+        MtlReError: a name is no head of this taxonomy, or all weights are 0.
+    """
+    if unknown := set(weights) - set(heads):
+        raise MtlReError(f"loss.weights: no head is called {sorted(unknown)[0]!r}; the heads are {', '.join(heads)}")
+    full = {name: float(weights.get(name, 1.0)) for name in heads}
+    total = sum(full.values())
+    if total <= 0:
+        raise MtlReError("loss.weights: all weights are 0; at least one head must be trained")
+    return {name: weight * len(heads) / total for name, weight in full.items()}
+
+
+def loss_named(kind: str) -> Loss:
+    """The loss of that name.
+
+    Raises:
+        MtlReError: there is none.
+    """
+    if kind not in LOSSES:
+        raise MtlReError(f"loss.kind: {kind!r}; expected one of {', '.join(LOSSES)}")
+    return LOSSES[kind]

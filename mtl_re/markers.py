@@ -1,0 +1,212 @@
+"""Two entities in a sentence → the marked text, and what survives when it must be cut.
+
+`mark` is the only place where a marker goes in, `fit_length` the only place where a long sentence is cut. Marker
+pieces are written with spaces around them: byte-level and SentencePiece vocabularies then see whole known pieces
+(`▁@`), and a particle after the entity is tokenised alike under every scheme. Positions are characters of the
+marked text and become token positions through the tokenizer's offsets, never by counting pieces.
+
+Typed markers: Zhou & Chen 2022 (arXiv 2102.01373); Korean type words: common in KLUE-RE contest work.
+`special`: the four tokens of KLUE-baseline (arXiv 2105.09680).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from mtl_re.errors import MtlReError, RowError
+
+Role = Literal["subject", "object"]
+
+TYPE_WORDS = {"PER": "사람", "ORG": "단체", "LOC": "장소", "DAT": "날짜", "POH": "기타", "NOH": "숫자"}
+"""KLUE's entity types in Korean, as one common word each."""
+
+
+class Span(Protocol):
+    """An entity: its word, its inclusive character span, its type."""
+
+    @property
+    def word(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A marked sentence.
+
+    Attributes:
+        text: the sentence with markers.
+        subject: characters [start, stop) from the subject's first marker piece to behind its last.
+        object: the same for the object.
+    """
+
+    text: str
+    subject: tuple[int, int]
+    object: tuple[int, int]
+
+
+# ---- schemes: (role, entity type) → text before and text after the entity ------------------------------------
+
+
+def _korean(kind: str) -> str:
+    if kind not in TYPE_WORDS:
+        raise RowError(
+            "type", f"{kind!r} has no Korean word in typed_punct_ko (known: {', '.join(TYPE_WORDS)}); use typed_punct"
+        )
+    return TYPE_WORDS[kind]
+
+
+def typed_punct_ko(role: Role, kind: str) -> tuple[str, str]:
+    """`@ * 사람 * 이름 @` and `# ^ 단체 ^ 이름 #`."""
+    return (f"@ * {_korean(kind)} *", "@") if role == "subject" else (f"# ^ {_korean(kind)} ^", "#")
+
+
+def typed_punct(role: Role, kind: str) -> tuple[str, str]:
+    """`@ * per * name @` and `# ^ org ^ name #`: the type in lower case."""
+    return (f"@ * {kind.lower()} *", "@") if role == "subject" else (f"# ^ {kind.lower()} ^", "#")
+
+
+def entity_punct(role: Role, kind: str) -> tuple[str, str]:
+    """`@ name @` and `# name #`: no type."""
+    return ("@", "@") if role == "subject" else ("#", "#")
+
+
+def special(role: Role, kind: str) -> tuple[str, str]:
+    """KLUE's four new tokens, no type."""
+    return ("<subj>", "</subj>") if role == "subject" else ("<obj>", "</obj>")
+
+
+def typed_special(role: Role, kind: str) -> tuple[str, str]:
+    """Two new tokens for each role and entity type."""
+    letter = role[0].upper()
+    return f"<{letter}:{kind}>", f"</{letter}:{kind}>"
+
+
+Scheme = Callable[[Role, str], tuple[str, str]]
+MARKERS: dict[str, Scheme] = {
+    "typed_punct_ko": typed_punct_ko,
+    "typed_punct": typed_punct,
+    "entity_punct": entity_punct,
+    "special": special,
+    "typed_special": typed_special,
+}
+ADDS_TOKENS = frozenset({"special", "typed_special"})
+"""Schemes whose pieces are added to the vocabulary as special tokens."""
+
+
+def scheme_named(name: str) -> Scheme:
+    """The scheme of that name.
+
+    Raises:
+        MtlReError: there is none.
+    """
+    if name not in MARKERS:
+        raise MtlReError(f"data.markers: {name!r}; expected one of {', '.join(MARKERS)}")
+    return MARKERS[name]
+
+
+def pieces(name: str, types: Sequence[str]) -> list[str]:
+    """Every piece (space-separated) that the scheme writes for these entity types, each once, in a fixed order."""
+    roles: tuple[Role, Role] = ("subject", "object")
+    texts = [text for role in roles for kind in types for text in scheme_named(name)(role, kind)]
+    return list(dict.fromkeys(piece for text in texts for piece in text.split()))
+
+
+# ---- marking -------------------------------------------------------------------------------------------------
+
+
+def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
+    """Write the markers of scheme `name` around two disjoint entities; the entity words stay as they are.
+
+    Raises:
+        RowError: the spans overlap or leave the sentence, or the scheme does not know a type.
+    """
+    scheme = scheme_named(name)
+    entities: list[tuple[Role, Span]] = sorted(
+        [("subject", subject), ("object", object)], key=lambda entity: entity[1].start
+    )
+    text, behind, found = "", 0, {}
+    for role, entity in entities:
+        if not behind <= entity.start <= entity.end < len(sentence):
+            raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} overlaps or leaves the sentence")
+        before, after = scheme(role, entity.type)
+        text += _spaced(sentence[behind : entity.start], text)
+        text += " " if text and not text[-1].isspace() else ""
+        start = len(text)
+        behind = entity.end + 1
+        text += f"{before} {sentence[entity.start : behind]} {after}"
+        found[role] = (start, len(text))
+    return Marked(text + _spaced(sentence[behind:], text), found["subject"], found["object"])
+
+
+def _spaced(part: str, before: str) -> str:
+    """`part` with a space in front where it would touch a marker."""
+    return f" {part}" if part and before and not part[0].isspace() else part
+
+
+def unmark(marked: Marked, subject: Span, object: Span, name: str) -> tuple[str, str]:
+    """The two entity words read back out of a marked text: the inverse of `mark` for what must survive."""
+    words = []
+    for role, span, entity in (("subject", marked.subject, subject), ("object", marked.object, object)):
+        before, after = scheme_named(name)(role, entity.type)  # type: ignore[arg-type]
+        inside = marked.text[span[0] : span[1]]
+        words.append(inside.removeprefix(before + " ").removesuffix(" " + after))
+    return words[0], words[1]
+
+
+def question(subject: Span, object: Span) -> str:
+    """The query sentence for the second segment: what relation holds between the two entities?"""
+    return f"이 문장에서 {subject.word}{_particle(subject.word, '과', '와')} {object.word}의 관계는 무엇인가?"
+
+
+def _particle(word: str, closed: str, open_: str) -> str:
+    """The particle that fits a word's last syllable; a word that does not end in Hangul takes the open form."""
+    code = ord(word[-1]) - 0xAC00
+    return closed if 0 <= code < 11172 and code % 28 else open_
+
+
+# ---- cutting -------------------------------------------------------------------------------------------------
+
+
+def fit_length(length: int, first: tuple[int, int], second: tuple[int, int], budget: int) -> list[int]:
+    """Which tokens of a sentence to keep so that at most `budget` remain and both entities survive.
+
+    Context is cut at the outer ends first, evenly, what one side does not use going to the other. Only where the two
+    entities and all between them exceed the budget is the middle cut as well: its tokens nearest to an entity stay.
+
+    Args:
+        length: tokens in the sentence.
+        first, second: disjoint token ranges [start, stop) of the marked entities, in order.
+        budget: tokens that may remain.
+
+    Returns:
+        Kept token indices, ascending; all of them when the sentence fits.
+
+    Raises:
+        RowError: the two entities alone exceed the budget.
+    """
+    if length <= budget:
+        return list(range(length))
+    needed = first[1] - first[0] + second[1] - second[0]
+    if needed > budget:
+        raise RowError("sentence", f"the two marked entities take {needed} tokens, data.max_length leaves {budget}")
+    spare = budget - (second[1] - first[0])
+    if spare >= 0:
+        left, right = _share(spare, first[0], length - second[1])
+        return list(range(first[0] - left, second[1] + right))
+    middle = budget - needed  # tokens left for the text between the entities: half beside each
+    behind, ahead = (middle + 1) // 2, middle // 2
+    return [*range(first[0], first[1] + behind), *range(second[0] - ahead, second[1])]
+
+
+def _share(spare: int, left: int, right: int) -> tuple[int, int]:
+    """Split `spare` evenly over two sides that can take at most `left` and `right`."""
+    half = min(left, (spare + 1) // 2)
+    rest = min(right, spare - half)
+    return min(left, spare - rest), rest

@@ -1,0 +1,394 @@
+"""Config → everything a run needs before its first step: accelerator, run directory, rows, model, optimizer.
+
+Rank 0 alone decides and writes (`on_main`); what it decides, or the fault it met, reaches every rank, so all go on or
+all stop. Rows are read by every rank: the batch order is computed from them, not communicated.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from mtl_re import data, encoders, markers
+from mtl_re.collate import Collator
+from mtl_re.config import Config
+from mtl_re.data import BadRow, Example
+from mtl_re.errors import MtlReError, RowError
+from mtl_re.evaluation import resolve_precision, write_json
+from mtl_re.features import FeatureTable, Featurizer
+from mtl_re.losses import loss_named, normalise
+from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
+from mtl_re.optim import make_optimizer
+from mtl_re.pooling import POOLINGS
+from mtl_re.taxonomy import Taxonomy
+from mtl_re.tracking import Trackers, manifest
+
+T = TypeVar("T")
+_PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
+
+
+@dataclass
+class Rows:
+    """The rows of a run, and what was left out on the way."""
+
+    train: list[Example]
+    valid: list[Example]
+    bad: list[BadRow] = field(default_factory=list)
+    overlap: int = 0
+
+
+@dataclass
+class Run:
+    """Everything the training loop works on."""
+
+    config: Config
+    accelerator: Accelerator
+    run_dir: Path
+    taxonomy: Taxonomy
+    rows: Rows
+    train_table: FeatureTable
+    valid_table: FeatureTable
+    tokenizer: Any
+    model: Any
+    plain_model: MtlReModel
+    optimizer: Any
+    weights: dict[str, float]
+    collate: Collator
+    trackers: Trackers
+    precision: str
+    identity: dict[str, str]
+    _lock: IO[str] | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def say(self, text: str) -> None:
+        """A line for the person watching, once."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
+
+
+def prepare(config: Config, name: str) -> Run:
+    """Set a run up.
+
+    Args:
+        config: validated options.
+        name: of the config, for the default run directory.
+
+    Raises:
+        MtlReError: anything at fault in the options, the rows, the encoder or the directory.
+    """
+    _check_names(config)
+    taxonomy = Taxonomy.from_option(config.model.heads)
+    weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
+    accelerator = make_accelerator(config)
+    run_dir, lock = on_main(accelerator, lambda: claim_run_dir(config, name)), None
+    if accelerator.is_main_process:
+        lock = lock_run_dir(run_dir)
+    rows = read_rows(config, taxonomy)
+    tokenizer, model = make_model(config, taxonomy, rows, accelerator)
+    featurizer = Featurizer(
+        tokenizer,
+        taxonomy,
+        config.data.markers,
+        config.data.query,
+        config.data.max_length,
+        model.config.entity_types,
+    )
+    rows.train, train_table = _featurize(rows.train, featurizer, config, rows.bad)
+    rows.valid, valid_table = _featurize(rows.valid, featurizer, config, rows.bad)
+    for head, weight in weights.items():
+        model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
+    if config.train.gradient_checkpointing:
+        model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.train.compile:
+        model.encoder.compile(dynamic=True)
+    precision = accelerator.mixed_precision
+    prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
+    torch.manual_seed(config.train.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
+    no_targets = list(taxonomy.targets(None).values())
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        run_dir=run_dir,
+        taxonomy=taxonomy,
+        rows=rows,
+        train_table=train_table,
+        valid_table=valid_table,
+        tokenizer=tokenizer,
+        model=prepared,
+        plain_model=accelerator.unwrap_model(prepared),
+        optimizer=optimizer,
+        weights=weights,
+        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets),
+        trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
+        precision=precision,
+        identity=identity(config, train_table, valid_table),
+        _lock=lock,
+    )
+    on_main(accelerator, lambda: _write_records(run))
+    _announce(run)
+    return run
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 and give its result, or its fault, to every rank.
+
+    Raises:
+        MtlReError: what `work` raised, on all ranks.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except MtlReError as error:
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise MtlReError(outcome[1])
+    result: T = outcome[0]
+    return result
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator; how many processes there are and on what is the launcher's decision.
+
+    Raises:
+        MtlReError: a distributed mode other than data parallel.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(config.train.precision, device),
+        log_with=list(config.tracking.trackers) or None,
+        project_dir="." if config.tracking.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    kind = str(accelerator.distributed_type).removeprefix("DistributedType.")
+    if kind not in {"NO", "MULTI_CPU", "MULTI_GPU"}:
+        raise MtlReError(f"accelerate launches {kind}; mtl-re trains on one device or data parallel (DDP)")
+    return accelerator
+
+
+# ---- run directory -------------------------------------------------------------------------------------------
+
+
+def claim_run_dir(config: Config, name: str) -> Path:
+    """Choose and make the run's directory.
+
+    Raises:
+        MtlReError: it holds another run and `train.resume` is not set, or cannot be made.
+    """
+    option, resume = config.train.run_dir, config.train.resume
+    if option is not None:
+        run_dir = Path(option)
+    elif resume is not None and resume != "auto":
+        run_dir = Path(resume).parent.parent
+    elif resume == "auto":
+        raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
+    else:
+        run_dir = _fresh(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".lock").touch()
+    except OSError as error:
+        raise MtlReError(f"train.run_dir: {run_dir} cannot be written ({error.strerror})") from error
+    if resume is None and (run_dir / "metrics.jsonl").exists():
+        raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
+    return run_dir
+
+
+def _fresh(path: Path) -> Path:
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def lock_run_dir(run_dir: Path) -> IO[str]:
+    """Hold the run directory for this process; the system frees it however the process ends.
+
+    Raises:
+        MtlReError: another process holds it.
+    """
+    lock = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process") from error
+    return lock
+
+
+def identity(config: Config, train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
+    """Digests of all that must be the same for a resumed run to be the same run: options that change the result, and
+    rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
+    options = config.to_dict()
+    del options["tracking"]["trackers"], options["tracking"]["project"], options["eval"]["batch_size"]
+    for name in ("run_dir", "resume", "keep", "save_every", "workers", "compile", "batch_size", "accumulate"):
+        del options["train"][name]  # batch_size and accumulate: the checkpoint keeps the rows of a step
+    del options["data"]["train"], options["data"]["valid"]  # files may move; their rows may not change
+    groups = {f"options {name}": json.dumps(group, sort_keys=True) for name, group in options.items()}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in groups.items()}
+    for name, table in (("training rows", train), ("validation rows", valid)):
+        digest = hashlib.sha256()
+        for array in (table.ids, table.starts, table.positions, table.targets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _write_records(run: Run) -> None:
+    """config.yaml, manifest.json and, if any, rejected.jsonl."""
+    config, rows = run.config, run.rows
+    try:
+        resolved = config.to_dict()
+        resolved["loss"]["weights"] = run.weights
+        resolved["train"]["run_dir"] = str(run.run_dir)
+        text = yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False)
+        (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
+        if rows.bad:
+            data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
+    except OSError as error:
+        raise MtlReError(f"{run.run_dir}: cannot be written ({error.strerror})") from error
+    described = {
+        "train": _describe(config.data.train, rows.train),
+        "valid": _describe(config.data.valid or f"split of {config.data.train}", rows.valid),
+        "rejected": len(rows.bad),
+        "dropped_overlap": rows.overlap,
+    }
+    device = str(run.accelerator.device)
+    written = manifest(described, config.train.seed, run.accelerator.num_processes, run.precision, device)
+    write_json(run.run_dir / "manifest.json", written)
+
+
+def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
+    digest = None if spec.startswith("split of ") else data.file_digest(spec)
+    counts = Counter(str(example.label) for example in examples)
+    return {"source": spec, "sha256": digest, "rows": len(examples), "labels": dict(counts.most_common())}
+
+
+# ---- rows and model ------------------------------------------------------------------------------------------
+
+
+def read_rows(config: Config, taxonomy: Taxonomy) -> Rows:
+    """Training and validation rows: read, validated, kept apart.
+
+    Raises:
+        MtlReError: nothing to read, bad rows under `on_bad_row: error`, unlabelled rows, or training rows that are the
+            validation file.
+    """
+    options = config.data
+    if not options.train:
+        raise MtlReError("data.train is not set; give a file, hub:DATASET/CONFIG:SPLIT or sample:train")
+    train, bad = data.load_examples(options.train, taxonomy, options.on_bad_row)
+    rows = Rows(train, [], list(bad))
+    if options.limit is not None and options.limit < len(train):
+        chosen = np.random.default_rng(config.train.seed).permutation(len(train))[: options.limit]
+        rows.train = [train[index] for index in sorted(chosen)]
+    if options.valid is not None:
+        rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
+        rows.bad += bad
+        rows.train, rows.overlap = data.drop_overlap(rows.train, rows.valid, options.on_overlap)
+    elif options.valid_fraction > 0:
+        rows.train, rows.valid = data.split_by_sentence(rows.train, options.valid_fraction, config.train.seed)
+    for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):
+        if missing := [example.id for example in examples if example.label is None]:
+            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is row {missing[0]}")
+    if not rows.train:
+        raise MtlReError(f"data.train: {options.train} leaves no training rows")
+    if options.valid is not None and not rows.valid:
+        raise MtlReError(f"data.valid: {options.valid} holds no rows")
+    return rows
+
+
+def make_model(config: Config, taxonomy: Taxonomy, rows: Rows, accelerator: Accelerator) -> tuple[Any, MtlReModel]:
+    """Tokenizer and model with fresh heads."""
+    options, seed = config.data, config.train.seed
+    types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
+    name = config.model.encoder
+    if name.startswith(encoders.SCRATCH):
+        tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
+        encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
+    else:
+        encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed)
+    groups = Counter(taxonomy.coarse_of(example.label) for example in rows.train if example.label is not None)
+    model_config = MtlReConfig(
+        taxonomy=taxonomy.to_dict(),
+        markers=options.markers,
+        query=options.query,
+        entity_types=types,
+        max_input_length=options.max_length,
+        pooling=config.model.pooling,
+        dropout=config.model.dropout,
+        gate=config.eval.gate,
+        training_prior=[groups[group] / len(rows.train) for group in taxonomy.groups],
+    )
+    torch.manual_seed(seed)
+    return tokenizer, from_encoder(encoder, model_config)
+
+
+def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence[str]) -> Any:
+    texts = [markers.mark(row.sentence, row.subject, row.object, scheme).text for row in examples]
+    return encoders.scratch_tokenizer(texts, scheme, types)
+
+
+def _featurize(
+    examples: list[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
+) -> tuple[list[Example], FeatureTable]:
+    """Features of the rows that fit; those that do not are bad rows like any others."""
+    lost: set[int] = set()
+
+    def reject(example: Example, error: RowError) -> None:
+        if config.data.on_bad_row == "error":
+            raise MtlReError(f"row {example.id}: {error} (--data.on_bad_row skip leaves such rows out)")
+        lost.add(id(example))
+        bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
+
+    table = featurizer.table(examples, reject)
+    return [example for example in examples if id(example) not in lost], table
+
+
+def _check_names(config: Config) -> None:
+    """Names that registries own, before anything is loaded."""
+    markers.scheme_named(config.data.markers)
+    loss_named(config.loss.kind)
+    if config.loss.weighting != "fixed":
+        raise MtlReError(f"loss.weighting: {config.loss.weighting!r}; expected fixed")
+    if config.model.pooling not in POOLINGS:
+        raise MtlReError(f"model.pooling: {config.model.pooling!r}; expected one of {', '.join(POOLINGS)}")
+
+
+def _announce(run: Run) -> None:
+    rows, table = run.rows, run.train_table
+    if rows.bad:
+        run.say(f"{len(rows.bad)} bad rows left out (see {run.run_dir / 'rejected.jsonl'})")
+    if rows.overlap:
+        run.say(f"{rows.overlap} training rows are validation rows too and were dropped")
+    heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
+    run.say(
+        f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at most), "
+        f"{len(rows.valid)} validation rows\n"
+        f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
+        f"(normalised to sum to {len(run.weights)}), {run.config.loss.reduction} reduction\n"
+        f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
+        f"run directory {run.run_dir}"
+    )

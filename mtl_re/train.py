@@ -1,0 +1,554 @@
+"""Training, written out: `fit` → `epoch` → `step`, one code path for one process, several, and accumulation.
+
+A step's rows are fixed by `collate.epoch_steps`; they are dealt to the processes and their forward passes, and every
+loss is divided by counts over the whole step (`global_counts`). So the gradient of a step does not depend on how the
+step was split. DDP averages gradients over processes where the algebra wants their sum: the loss is multiplied by the
+number of processes once, in `step`.
+
+All that the loop would need to go on is in `State` plus tensors, written by `save_state` and read by `resume`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mtl_re import checkpoint, evaluation, report
+from mtl_re.collate import Batch, Collator, epoch_steps, step_parts
+from mtl_re.config import Config
+from mtl_re.errors import MtlReError
+from mtl_re.losses import combine, head_losses
+from mtl_re.optim import rate_factor, set_rates
+from mtl_re.prepare import Run, on_main, prepare
+from mtl_re.taxonomy import IGNORE
+from mtl_re.tracking import MetricsLog
+
+_MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
+_FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
+
+
+@dataclass
+class State:
+    """Where a run stands. Plain JSON values; equal states continue equally.
+
+    Attributes:
+        step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
+        step_rows: rows of a full step, over all processes and passes.
+        best_score, best_step, evaluations_without_gain: model selection.
+        skipped: fp16 steps skipped for overflow, in all and in a row.
+        window: sums since the last line of metrics.jsonl.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    step_rows: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated_step: int = -1
+    window: Window = field(default_factory=lambda: Window())
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last logged line, over all processes.
+
+    Attributes:
+        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens, padded: as read, the last with
+            padding. norm: the last step's gradient norm.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+    norm: float = 0.0
+
+
+class Parts(Dataset[Batch]):
+    """The batches of one process for the rest of an epoch, padded when asked for."""
+
+    def __init__(self, parts: Sequence[np.ndarray], collate: Collator) -> None:
+        self.parts, self.collate = parts, collate
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.collate(self.parts[index])
+
+
+def train(config: Config, name: str = "train") -> Path:
+    """Run a training and return its directory.
+
+    Args:
+        config: validated options.
+        name: of the config, for the default run directory.
+
+    Raises:
+        MtlReError: anything at fault in options, rows, encoder, directory, or a loss that is not finite.
+    """
+    run = prepare(config, name)
+    state, log = resume(run)
+    finished = fit(run, state, log)
+    if finished:
+        on_main(run.accelerator, lambda: _conclude(run, state))
+    run.accelerator.wait_for_everyone()
+    run.trackers.finish(_final_scores(run), state.step) if finished else run.accelerator.end_training()
+    if run.accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+    return run.run_dir
+
+
+def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
+    """All remaining epochs; False if a signal ended them early (a checkpoint of that moment stands)."""
+    total, epochs = planned_steps(run, state)
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=not run.main, dynamic_ncols=True, smoothing=0.05)
+    with stop_signals() as stopped, bar:
+        while state.epoch < epochs and state.step < total:
+            bar.set_description(f"epoch {state.epoch + 1}/{epochs}")
+            if not epoch(run, state, log, total, bar, stopped):
+                save_state(run, state)
+                run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
+                return False
+            if _gave_up(run, state):
+                run.say(
+                    f"no better {run.config.eval.metric} in {run.config.train.early_stop} evaluations: stopping early"
+                )
+                break
+    if state.evaluated_step != state.step:
+        evaluate_now(run, state, log)
+    save_state(run, state)
+    return True
+
+
+def planned_steps(run: Run, state: State) -> tuple[int, int]:
+    """Steps of the whole run and the epochs they span."""
+    options = run.config.train
+    per_epoch = math.ceil(len(run.train_table) / state.step_rows)
+    total = per_epoch * options.epochs
+    if options.max_steps is not None:
+        total = options.max_steps
+    return total, math.ceil(total / per_epoch)
+
+
+def epoch(run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, stopped: list[int]) -> bool:
+    """The rest of one epoch; False if a signal asks to stop."""
+    options = run.config
+    accelerator = run.accelerator
+    steps = epoch_steps(run.train_table.lengths, state.step_rows, options.train.seed, state.epoch)
+    per_pass = options.train.batch_size * accelerator.num_processes
+    passes = max(1, math.ceil(state.step_rows / per_pass))  # more passes where fewer processes take up a run
+    mine = [
+        part
+        for rows in steps[state.position :]
+        for part in step_parts(rows, accelerator.num_processes, passes)[accelerator.process_index]
+    ]
+    batches = iter(
+        DataLoader(
+            Parts(mine, run.collate),
+            batch_size=None,
+            num_workers=options.train.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # the loader must not draw from the generator that dropout uses
+        )
+    )
+    clock = Clock()
+    for rows in steps[state.position :]:
+        if state.step >= total:
+            break
+        step(run, state, rows, [next(batches) for _ in range(passes)], total)
+        state.position += 1
+        finished = state.position == len(steps)
+        if finished:
+            state.epoch, state.position = state.epoch + 1, 0
+        if state.step % options.tracking.log_every == 0 or state.step == total:
+            write_window(run, state, log, total, clock, bar)
+        bar.update(1)
+        if _due(options.eval.every, state.step, finished):
+            evaluate_now(run, state, log)
+            clock = Clock()
+        if _due(options.train.save_every, state.step, finished):
+            save_state(run, state)
+        if _agreed_to_stop(run, state, stopped):
+            return False
+        if _gave_up(run, state):
+            break
+    return True
+
+
+def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], total: int) -> None:
+    """One optimizer step: forward and backward over this process's passes, clip, update.
+
+    Args:
+        rows: table rows of the whole step, over all processes and passes.
+        batches: this process's share of them.
+        total: steps of the run, for the schedule.
+    """
+    accelerator, options = run.accelerator, run.config
+    counts, labelled = global_counts(run, rows)
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        moved = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
+        targets = moved.pop("targets")
+        last = number == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(run.model):
+            losses = head_losses(run.model(**moved), targets, options.loss)
+            loss = combine(losses, counts, labelled, run.weights, options.loss.reduction)
+            accelerator.backward(loss * accelerator.num_processes)
+        for name, head in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + head.sum.detach()
+    norm = _clip(run)
+    set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
+    _check_finite(run, state, norm, sums, rows)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    state.step += 1
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if run.optimizer.step_was_skipped else 0
+    state.skipped += run.optimizer.step_was_skipped
+    _add(run, state.window, sums, counts, rows, norm)
+
+
+def global_counts(run: Run, rows: np.ndarray) -> tuple[dict[str, int], int]:
+    """Labelled rows of a step by head, and rows that train anything, over all processes and forward passes.
+
+    The only place where counts are made global. Every process knows the whole step, because the batch order is a pure
+    function: no communication, and no difference between ranks.
+    """
+    targets = run.train_table.targets[rows]  # (rows of the step, heads)
+    known = (targets != IGNORE).sum(axis=0)
+    counts = {head.name: int(count) for head, count in zip(run.taxonomy.heads, known, strict=True)}
+    return counts, counts[run.taxonomy.root.name]
+
+
+def _clip(run: Run) -> Tensor:
+    """Unscale (fp16), clip, and give the gradients' global norm before clipping."""
+    limit = run.config.optim.max_grad_norm or math.inf
+    parameters = [parameter for parameter in run.plain_model.parameters() if parameter.requires_grad]
+    norm: Tensor = run.accelerator.clip_grad_norm_(parameters, limit)
+    return norm
+
+
+def _check_finite(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> None:
+    """Stop before a step that would ruin the weights; the norm is of the summed gradients, so all ranks agree.
+
+    Under fp16 an overflow is normal: the scaler skips the step and lowers its scale. Only a long run of them is not.
+    """
+    if run.precision == "fp16" and state.skipped_in_a_row < _MAX_SKIPPED:
+        return
+    if torch.isfinite(norm):
+        return
+    shown = ", ".join(run.rows.train[row].id for row in rows[:8])
+    losses = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
+    raise MtlReError(
+        f"step {state.step + 1}: the loss or its gradient is not finite (gradient norm {float(norm):g}; loss sums on "
+        f"this process: {losses}). Rows of this step: {shown}{', ...' if len(rows) > 8 else ''} ({len(rows)} in all). "
+        "The weights of the step before stand in the last checkpoint; lower optim.lr or look at these rows"
+    )
+
+
+# ---- logging -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Rates since the last reading."""
+
+    began: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    tokens: int = 0
+
+
+def _add(
+    run: Run, window: Window, sums: dict[str, Tensor], counts: dict[str, int], rows: np.ndarray, norm: Tensor
+) -> None:
+    for name, value in sums.items():
+        window.losses[name] = window.losses.get(name, 0.0) + value  # type: ignore[operator] # a tensor until it is read
+        window.counts[name] = window.counts.get(name, 0) + counts[name]
+    window.rows += len(rows)
+    window.tokens += int(run.train_table.lengths[rows].sum())
+    window.norm = norm  # type: ignore[assignment] # read when the line is written: no synchronisation a step
+
+
+def settle(run: Run, window: Window) -> None:
+    """Turn the window's tensors into numbers over all processes (synchronises)."""
+    if not any(isinstance(value, Tensor) for value in window.losses.values()):
+        return
+    names = list(window.losses)
+    local = torch.stack([torch.as_tensor(window.losses[name], device=run.accelerator.device) for name in names])
+    total = run.accelerator.reduce(local.double() if local.device.type != "mps" else local, "sum")
+    # Numbers that were already global must be counted once: they sit on rank 0 alone (see below).
+    values = [float(value) for value in total]
+    window.losses = dict(zip(names, values if run.main else [0.0] * len(names), strict=True))
+    window.norm = float(window.norm)
+
+
+def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clock: Clock, bar: Any) -> None:
+    """One line of metrics.jsonl: raw losses by head (mean over labelled rows), weights, rates."""
+    window = state.window
+    settle(run, window)
+    now = time.perf_counter()
+    seconds = max(now - clock.began, 1e-9)
+    means = {name: window.losses[name] / max(window.counts[name], 1) for name in window.losses}
+    groups = run.optimizer.param_groups
+    line = {
+        "kind": "train",
+        "step": state.step,
+        "epoch": round(state.epoch + state.position * state.step_rows / len(run.train_table), 4),
+        "loss": means,
+        "labelled_rows": dict(window.counts),
+        "weights": run.weights,
+        "lr": min(group["lr"] for group in groups),
+        "head_lr": max(group["lr"] for group in groups),
+        "grad_norm": window.norm,
+        "skipped_steps": state.skipped,
+        "rows_per_s": round((window.rows - clock.rows) / seconds, 2),
+        "tokens_per_s": round((window.tokens - clock.tokens) / seconds, 1),
+    }
+    if log is not None:
+        log.write(line)
+        bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()} | {"tok/s": int(line["tokens_per_s"])})  # type: ignore[call-overload]
+    run.trackers.log(line, state.step)
+    state.window = Window()
+    clock.began, clock.rows, clock.tokens = now, 0, 0
+
+
+# ---- evaluation and selection --------------------------------------------------------------------------------
+
+
+def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
+    """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
+    state.evaluated_step = state.step
+    if not len(run.valid_table):
+        on_main(run.accelerator, lambda: write_model(run))
+        return
+    options = run.config.eval
+    scored, gold = _score_valid(run)
+    score = evaluation.selection_score(scored, gold, run.taxonomy, options)
+    figures = evaluation.report(scored, gold, run.taxonomy, options.gate, resamples=0)
+    better = state.best_score is None or score > state.best_score
+    if better:
+        state.best_score, state.best_step, state.evaluations_without_gain = score, state.step, 0
+    else:
+        state.evaluations_without_gain += 1
+    kept = {k: v for k, v in figures.items() if k not in {"per_label", "ci", "empty_classes"}}
+    line = {"kind": "valid", "step": state.step, "epoch": state.epoch, "selection": score, "best": better, **kept}
+    if log is not None:
+        log.write(line)
+    run.trackers.log({"valid": {k: v for k, v in kept.items() if k != "coarse"} | {"selection": score}}, state.step)
+    run.say(
+        f"step {state.step}: valid F1 {figures['micro_f1']:.2f}, AUPRC {figures['auprc']:.2f}, gate F1 "
+        f"{figures['gate']['f1'] or 0:.2f}, {options.metric} for selection {score:.2f}{' (best)' if better else ''}"
+    )
+    if better:
+        on_main(run.accelerator, lambda: write_model(run))
+
+
+def _score_valid(run: Run) -> tuple[evaluation.Scored, np.ndarray]:
+    logits = evaluation.all_logits(
+        run.plain_model,
+        run.valid_table,
+        run.tokenizer.pad_token_id,
+        run.config.eval.batch_size,
+        run.precision,
+        run.accelerator,
+    )
+    probs = evaluation.probabilities(logits, run.taxonomy)
+    return evaluation.Scored(probs, "none"), evaluation.gold_indices(run.rows.valid, run.taxonomy)
+
+
+def write_model(run: Run) -> None:
+    """The current model as a CKPT directory in `model/`."""
+    build = run.run_dir / ".partial-model"
+    try:
+        shutil.rmtree(build, ignore_errors=True)
+        run.plain_model.save_pretrained(build)
+        run.tokenizer.save_pretrained(build)
+        checkpoint.publish_folder(build, run.run_dir / "model")
+    except OSError as error:
+        raise MtlReError(f"{run.run_dir / 'model'}: the model cannot be written ({error.strerror or error})") from error
+
+
+def _conclude(run: Run, state: State) -> None:
+    """valid_metrics.json of the best model, with intervals, and the run's report."""
+    if len(run.valid_table):
+        weights = checkpoint.load_weights(run.run_dir / "model" / "model.safetensors")
+        run.plain_model.load_state_dict(weights)
+        logits = evaluation.all_logits(
+            run.plain_model, run.valid_table, run.tokenizer.pad_token_id, run.config.eval.batch_size, run.precision
+        )
+        scored = evaluation.Scored(evaluation.probabilities(logits, run.taxonomy), "none")
+        gold = evaluation.gold_indices(run.rows.valid, run.taxonomy)
+        figures = evaluation.report(scored, gold, run.taxonomy, run.config.eval.gate, resamples=1000)
+        evaluation.write_json(run.run_dir / "valid_metrics.json", {**figures, "step": state.best_step})
+    report.write_run_report(run.run_dir)
+
+
+def _final_scores(run: Run) -> dict[str, Any]:
+    path = run.run_dir / "valid_metrics.json"
+    return report.read_json(path) if run.trackers.names and path.exists() else {}
+
+
+# ---- state on disk -------------------------------------------------------------------------------------------
+
+
+def save_state(run: Run, state: State) -> None:
+    """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes."""
+    settle(run, state.window)
+    generators = _generators(run)
+    if run.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        generators = {
+            f"{rank}/{name}": t for rank, part in enumerate(gather_object([generators])) for name, t in part.items()
+        }
+    else:
+        generators = {f"0/{name}": tensor for name, tensor in generators.items()}
+    scaler = run.accelerator.scaler
+    record = {
+        "state": asdict(state),
+        "processes": run.accelerator.num_processes,
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "identity": run.identity,
+    }
+    tensors = {"model": run.plain_model.state_dict(), "optimizer": _optimizer_tensors(run), "random": generators}
+
+    def write() -> None:
+        checkpoint.save(run.run_dir / "checkpoints", state.step, tensors, record, run.config.train.keep)
+
+    on_main(run.accelerator, write)
+
+
+def resume(run: Run) -> tuple[State, MetricsLog | None]:
+    """The state to start from: a checkpoint's, as `train.resume` asks, or a fresh one.
+
+    Raises:
+        MtlReError: the checkpoint is damaged, or belongs to other options or rows.
+    """
+    options = run.config.train
+    state = State(step_rows=options.batch_size * options.accumulate * run.accelerator.num_processes)
+    found = None
+    if options.resume == "auto":
+        found, faults = checkpoint.newest(run.run_dir / "checkpoints")
+        for fault in faults:
+            run.say(f"passed over: {fault}")
+        run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
+    elif options.resume is not None:
+        found = checkpoint.load(Path(options.resume))
+    if found is not None:
+        _check_identity(run, found)
+        state = _restore(run, found)
+    log = None
+    if run.main:
+        log = MetricsLog(run.run_dir / "metrics.jsonl", state.step)
+    return state, log
+
+
+def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
+    before = found.state["identity"]
+    if changed := [name for name, digest in run.identity.items() if before.get(name) != digest]:
+        raise MtlReError(f"{found.path}: cannot go on, because these have changed since: {', '.join(changed)}")
+
+
+def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
+    run.plain_model.load_state_dict(found.tensors["model"])
+    for group in run.optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            prefix = f"{name}//"
+            moments = {k.removeprefix(prefix): t for k, t in found.tensors["optimizer"].items() if k.startswith(prefix)}
+            run.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+    if run.accelerator.scaler is not None and found.state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(found.state["scaler"])
+    rank = run.accelerator.process_index
+    mine = {k.removeprefix(f"{rank}/"): t for k, t in found.tensors["random"].items() if k.startswith(f"{rank}/")}
+    if found.state["processes"] == run.accelerator.num_processes:
+        torch.set_rng_state(mine["cpu"])
+        if "cuda" in mine and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["cuda"], run.accelerator.device)
+    else:
+        run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
+        torch.manual_seed(run.config.train.seed + 1_000_003 * rank + found.state["state"]["step"])
+    values = dict(found.state["state"])
+    window = Window(**values.pop("window"))
+    if not run.main:
+        window.losses = dict.fromkeys(window.losses, 0.0)
+    return State(**values, window=window)
+
+
+def _generators(run: Run) -> dict[str, Tensor]:
+    """This process's random states; only dropout draws from them."""
+    states = {"cpu": torch.get_rng_state()}
+    if run.accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(run.accelerator.device)
+    return states
+
+
+def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
+    """Adam's moments and counters by parameter name, so that their order cannot matter."""
+    return {
+        f"{name}//{key}": value
+        for group in run.optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in run.optimizer.state.get(parameter, {}).items()
+    }
+
+
+# ---- stopping ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Note SIGTERM and SIGINT instead of dying: the loop saves and leaves. A second one acts as usual."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, note)
+    except ValueError:  # not the main thread (a notebook, a study's worker thread): signals are not ours to take
+        before.clear()
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _agreed_to_stop(run: Run, state: State, stopped: list[int]) -> bool:
+    """Whether any process was told to stop; asked for at the same steps on all of them."""
+    if run.accelerator.num_processes == 1:
+        return bool(stopped)
+    if state.step % _FLAG_EVERY:
+        return False
+    flag = torch.tensor(float(bool(stopped)), device=run.accelerator.device)
+    return bool(run.accelerator.reduce(flag, "sum") > 0)
+
+
+def _due(every: int | str, step: int, epoch_finished: bool) -> bool:
+    return epoch_finished if every == "epoch" else step % int(every) == 0
+
+
+def _gave_up(run: Run, state: State) -> bool:
+    patience = run.config.train.early_stop
+    return patience is not None and state.evaluations_without_gain >= patience

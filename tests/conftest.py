@@ -1,0 +1,76 @@
+"""What the tests share: the workplace's data where it is present, sample rows, and one tiny model made from them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_re import encoders, features, markers, model, sample
+from mtl_re.data import Example, parse_row
+from mtl_re.taxonomy import Taxonomy
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SCHEME = "typed_punct_ko"
+TYPES = list(markers.TYPE_WORDS)
+MAX_LENGTH = 128
+
+torch.set_num_threads(1)
+
+
+def sample_examples(split: str, size: int, seed: int = 0) -> list[Example]:
+    taxonomy = Taxonomy.from_prefixes()
+    return [parse_row(row, taxonomy) for row in sample.rows(split, size, seed)]
+
+
+def scratch_tokenizer(examples: list[Example], scheme: str):
+    """A tokenizer trained on the examples marked by `scheme`."""
+    texts = [markers.mark(row.sentence, row.subject, row.object, scheme).text for row in examples]
+    return encoders.scratch_tokenizer(texts, scheme, TYPES)
+
+
+def tiny_model(tokenizer, seed: int = 0, **options):
+    """A new scratch:tiny model for a tokenizer; `options` go to `MtlReConfig`."""
+    encoder = encoders.scratch_encoder("scratch:tiny", tokenizer, MAX_LENGTH, seed)
+    settings = {"markers": SCHEME, "entity_types": TYPES, "max_input_length": MAX_LENGTH} | options
+    return model.from_encoder(encoder, model.MtlReConfig(**settings)).eval()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The workplace's `shared` directory (data, encoders), which lies beside the checkout and not in it."""
+    if not (SHARED / "DESIGN.md").is_file():
+        pytest.skip(f"{SHARED} is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ko_mini(shared: Path) -> str:
+    """A small real Korean encoder's directory."""
+    path = shared / "encoders" / "ko-mini"
+    if not (path / "tokenizer.json").is_file():
+        pytest.skip(f"{path} is not here")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    """Sixty rows of the sample's training split."""
+    return sample_examples("train", 60)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(examples):
+    """A WordPiece tokenizer made from `examples`; shared, so do not add tokens to it."""
+    return scratch_tokenizer(examples, SCHEME)
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer):
+    """(model in eval mode, tokenizer) with random weights; shared, so do not train it or change its config."""
+    return tiny_model(tokenizer), tokenizer
+
+
+@pytest.fixture(scope="session")
+def table(tokenizer, examples) -> features.FeatureTable:
+    """Features of `examples`, in order."""
+    return features.Featurizer(tokenizer, Taxonomy.from_prefixes(), SCHEME, False, MAX_LENGTH, TYPES).table(examples)
