@@ -101,8 +101,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
 
     sub = command("train", _train, "Train a model; prints the run directory last.")
-    for group in fields(config.Config):
-        sub.add_class_arguments(group.default_factory, group.name)  # type: ignore[arg-type]
+    for name, group in config.GROUPS.items():
+        sub.add_class_arguments(group, name)
 
     sub = command("evaluate", _evaluate, "Score a checkpoint on labelled rows.", "CKPT ")
     sub.add_argument("ckpt", type=str, help="A run's directory or model/ folder, an exported directory, or a hub id.")
@@ -125,11 +125,7 @@ def _made(kind: type, options: Namespace) -> Any:
 
 
 def _train(options: Namespace) -> Callable[[], Any]:
-    groups = {
-        group.name: group.default_factory(**vars(options[group.name]))  # type: ignore[misc]
-        for group in fields(config.Config)
-    }
-    made = config.Config(**groups)
+    made = config.Config(**{name: group(**vars(options[name])) for name, group in config.GROUPS.items()})
     given = options.config
     name = Path(str(given[-1])).stem if given else "train"
 

@@ -23,7 +23,8 @@ class DataConfig:
     """Rows: where they come from and how a row becomes model input."""
 
     train: str = ""
-    """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or `sample:train`."""
+    """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
+    `sample:train`."""
     valid: str | None = None
     """Validation rows, in the same forms. None: split `valid_fraction` off the training rows, by sentence."""
     valid_fraction: float = 0.1
@@ -55,7 +56,8 @@ class ModelConfig:
     encoder: str = "klue/roberta-large"
     """A hub id, a local directory, or `scratch:tiny` (a small encoder and vocabulary made from the training text)."""
     heads: str = "hierarchical"
-    """`hierarchical` (from the labels' prefixes), `flat` (one head over all labels), or a YAML file with a two-level map."""
+    """`hierarchical` (from the labels' prefixes), `flat` (one head over all labels), or a YAML file with a two-level
+    map."""
     pooling: str = "markers"
     """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
     dropout: float = 0.1
@@ -77,7 +79,7 @@ class LossConfig:
     weighting: str = "fixed"
     """How head weights move during training: fixed."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each head by name (a head not named: 1; 0: the head is not trained at all), for example coarse, org, per."""
+    """Weight of each head by name (coarse, org, per; a head not named: 1; 0: the head is not trained at all)."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over a head's classes."""
     focal_gamma: float = 2.0
@@ -132,7 +134,8 @@ class TrainConfig:
     accumulate: int = 1
     """Forward passes a step on each process."""
     precision: Precision = "auto"
-    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16), else fp16 on CUDA, else fp32 (`no`)."""
+    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16), else fp16 on CUDA, else fp32
+    (`no`)."""
     seed: int = 42
     """Seed of the split, the batch order, the heads' initial weights and dropout."""
     resume: str | None = None
@@ -218,6 +221,18 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to `config.yaml`."""
         return asdict(self)
+
+
+GROUPS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "tracking": TrackingConfig,
+}
+"""The groups of `Config`, by field name."""
 
 
 @dataclass

@@ -1,25 +1,35 @@
 """`model.encoder` → an encoder and its tokenizer: from the hub, from a directory, or made from the training text.
 
-`scratch:tiny` trains a WordPiece vocabulary on the marked training sentences and makes a small BERT with random
+`scratch:tiny` trains a WordPiece vocabulary on the marked training sentences and makes a small ModernBERT with random
 weights: nothing is downloaded. Weights are always loaded as fp32; mixed precision is the training loop's matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
 from mtl_re.errors import MtlReError
 from mtl_re.features import add_marker_tokens
 from mtl_re.model import first_line
 
 SCRATCH = "scratch:"
-SCRATCH_SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+SCRATCH_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "global_attn_every_n_layers": 1,
+        "attention_dropout": 0.1,
+        "mlp_dropout": 0.1,
+        "embedding_dropout": 0.1,
+    }
 }
 _SPECIALS = {
     "pad_token": "[PAD]",
@@ -68,17 +78,15 @@ def scratch_tokenizer(texts: Sequence[str], scheme: str, types: Sequence[str], v
         scheme, types: their special tokens are added.
         vocabulary: pieces at most.
     """
-    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers import models as pieces
 
-    core = Tokenizer(pieces.WordPiece(unk_token=_SPECIALS["unk_token"]))
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))
+    core = Tokenizer(pieces.WordPiece(scratch_vocabulary(words, vocabulary), unk_token=_SPECIALS["unk_token"]))
     core.normalizer = normalizers.BertNormalizer(lowercase=False)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.pre_tokenizer = splitter
     core.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, min_frequency=2, special_tokens=list(_SPECIALS.values()), show_progress=False
-    )
-    core.train_from_iterator(texts, trainer)
     ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -88,8 +96,30 @@ def scratch_tokenizer(texts: Sequence[str], scheme: str, types: Sequence[str], v
     return tokenizer
 
 
+def scratch_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
+    """WordPiece pieces for a word count: all characters in both positions, then the most frequent word beginnings and
+    endings, ties by spelling.
+
+    Greedy matching needs no merge order, and Korean words are a stem and particles, so beginnings and endings are the
+    pieces worth having. (The `tokenizers` trainer breaks ties by hash order: two runs give two vocabularies.)
+    """
+    characters = sorted({character for word in words for character in word})
+    pieces: Counter[str] = Counter()
+    for word, count in words.items():
+        for cut in range(2, len(word) + 1):
+            pieces[word[:cut]] += count
+        for cut in range(1, len(word) - 1):
+            pieces[f"##{word[cut:]}"] += count
+    frequent = sorted(
+        (piece for piece, count in pieces.items() if count > 1), key=lambda piece: (-pieces[piece], piece)
+    )
+    alphabet = [*characters, *(f"##{character}" for character in characters)]
+    ordered = [*_SPECIALS.values(), *alphabet, *frequent]
+    return {piece: index for index, piece in enumerate(ordered[: max(size, len(_SPECIALS) + len(alphabet))])}
+
+
 def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
-    """A BERT of a named size with random weights, for a given tokenizer.
+    """A ModernBERT of a named size with random weights, for a given tokenizer.
 
     Raises:
         MtlReError: there is no such size.
@@ -98,10 +128,14 @@ def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> An
     if size not in SCRATCH_SIZES:
         raise MtlReError(f"model.encoder: {name!r}; expected {SCRATCH}{f' or {SCRATCH}'.join(SCRATCH_SIZES)}")
     torch.manual_seed(seed)
-    config = BertConfig(
+    config = ModernBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        sep_token_id=tokenizer.sep_token_id,
         **SCRATCH_SIZES[size],
     )
-    return BertModel(config, add_pooling_layer=False)
+    return ModernBertModel(config)

@@ -214,7 +214,7 @@ def evaluate(ckpt: str, options: EvaluateConfig) -> dict[str, Any]:
     from mtl_re.writers import Prediction, write_predictions
 
     model, tokenizer = load(ckpt)
-    model.to(default_device())
+    model.to(default_device())  # type: ignore[arg-type] # transformers wraps `to` untyped
     taxonomy, gate = model.taxonomy, options.gate or model.config.gate
     examples, bad = load_examples(options.data, taxonomy, options.on_bad_row)
     if bad:

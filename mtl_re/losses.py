@@ -15,7 +15,7 @@ a hidden loss weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import IGNORE
 
 
-class HeadLoss(NamedTuple):
+@dataclass(frozen=True)
+class HeadLoss:
     """Raw, unweighted loss of one head on one forward pass.
 
     Attributes:

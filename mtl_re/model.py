@@ -123,7 +123,7 @@ def encoder_config(config: MtlReConfig) -> PretrainedConfig:
         raise MtlReError(f"config.json: encoder type {kind!r} is unknown to this transformers version") from error
 
 
-def drop_pooler(encoder: nn.Module) -> None:
+def drop_pooler(encoder: Any) -> None:
     """Remove the sentence pooler some encoders carry: nothing reads it, and an unused parameter stops DDP."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None

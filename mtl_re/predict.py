@@ -72,7 +72,7 @@ class Predictor:
         members = []
         for checkpoint in checkpoints:
             model, tokenizer = load(checkpoint)
-            members.append((model.to(place), tokenizer))
+            members.append((model.to(place), tokenizer))  # type: ignore[arg-type] # transformers wraps `to` untyped
         return cls(members, **options)
 
     def probabilities(self, examples: Sequence[Example]) -> np.ndarray:

@@ -385,8 +385,8 @@ def _announce(run: Run) -> None:
     heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
     run.say(
-        f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at most), "
-        f"{len(rows.valid)} validation rows\n"
+        f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at "
+        f"most), {len(rows.valid)} validation rows\n"
         f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
         f"(normalised to sum to {len(run.weights)}), {run.config.loss.reduction} reduction\n"
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "

@@ -1,15 +1,390 @@
-"""placeholder"""
+"""What a person reads of a run: the text block of `evaluate`, and a run directory's `report/`.
+
+Enters: evaluate's JSON (DESIGN §5), and the files of a run: metrics.jsonl, valid_metrics.json, manifest.json,
+config.yaml and the taxonomy in model/config.json. Leaves: text, markdown and pictures. Nothing is computed from rows
+here: every figure shown stands in one of those files, and a file that is not there leaves its section out.
+"""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_re.errors import MtlReError
+from mtl_re.figures import (
+    COLORS,
+    Line,
+    bars,
+    beside,
+    drawable,
+    escape,
+    heat_map,
+    learning_curves,
+    legend_below,
+    picture,
+    table,
+    undrawn,
+    write_markdown,
+)
+from mtl_re.taxonomy import Taxonomy
+
+RARE = 13
+"""Validation rows up to which a label counts as rare: nine classes of KLUE-RE dev, which carry 30 % of AUPRC."""
+EMPTY_AUPRC = 50
+"""What a class without a gold row counts in AUPRC (see `metrics.auprc`)."""
+NONE = "–"
+
+SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC", "macro_f1": "macro-F1", "accuracy": "accuracy", "ece": "ECE"}
+ERRORS = {
+    "missed": ("missed", "a relation read as none"),
+    "false_alarm": ("false alarm", "none read as a relation"),
+    "wrong_branch": ("wrong branch", "another coarse class"),
+    "wrong_label": ("wrong label", "another label of the class"),
+}
+HIGHLIGHTS: dict[str, Sequence[str]] = {
+    "data": ("train", "valid", "valid_fraction", "max_length", "markers", "query", "limit"),
+    "model": ("encoder", "heads", "pooling", "dropout"),
+    "loss": ("kind", "reduction", "weighting", "weights", "label_smoothing"),
+    "optim": ("lr", "head_lr", "weight_decay", "warmup", "schedule", "layer_decay", "max_grad_norm"),
+    "train": ("epochs", "max_steps", "batch_size", "accumulate", "precision", "seed", "early_stop"),
+    "eval": ("every", "gate", "metric", "target_prior"),
+}
 
 
-def read_json(p):
-    return json.loads(p.read_text())
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        MtlReError: the file cannot be read or holds something else.
+    """
+    value = _parsed(_text(path), str(path))
+    if not isinstance(value, dict):
+        raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
-def write_run_report(d):
-    pass
+# ---- text --------------------------------------------------------------------------------------------------------
 
 
-def summary(r):
-    return f"n {r['n']} F1 {r['micro_f1']:.2f} {r['ci']['micro_f1']} AUPRC {r['auprc']:.2f} {r['ci']['auprc']}"
+def summary(result: Mapping[str, Any]) -> str:
+    """evaluate's JSON as a block of text, percentages."""
+    rows = [
+        ("rows", f"{result['n']:,}", f"gate {result['gate_mode']}, prior {result['prior']}"),
+        ("micro-F1", _percent(result["micro_f1"]), f"{_interval(result, 'micro_f1')}no_relation left out"),
+        ("AUPRC", _percent(result["auprc"]), f"{_interval(result, 'auprc')}mean of {len(result['per_label'])} classes"),
+        ("macro-F1", _percent(result["macro_f1"]), "mean over the relations that occur"),
+        ("accuracy", _percent(result["accuracy"]), f"coarse {_percent(result['coarse']['accuracy'])}"),
+        (
+            "gate F1",
+            _percent(result["gate"]["f1"]),
+            _pairs(result["gate"], ("precision", "recall")) + ", has a relation",
+        ),
+        ("fine", "", f"{_pairs(result['fine'])}, accuracy given the right branch" if result["fine"] else NONE),
+        (
+            "errors",
+            f"{sum(result['errors'].values()):,}",
+            ", ".join(f"{_kind(k)} {v:,}" for k, v in result["errors"].items()),
+        ),
+        ("disagreement", _percent(result["disagreement"]), "rows where hard and soft gate differ"),
+        ("ECE", _percent(result["ece"]), "expected calibration error"),
+    ]
+    lines = [f"{name:<13}{value:>8}  {text}".rstrip() for name, value, text in rows]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes(result))])
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What must be known to read the scores rightly; empty if nothing."""
+    found = []
+    if empty := result.get("empty_classes", []):
+        classes = len(result["per_label"])
+        counted = (
+            f"each counts {EMPTY_AUPRC} in AUPRC's mean of {classes}, {EMPTY_AUPRC * len(empty) / classes:.2f} in all"
+        )
+        found.append(f"{len(empty)} class(es) without a gold row, {counted}: {', '.join(empty)}")
+    for name, bounds in (result.get("ci") or {}).items():
+        if bounds is not None and not bounds[0] <= result[name] <= bounds[1]:
+            found.append(
+                f"{SCORES[name]} lies outside its interval: a resample repeats rows, which flatters classes of few "
+                "rows; read the interval's width, not its place"
+            )
+    return found
+
+
+def _interval(result: Mapping[str, Any], name: str) -> str:
+    bounds = (result.get("ci") or {}).get(name)
+    return "" if bounds is None else f"[{bounds[0]:.2f}, {bounds[1]:.2f}] 95 %, "
+
+
+def _pairs(values: Mapping[str, float | None], keys: Sequence[str] | None = None) -> str:
+    return ", ".join(f"{key} {_percent(values[key])}" for key in (values if keys is None else keys))
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _kind(error: str) -> str:
+    return ERRORS[error][0] if error in ERRORS else error
+
+
+# ---- a run's report ----------------------------------------------------------------------------------------------
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """Write `report/report.md` and its pictures from the files of a run.
+
+    Returns:
+        The path of `report.md`.
+
+    Raises:
+        MtlReError: a file of the run cannot be read, or `report/` cannot be written.
+    """
+    folder = run_dir / "report"
+    lines = read_log(run_dir / "metrics.jsonl")
+    manifest, result = (_optional(run_dir / name) for name in ("manifest.json", "valid_metrics.json"))
+    sections = [[f"# Run {escape(run_dir.resolve().name)}", ""]]
+    sections.append(_scores(result) if result else ["No validation rows: there are no scores, only curves.", ""])
+    sections.append(_curves(lines, folder))
+    if result:
+        groups = _groups(run_dir, result)
+        trained = manifest.get("data", {}).get("train", {}).get("labels")
+        sections += [_confusion(result, folder), _errors(result, folder), _labels(result, folder, groups, trained)]
+        sections.append(_rare(result, trained))
+    sections += [_configuration(run_dir / "config.yaml"), _data(manifest), _machine(manifest)]
+    path = folder / "report.md"
+    write_markdown(path, [line for section in sections for line in section])
+    return path
+
+
+def read_log(path: Path) -> list[Line]:
+    """The objects of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        MtlReError: it cannot be read, or another line is not a JSON object.
+    """
+    lines = _text(path).rstrip("\n").split("\n")
+    found: list[Line] = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _parsed(text, f"{path}:{number}")
+        except MtlReError:
+            if number == len(lines):
+                break
+            raise
+        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
+            raise MtlReError(f"{path}:{number}: expected an object with 'kind' and 'step'")
+        found.append(line)
+    return found
+
+
+def _scores(result: Mapping[str, Any]) -> list[str]:
+    gate, intervals = result["gate"], result.get("ci") or {}
+    step = f", the best model (step {result['step']:,})" if "step" in result else ""
+    how = f"{result['n']:,} validation rows{step}; gate {result['gate_mode']}, prior {escape(result['prior'])}."
+    shown = {key: f"{bounds[0]:.2f}–{bounds[1]:.2f}" for key, bounds in intervals.items() if bounds is not None}
+    rows = [[name, _percent(result[key]), shown.get(key, NONE)] for key, name in SCORES.items()]
+    rows.append(["coarse accuracy", _percent(result["coarse"]["accuracy"]), NONE])
+    rows += [[f"gate {key} (has a relation)", _percent(gate[key]), NONE] for key in ("precision", "recall", "f1")]
+    rows += [[f"accuracy inside {name}", _percent(value), NONE] for name, value in result["fine"].items()]
+    rows.append(["hard and soft gate differ", _percent(result["disagreement"]), NONE])
+    remarks = [part for note in notes(result) for part in (f"{escape(note)}.", "")]
+    resampled = "Intervals: 95 % bootstrap over rows, for this one model; the training seed is not in them."
+    return ["## Scores", "", how, "", *table(["score, %", "value", "95 % interval"], rows), resampled, "", *remarks]
+
+
+def _groups(run_dir: Path, result: Mapping[str, Any]) -> dict[str, str]:
+    """Label → coarse class; empty where the run has no model to say it."""
+    taxonomy = _optional(run_dir / "model" / "config.json").get("taxonomy")
+    known = None if taxonomy is None else Taxonomy.from_dict(taxonomy)
+    labels = result["per_label"]
+    return {label: known.coarse_of(label) for label in labels} if known and set(labels) <= set(known.labels) else {}
+
+
+def _curves(lines: Sequence[Line], folder: Path) -> list[str]:
+    if not lines:
+        return []
+    learning_curves(lines, folder / "curves.png")
+    text = "Loss: of each head, unweighted; the mean over the rows that the head has a label for."
+    return ["## Learning curves", "", "![Learning curves](curves.png)", "", text, ""]
+
+
+# ---- where the errors lie ----------------------------------------------------------------------------------------
+
+
+def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
+    confusion = result["coarse"]["confusion"]
+    names = list(confusion)
+    counts = np.array([[confusion[gold][predicted] for predicted in names] for gold in names])
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    texts = [
+        [f"{count:,}\n{share:.1f} %" for count, share in zip(*pair, strict=True)]
+        for pair in zip(counts, shares, strict=True)
+    ]
+    with picture(folder / "confusion.png", 2.6 + 1.25 * len(names), 1.5 + 0.75 * len(names)) as figure:
+        axes = figure.add_subplot()
+        heat_map(axes, shares, texts, names, names, rotation=60 if max(map(len, names)) > 14 else 0, size=10)
+        axes.set_title(f"Coarse classes: rows, and % of the gold class (n = {result['n']:,})", fontsize=10)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("gold")
+    rows = [
+        [name, *[f"{count:,}" for count in line], f"{line.sum():,}"] for name, line in zip(names, counts, strict=True)
+    ]
+    header = ["gold \\ predicted", *names, "all"]
+    return ["## Coarse classes", "", "![Coarse confusion](confusion.png)", "", *undrawn(names), *table(header, rows)]
+
+
+def _errors(result: Mapping[str, Any], folder: Path) -> list[str]:
+    errors, rows = result["errors"], result["n"]
+    wrong = sum(errors.values())
+    names = [": ".join(ERRORS.get(key, (key,))) for key in errors]
+    with picture(folder / "errors.png", 8.5, 2.6) as figure:
+        axes = figure.add_subplot()
+        texts = [f"{count:,}  ({100 * count / rows:.1f} % of rows)" for count in errors.values()]
+        bars(axes, names, {"rows": list(errors.values())}, {"rows": texts})
+        axes.set_xlim(0, 1.35 * max(*errors.values(), 1))
+        axes.set_title(f"Kinds of errors: {wrong:,} of {rows:,} rows are wrong")
+        axes.set_xlabel("rows")
+    cells = [
+        [name, f"{count:,}", f"{100 * count / rows:.2f}", f"{100 * count / max(wrong, 1):.1f}"]
+        for name, count in zip(names, errors.values(), strict=True)
+    ]
+    header = ["kind", "rows", "% of rows", "% of errors"]
+    return ["## Kinds of errors", "", "![Kinds of errors](errors.png)", "", *table(header, cells)]
+
+
+def _labels(
+    result: Mapping[str, Any], folder: Path, groups: Mapping[str, str], trained: Mapping[str, int] | None
+) -> list[str]:
+    """F1 and AUPRC of every label, the most frequent first."""
+    per_label = result["per_label"]
+    labels = sorted(per_label, key=lambda label: -per_label[label]["support"])
+    known = list(dict.fromkeys(groups[label] for label in per_label)) if groups else []
+    colors = [COLORS[known.index(groups[label]) % len(COLORS)] if groups else COLORS[0] for label in labels]
+    with picture(folder / "labels.png", 8.5, 1.8 + 0.26 * len(labels)) as figure:
+        axes = figure.add_subplot()
+        scores = [per_label[label] for label in labels]
+        bars(axes, labels, {"F1": [s["f1"] for s in scores]}, {"F1": [""] * len(labels)}, colors)
+        beside(axes, [f"F1 {s['f1']:.1f}, n = {s['support']:,}" if s["support"] else "no gold row" for s in scores])
+        dots = [(s["auprc"], place) for place, s in enumerate(scores) if s["auprc"] is not None]
+        axes.plot(*zip(*dots, strict=True), "D", color="#222222", markersize=3.5, clip_on=False)
+        axes.set_xlim(0, 100)
+        axes.set_title(f"F1 (bars) and AUPRC (diamonds) of each label, by support (n = {result['n']:,})")
+        axes.set_xlabel("%")
+        if len(known) > 1:
+            for place, name in enumerate(drawable(known)):
+                axes.barh(0, 0, color=COLORS[place % len(COLORS)], label=name)
+            legend_below(axes)
+    lines = ["## Labels", "", "![F1 of each label](labels.png)", "", *undrawn(labels), *undrawn(known)]
+    return [*lines, *_label_table(labels, per_label, trained)]
+
+
+def _label_table(labels: Sequence[str], per_label: Mapping[str, Any], trained: Mapping[str, int] | None) -> list[str]:
+    rows = []
+    for label in labels:
+        scores = per_label[label]
+        values = [scores[key] if scores["support"] else None for key in ("precision", "recall", "f1", "auprc")]
+        count = NONE if trained is None else f"{trained.get(label, 0):,}"
+        rows.append([label, count, f"{scores['support']:,}", *map(_percent, values)])
+    return table(["label", "train rows", "validation rows", "precision", "recall", "F1", "AUPRC"], rows) if rows else []
+
+
+def _rare(result: Mapping[str, Any], trained: Mapping[str, int] | None) -> list[str]:
+    """The labels whose scores a few rows decide, and what they weigh in the mean."""
+    per_label = result["per_label"]
+    support = {label: scores["support"] for label, scores in per_label.items() if scores["support"]}
+    rare = sorted((label for label in support if support[label] <= RARE), key=lambda label: (support[label], label))
+    others = [label for label in support if label not in rare]
+    means = [
+        f"{name} {np.mean([per_label[label]['auprc'] for label in part]):.2f} over {len(part)} label(s)"
+        for name, part in (("rare", rare), ("others", others))
+        if part
+    ]
+    rows = sum(support[label] for label in rare)
+    share = f"{100 * len(rare) / len(per_label):.0f} % of the classes that AUPRC averages over"
+    weight = f"{len(rare)} of {len(per_label)} labels have 1 to {RARE} validation rows ({rows:,} together): {share}."
+    said = f"Mean AUPRC: {', '.join(means)}."
+    return ["## Rare labels", "", weight, "", said, "", *_label_table(rare, per_label, trained)]
+
+
+# ---- how it was made ---------------------------------------------------------------------------------------------
+
+
+def _configuration(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    import yaml
+
+    try:
+        options = yaml.safe_load(_text(path)) or {}
+        groups = {name: options[name] for name in HIGHLIGHTS if name in options}
+        rows = [
+            [name, ", ".join(f"{key} {_shown(group[key])}" for key in HIGHLIGHTS[name] if key in group)]
+            for name, group in groups.items()
+        ]
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise MtlReError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
+    return ["## Configuration", "", "All options: `../config.yaml`.", "", *table(["group", "options"], rows)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(part)}" for key, part in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _data(manifest: Mapping[str, Any]) -> list[str]:
+    data = manifest.get("data", {})
+    parts = {name: data[name] for name in ("train", "valid") if isinstance(data.get(name), dict)}
+    if not parts:
+        return []
+    rows = []
+    for name, part in parts.items():
+        labels = part.get("labels", {})
+        most = next(iter(labels), None)
+        share = NONE if most is None else f"{most} ({100 * labels[most] / max(part['rows'], 1):.1f} %)"
+        digest = (part.get("sha256") or NONE)[:12]
+        rows.append([name, f"{part['rows']:,}", str(len(labels)), share, digest, str(part.get("source", NONE))])
+    header = ["part", "rows", "labels that occur", "most frequent", "sha256", "source"]
+    shared, bad = data.get("dropped_overlap", 0), data.get("rejected", 0)
+    left = f"Left out: {bad:,} bad row(s), {shared:,} training row(s) that are also validation rows."
+    return ["## Data", "", *table(header, rows), left, ""]
+
+
+def _machine(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest:
+        return []
+    hardware, versions, git = (manifest.get(name) or {} for name in ("hardware", "versions", "git"))
+    commit = f"{git['commit'][:12]}{' with uncommitted changes' if git.get('dirty') else ''}" if git else NONE
+    rows = [
+        ["seed", _shown(manifest.get("seed"))],
+        ["commit", commit],
+        ["hardware", ", ".join(f"{key} {_shown(value)}" for key, value in hardware.items())],
+        ["versions", ", ".join(f"{key} {_shown(value)}" for key, value in versions.items())],
+    ]
+    return ["## Made with", "", *table(["", ""], rows)]
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise MtlReError(f"{path}: cannot be read ({reason})") from error
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise MtlReError(f"{place}: not JSON ({error})") from error

@@ -260,8 +260,10 @@ class Taxonomy:
         Raises:
             MtlReError: the option is neither, or the file does not hold such a map.
         """
-        if option == "hierarchical" or option == "flat":
-            return cls.from_prefixes(layout=option)
+        if option == "hierarchical":
+            return cls.from_prefixes()
+        if option == "flat":
+            return cls.from_prefixes(layout="flat")
         path = Path(option)
         if path.suffix not in {".yaml", ".yml"} or not path.is_file():
             raise MtlReError(f"model.heads: {option!r} is not 'hierarchical', 'flat' or an existing .yaml file")

@@ -70,15 +70,15 @@ class Window:
     """Sums over the steps since the last logged line, over all processes.
 
     Attributes:
-        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens, padded: as read, the last with
+        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens: as read, without
             padding. norm: the last step's gradient norm.
     """
 
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)  # tensors until they are read: no synchronisation a step
     counts: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     tokens: int = 0
-    norm: float = 0.0
+    norm: Any = 0.0
 
 
 class Parts(Dataset[Batch]):
@@ -279,11 +279,11 @@ def _add(
     run: Run, window: Window, sums: dict[str, Tensor], counts: dict[str, int], rows: np.ndarray, norm: Tensor
 ) -> None:
     for name, value in sums.items():
-        window.losses[name] = window.losses.get(name, 0.0) + value  # type: ignore[operator] # a tensor until it is read
+        window.losses[name] = window.losses.get(name, 0.0) + value
         window.counts[name] = window.counts.get(name, 0) + counts[name]
     window.rows += len(rows)
     window.tokens += int(run.train_table.lengths[rows].sum())
-    window.norm = norm  # type: ignore[assignment] # read when the line is written: no synchronisation a step
+    window.norm = norm
 
 
 def settle(run: Run, window: Window) -> None:
@@ -323,7 +323,9 @@ def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clo
     }
     if log is not None:
         log.write(line)
-        bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()} | {"tok/s": int(line["tokens_per_s"])})  # type: ignore[call-overload]
+        bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in means.items()} | {"tok/s": f"{window.tokens / seconds:.0f}"}
+        )
     run.trackers.log(line, state.step)
     state.window = Window()
     clock.began, clock.rows, clock.tokens = now, 0, 0
@@ -516,7 +518,7 @@ def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
 def stop_signals() -> Iterator[list[int]]:
     """Note SIGTERM and SIGINT instead of dying: the loop saves and leaves. A second one acts as usual."""
     received: list[int] = []
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         received.append(number)

@@ -4,15 +4,45 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mtl_re import encoders, features, markers, model, sample
 from mtl_re.data import Example, parse_row
-from mtl_re.taxonomy import Taxonomy
+from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SCHEME = "typed_punct_ko"
 TYPES = list(markers.TYPE_WORDS)
 MAX_LENGTH = 128
+
+TACRED = ("no_relation", "per:title", "org:founded", "per:age", "org:members", "org:shareholders", "per:charges")
+YAML_MAP = """
+groups:
+  treats: [cures, relieves, prevents]
+  none: [no_relation]
+  harms: [causes, worsens]
+  located: [in_organ]
+labels: [causes, no_relation, cures, in_organ, relieves, worsens, prevents]
+subject_types: {treats: [DRUG], harms: [DRUG, GENE]}
+"""
+"""Four coarse classes, two of them with a single label, neither order that of the labels."""
+NO_NONE = {"groups": {"up": ["rise", "jump"], "down": ["fall", "drop", "sink"]}}
+
+
+def _taxonomies() -> dict[str, Taxonomy]:
+    """Label sets of every kind, each with a root and fine heads and with one flat head."""
+    layouts = ("hierarchical", "flat")
+    made = {
+        f"{name}-{layout}": Taxonomy.from_prefixes(labels, layout)
+        for name, labels in {**LABEL_ORDERS, "tacred": TACRED}.items()
+        for layout in layouts
+    }
+    for name, data in (("yaml", yaml.safe_load(YAML_MAP)), ("no-none", NO_NONE)):
+        made |= {f"{name}-{layout}": Taxonomy.from_dict({**data, "layout": layout}) for layout in layouts}
+    return made
+
+
+TAXONOMIES = _taxonomies()
 
 torch.set_num_threads(1)
 
@@ -23,8 +53,9 @@ def sample_examples(split: str, size: int, seed: int = 0) -> list[Example]:
 
 
 def scratch_tokenizer(examples: list[Example], scheme: str):
-    """A tokenizer trained on the examples marked by `scheme`."""
+    """A tokenizer trained on the examples marked by `scheme`; it knows the markers of every type, seen or not."""
     texts = [markers.mark(row.sentence, row.subject, row.object, scheme).text for row in examples]
+    texts += [" ".join(markers.pieces(scheme, TYPES))] * 2
     return encoders.scratch_tokenizer(texts, scheme, TYPES)
 
 

@@ -19,18 +19,16 @@ from hostile import BAD_ROWS, ROW_FAULTS, csv_text, entity, klue_row, write_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_re.check import SHOWN, check_files, render_check
 from mtl_re.data import (
-    SHOWN,
     BadRow,
     Entity,
     Example,
-    check_files,
     drop_overlap,
     label_counts,
     load_examples,
     parse_row,
     read_examples,
-    render_check,
     split_by_sentence,
     write_rejected,
 )

@@ -1,0 +1,154 @@
+"""The batch order is a pure function, deals every row once, and padding changes nothing but shapes."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TAXONOMIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_re.collate import Collator, epoch_steps, sorted_batches, step_parts
+from mtl_re.features import Features, FeatureTable
+from mtl_re.taxonomy import IGNORE
+
+TAXONOMY = TAXONOMIES["klue-hierarchical"]
+quick = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def lengths_of(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(8, 200, rows)
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(rows=st.integers(1, 700), step_rows=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99))
+def test_an_epoch_takes_every_row_once(rows, step_rows, seed, epoch):
+    steps = epoch_steps(lengths_of(rows), step_rows, seed, epoch)
+    assert sorted(np.concatenate(steps).tolist()) == list(range(rows))
+    sizes = sorted(len(step) for step in steps)
+    assert len(steps) == -(-rows // step_rows), "as many steps as the schedule counts on"
+    assert sizes[1:] == [step_rows] * (len(steps) - 1), "all full but one"
+
+
+def flat(steps):
+    return [step.tolist() for step in steps]
+
+
+def test_the_order_is_a_function_of_lengths_seed_and_epoch():
+    lengths = lengths_of(300)
+    first = flat(epoch_steps(lengths, 16, 7, 2))
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert flat(epoch_steps(lengths.copy(), 16, 7, 2)) == first
+    for other in (epoch_steps(lengths, 16, 7, 3), epoch_steps(lengths, 16, 8, 2), epoch_steps(lengths[::-1], 16, 7, 2)):
+        assert flat(other) != first
+
+
+def test_the_order_of_a_known_case_does_not_change():
+    """A changed order breaks the resuming of runs that were started before."""
+    assert flat(epoch_steps(np.array([5, 3, 9, 1, 7, 2]), 2, 42, 0)) == [[4, 2], [3, 5], [1, 0]]
+
+
+def test_rows_meet_other_rows_in_another_epoch():
+    lengths = lengths_of(3000)
+    neighbours = [{frozenset(step.tolist()) for step in epoch_steps(lengths, 8, 0, epoch)} for epoch in range(2)]
+    assert len(neighbours[0] & neighbours[1]) < 5
+
+
+def test_short_and_long_steps_are_mixed():
+    lengths = lengths_of(3000)
+    means = [lengths[step].mean() for step in epoch_steps(lengths, 32, 0, 0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_little_of_a_step_is_padding():
+    lengths = np.random.default_rng(0).lognormal(3.7, 0.4, 4000).astype(int) + 10
+    padded = sum(lengths[step].max() * len(step) for step in epoch_steps(lengths, 32, 0, 0))
+    assert 1 - lengths.sum() / padded < 0.05
+    unsorted = lengths.reshape(-1, 32).max(axis=1).sum() * 32
+    assert 1 - lengths.sum() / unsorted > 0.3, "the case is one where sorting matters"
+
+
+@quick
+@given(rows=st.integers(0, 70), processes=st.integers(1, 5), passes=st.integers(1, 5))
+def test_parts_of_a_step(rows, processes, passes):
+    step = np.arange(rows) * 3
+    parts = step_parts(step, processes, passes)
+    assert len(parts) == processes
+    assert all(len(part) == passes for part in parts)
+    dealt = [parts[rank][number] for number in range(passes) for rank in range(processes)]
+    assert np.concatenate(dealt).tolist() == step.tolist(), "each row once, contiguous over the processes of one pass"
+    sizes = [len(part) for part in dealt]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@quick
+@given(rows=st.integers(0, 200), batch_size=st.integers(1, 64))
+def test_sorted_batches(rows, batch_size):
+    lengths = lengths_of(rows)
+    batches = sorted_batches(lengths, batch_size)
+    taken = np.concatenate(batches) if batches else np.zeros(0, int)
+    assert sorted(taken.tolist()) == list(range(rows))
+    assert (np.diff(lengths[taken]) <= 0).all(), "the longest first"
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
+
+NO_TARGETS = list(TAXONOMY.targets(None).values())
+
+
+def small_table() -> FeatureTable:
+    """Rows of 5, 3 and 4 tokens; the first two have a second segment."""
+
+    def made(ids, second, target):
+        return Features(np.array(ids, np.int32), np.array([1, 2, 2, 3], np.int32), second, np.array(target, np.int64))
+
+    return FeatureTable.from_rows(
+        [
+            made([2, 11, 12, 13, 3], 3, [1, 4, IGNORE]),
+            made([2, 14, 3], 2, [0, IGNORE, IGNORE]),
+            made([2, 15, 16, 3], 4, [2, IGNORE, 9]),
+        ],
+        3,
+    )
+
+
+def test_what_a_batch_holds():
+    batch = Collator(small_table(), 0, True, NO_TARGETS)([0, 2])
+    assert batch["input_ids"].tolist() == [[2, 11, 12, 13, 3], [2, 15, 16, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
+    assert batch["targets"].tolist() == [[1, 4, IGNORE], [2, IGNORE, 9]]
+    assert batch["positions"].tolist() == [[1, 2, 2, 3]] * 2
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_token_types_only_where_asked_for_and_padding_is_the_tokenizers():
+    batch = Collator(small_table(), 7, False, NO_TARGETS)(np.array([1, 0]))
+    assert "token_type_ids" not in batch
+    assert batch["input_ids"].tolist()[0] == [2, 14, 3, 7, 7]
+
+
+@pytest.mark.parametrize("rows", [[], np.zeros(0, np.int64)], ids=["list", "array"])
+def test_an_empty_part_becomes_a_row_that_trains_nothing(rows):
+    table = small_table()
+    batch = Collator(table, 0, True, NO_TARGETS)(rows)
+    assert batch["targets"].tolist() == [[IGNORE] * 3]
+    assert batch["input_ids"].shape == (1, 5)
+    batch["targets"][:] = 0
+    assert Collator(table, 0, True, NO_TARGETS)(rows)["targets"].tolist() == [[IGNORE] * 3]
+    assert table.targets[0].tolist() == [1, 4, IGNORE], "the table is not written to"
+
+
+def test_every_row_of_a_real_table_comes_back(table):
+    collate = Collator(table, 0, False, NO_TARGETS)
+    for rows in sorted_batches(table.lengths, 7):
+        batch = collate(rows)
+        assert batch["input_ids"].shape[1] == table.lengths[rows].max()
+        for line, row in enumerate(rows):
+            known = batch["attention_mask"][line].bool()
+            assert batch["input_ids"][line][known].tolist() == table[row].input_ids.tolist()
+            assert batch["targets"][line].tolist() == table[row].targets.tolist()
