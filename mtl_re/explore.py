@@ -168,7 +168,7 @@ def _overview(files: Mapping[str, Counts], specs: Sequence[str]) -> list[str]:
         "# The data",
         "",
         *table(header, rows),
-        *undrawn(list(files)),
+        *undrawn("names", list(files)),
         shares,
         "",
         *[part for note in notes for part in (note, "")],
@@ -228,7 +228,7 @@ def _share_tables(title: str, classes: Sequence[str], files: Mapping[str, Sequen
         columns.append([f"{count:,}" for count in (*rows, sum(rows))])
         columns.append([f"{share:.2f}" for share in (*_shares(rows), sum(_shares(rows)))])
     header = ["label", *[cell for name in files for cell in (f"{name}: rows", "%")]]
-    lines = [f"## {escape(title)}", "", f"![{escape(title)}]({image})", "", *undrawn(classes)]
+    lines = [f"## {escape(title)}", "", f"![{escape(title)}]({image})", "", *undrawn("labels", classes)]
     return [*lines, *table(header, list(zip(*columns, strict=True)))]
 
 
@@ -266,7 +266,7 @@ def _pairs(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy) -> lis
     grids = {name: _grid(counts, labels, columns) for name, counts in files.items() if counts.labelled}
     _draw_pairs(grids, labels, columns, output / "pairs.png")
     title = "Entity types (subject→object) by label"
-    lines = [f"## {title}", "", "![Entity types by label](pairs.png)", "", *undrawn(columns)]
+    lines = [f"## {title}", "", "![Entity types by label](pairs.png)", "", *undrawn("pairs", columns)]
     for name, grid in grids.items():
         body = [
             [label, *[f"{count:,}" if count else "" for count in row]] for label, row in zip(labels, grid, strict=True)

@@ -252,13 +252,13 @@ def drawable(names: Sequence[str]) -> list[str]:
     ]
 
 
-def undrawn(names: Sequence[str]) -> list[str]:
-    """A line of markdown that says which names stand as numbers in the pictures; none if all are drawn."""
+def undrawn(what: str, names: Sequence[str]) -> list[str]:
+    """A line of markdown that says which names (`what`: their kind) stand as numbers in pictures; none if all are drawn."""
     pairs = zip(drawable(names), names, strict=True)
     numbered = [f"{drawn} = {escape(name)}" for drawn, name in pairs if drawn.startswith("#") and drawn != name]
-    return (
-        [f"No installed font has these names, so pictures number them: {', '.join(numbered)}.", ""] if numbered else []
-    )
+    if not numbered:
+        return []
+    return [f"No installed font can draw these {what}, so pictures number them: {', '.join(numbered)}.", ""]
 
 
 @cache

@@ -209,7 +209,8 @@ def _curves(lines: Sequence[Line], folder: Path) -> list[str]:
         return []
     learning_curves(lines, folder / "curves.png")
     text = "Loss: of each head, unweighted; the mean over the rows that the head has a label for."
-    return ["## Learning curves", "", "![Learning curves](curves.png)", "", text, ""]
+    heads = next((list(line["loss"]) for line in lines if line["kind"] == "train"), [])
+    return ["## Learning curves", "", "![Learning curves](curves.png)", "", *undrawn("heads", heads), text, ""]
 
 
 # ---- where the errors lie ----------------------------------------------------------------------------------------
@@ -234,7 +235,14 @@ def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
         [name, *[f"{count:,}" for count in line], f"{line.sum():,}"] for name, line in zip(names, counts, strict=True)
     ]
     header = ["gold \\ predicted", *names, "all"]
-    return ["## Coarse classes", "", "![Coarse confusion](confusion.png)", "", *undrawn(names), *table(header, rows)]
+    return [
+        "## Coarse classes",
+        "",
+        "![Coarse confusion](confusion.png)",
+        "",
+        *undrawn("classes", names),
+        *table(header, rows),
+    ]
 
 
 def _errors(result: Mapping[str, Any], folder: Path) -> list[str]:
@@ -278,7 +286,14 @@ def _labels(
             for place, name in enumerate(drawable(known)):
                 axes.barh(0, 0, color=COLORS[place % len(COLORS)], label=name)
             legend_below(axes)
-    lines = ["## Labels", "", "![F1 of each label](labels.png)", "", *undrawn(labels), *undrawn(known)]
+    lines = [
+        "## Labels",
+        "",
+        "![F1 of each label](labels.png)",
+        "",
+        *undrawn("labels", labels),
+        *undrawn("classes", known),
+    ]
     return [*lines, *_label_table(labels, per_label, trained)]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig
 
 from mtl_re import encoders, features, markers, model, sample
 from mtl_re.data import Example, parse_row
@@ -63,7 +64,17 @@ def tiny_model(tokenizer, seed: int = 0, **options):
     """A new scratch:tiny model for a tokenizer; `options` go to `MtlReConfig`."""
     encoder = encoders.scratch_encoder("scratch:tiny", tokenizer, MAX_LENGTH, seed)
     settings = {"markers": SCHEME, "entity_types": TYPES, "max_input_length": MAX_LENGTH} | options
-    return model.from_encoder(encoder, model.MtlReConfig(**settings)).eval()
+    return enliven(model.from_encoder(encoder, model.MtlReConfig(**settings)), seed)
+
+
+def enliven(made: model.MtlReModel, seed: int = 0) -> model.MtlReModel:
+    """Weights so large that rows get different probabilities: fresh ones make every comparison pass."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 2 / parameter.shape[-1] ** 0.5, generator=generator)
+    return made.eval()
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +116,25 @@ def tiny(tokenizer):
 def table(tokenizer, examples) -> features.FeatureTable:
     """Features of `examples`, in order."""
     return features.Featurizer(tokenizer, Taxonomy.from_prefixes(), SCHEME, False, MAX_LENGTH, TYPES).table(examples)
+
+
+ENCODERS = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 1},
+    "electra": {"embedding_size": 8},
+    "modernbert": {"pad_token_id": 0, "global_attn_every_n_layers": 1},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+}
+"""Families a user may name, each with its own way of calling layers, norms and segments."""
+
+
+def small_config(kind: str, **options):
+    """The config of a three-layer encoder of a family."""
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    return AutoConfig.for_model(kind, **{"vocab_size": 50, **size, **ENCODERS[kind], **options})
+
+
+def small_model(kind: str, **options) -> model.MtlReModel:
+    """A model around such an encoder, always with the same weights; `options` go to `MtlReConfig`."""
+    values = {**small_config(kind).to_dict(), "model_type": kind}
+    return enliven(model.MtlReModel(model.MtlReConfig(encoder=values, **options)))

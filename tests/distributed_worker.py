@@ -155,6 +155,7 @@ def _child(job: Mapping[str, Any], log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
     run_job(job)
 
 

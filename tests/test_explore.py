@@ -13,6 +13,7 @@ from mtl_re.explore import Counts, count, explore, short_names
 from mtl_re.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.from_prefixes()
+PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = {"labels.png", "coarse.png", "labels_org.png", "labels_per.png", "lengths.png", "pairs.png"}
 
 
@@ -46,13 +47,19 @@ def cells(markdown, first, after=""):
 
 def pictures(folder):
     found = {path.name for path in folder.glob("*.png")}
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in found)
+    assert all((folder / name).read_bytes().startswith(PNG) for name in found)
     return found
 
 
 @pytest.fixture(scope="module")
 def sample():
     return load_examples("sample:valid", TAXONOMY)[0]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are put together but not rendered, which takes most of the time."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.write_bytes(PNG))
 
 
 def test_counts_are_those_of_the_rows(sample):
@@ -92,6 +99,7 @@ def test_one_file(tmp_path, sample):
     assert not any(example.sentence in text for example in sample)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_files_side_by_side_show_the_shift(tmp_path):
     first = write(tmp_path / "a.json", [row("no_relation")] + [row()] * 3)
     second = write(tmp_path / "b.json", [row("no_relation")] * 3 + [row()] + [row(None)] * 2)
@@ -106,17 +114,21 @@ def test_two_files_side_by_side_show_the_shift(tmp_path):
 
 
 def test_same_input_same_bytes(tmp_path):
-    first, second = (explore(["sample:valid"], tmp_path / name, TAXONOMY).parent for name in "ab")
+    small = Taxonomy.from_prefixes(["no_relation", "per:title", "per:origin"])
+    specs = [write(tmp_path / "x.json", [row(), row("no_relation")]), write(tmp_path / "y.json", [row("per:origin")])]
+    first, second = (explore(specs, tmp_path / name, small).parent for name in "ab")
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unlabelled_rows_have_lengths_only(tmp_path):
     path = explore([write(tmp_path / "a.json", [row(None)])], tmp_path / "out", TAXONOMY)
     assert pictures(path.parent) == {"lengths.png"}
     assert cells(path.read_text(encoding="utf-8"), "a")[:4] == ["a", "1", "0", "1"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bad_rows_are_counted_and_their_text_kept_back(tmp_path):
     bad = row()
     bad["subject_entity"]["word"] = "비밀"
@@ -128,13 +140,13 @@ def test_bad_rows_are_counted_and_their_text_kept_back(tmp_path):
 
 
 def test_no_usable_row_is_an_error(tmp_path):
-    with pytest.raises(MtlReError, match="a.json:1: label: .*no row can be used"):
+    with pytest.raises(MtlReError, match=r"a.json:1: label: .*no row can be used"):
         explore([write(tmp_path / "a.json", [row("nonsense")])], tmp_path / "out", TAXONOMY)
 
 
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "out").write_text("in the way")
-    with pytest.raises(MtlReError, match="out.*cannot be written"):
+    with pytest.raises(MtlReError, match=r"out.*cannot be written"):
         explore(["sample:valid"], tmp_path / "out", TAXONOMY)
 
 
@@ -148,6 +160,7 @@ def test_many_types_share_a_column_and_odd_names_are_drawn(tmp_path):
     assert cells(text, "per:title", "## Entity types")[1:] == ["2", *["1"] * 18, "11"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_flat_taxonomy_shows_the_same_groups(tmp_path):
     flat = Taxonomy.from_prefixes(layout="flat")
     assert pictures(explore(["sample:valid"], tmp_path, flat).parent) == PICTURES
