@@ -100,6 +100,11 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     sub.add_argument("data", type=str, nargs="+", help=DATA_HELP)
     sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
 
+    sub = command("explore", _explore, "Draw the distributions of data files, side by side.", "DATA ... ")
+    sub.add_argument("data", type=str, nargs="+", help=DATA_HELP)
+    sub.add_argument("--output", type=str, required=True, help="Directory for the pictures and explore.md.")
+    sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
+
     sub = command("train", _train, "Train a model; prints the run directory last.")
     for name, group in config.GROUPS.items():
         sub.add_class_arguments(group, name)
@@ -160,6 +165,16 @@ def _check(options: Namespace) -> Callable[[], Any]:
         print(render_check(report))
         if report.has_errors:
             raise MtlReError("the data has errors (listed above)")
+
+    return call
+
+
+def _explore(options: Namespace) -> Callable[[], Any]:
+    def call() -> None:
+        from mtl_re.explore import explore
+        from mtl_re.taxonomy import Taxonomy
+
+        print(explore(options.data, Path(options.output), Taxonomy.from_option(options.heads)))
 
     return call
 

@@ -253,7 +253,7 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 
 def undrawn(what: str, names: Sequence[str]) -> list[str]:
-    """A line of markdown that says which names (`what`: their kind) stand as numbers in pictures; none if all are drawn."""
+    """A line of markdown that says which names (`what` kind) are drawn as numbers; none if no name is."""
     pairs = zip(drawable(names), names, strict=True)
     numbered = [f"{drawn} = {escape(name)}" for drawn, name in pairs if drawn.startswith("#") and drawn != name]
     if not numbered:

@@ -234,15 +234,8 @@ def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
     rows = [
         [name, *[f"{count:,}" for count in line], f"{line.sum():,}"] for name, line in zip(names, counts, strict=True)
     ]
-    header = ["gold \\ predicted", *names, "all"]
-    return [
-        "## Coarse classes",
-        "",
-        "![Coarse confusion](confusion.png)",
-        "",
-        *undrawn("classes", names),
-        *table(header, rows),
-    ]
+    lines = ["## Coarse classes", "", "![Coarse confusion](confusion.png)", "", *undrawn("classes", names)]
+    return [*lines, *table(["gold / predicted", *names, "all"], rows)]
 
 
 def _errors(result: Mapping[str, Any], folder: Path) -> list[str]:
@@ -286,14 +279,7 @@ def _labels(
             for place, name in enumerate(drawable(known)):
                 axes.barh(0, 0, color=COLORS[place % len(COLORS)], label=name)
             legend_below(axes)
-    lines = [
-        "## Labels",
-        "",
-        "![F1 of each label](labels.png)",
-        "",
-        *undrawn("labels", labels),
-        *undrawn("classes", known),
-    ]
+    lines = ["## Labels", "", "![F1 of each label](labels.png)", "", *undrawn("labels", labels)]
     return [*lines, *_label_table(labels, per_label, trained)]
 
 

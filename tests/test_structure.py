@@ -1,0 +1,153 @@
+"""What the source itself must keep: imports one way, one place for each thing, and a quick command line."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mtl_re
+
+PACKAGE = Path(mtl_re.__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "gradio", "optuna", "matplotlib")
+NAMES = [name for name in MODULES if name not in {"__init__", "__main__"}]
+
+
+def typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def statements(node: ast.AST, inside_functions: bool):
+    """Nodes that run on import, or also those that run when functions do; never what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if typing_only(child):
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not inside_functions:
+            continue
+        yield child
+        yield from statements(child, inside_functions)
+
+
+def imported(tree: ast.AST, inside_functions: bool) -> set[str]:
+    """Dotted names of what a module imports; `from a import b` gives both `a` and `a.b`."""
+    found = set()
+    for node in statements(tree, inside_functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def ours(tree: ast.AST, inside_functions: bool) -> set[str]:
+    names = {name.split(".")[1] for name in imported(tree, inside_functions) if name.startswith("mtl_re.")}
+    return names & set(MODULES)
+
+
+def test_there_is_something_to_check():
+    assert len(MODULES) > 20
+    assert "features" in ours(MODULES["collate"], False)
+    assert "data" in ours(MODULES["evaluation"], True) - ours(MODULES["evaluation"], False)
+
+
+@pytest.mark.parametrize("inside_functions", [False, True], ids=["on import", "also in functions"])
+def test_imports_have_no_cycle(inside_functions):
+    graph = {name: ours(tree, inside_functions) for name, tree in MODULES.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the path of the cycle
+
+
+def test_pure_modules_know_nothing_of_effects():
+    effects = {"train", "prepare", "tracking", "checkpoint", "cli", "predict", "evaluation"}
+    for name in ("taxonomy", "config", "markers", "pooling", "losses", "gating", "metrics", "errors", "calibration"):
+        assert not ours(MODULES[name], True) & effects, name
+
+
+@pytest.mark.parametrize("name", ["taxonomy", "config", "markers", "data", "readers", "sample", "errors", "cli"])
+def test_light_modules_import_nothing_heavy(name):
+    assert not {found.split(".")[0] for found in imported(MODULES[name], False)} & set(HEAVY)
+
+
+def test_only_tracking_imports_wandb():
+    users = {name for name, tree in MODULES.items() if any(x.split(".")[0] == "wandb" for x in imported(tree, True))}
+    assert users <= {"tracking"}
+
+
+def test_wandb_and_the_like_are_imported_only_where_used():
+    for name, tree in MODULES.items():
+        late = {"wandb", "gradio", "optuna", "onnxruntime", "onnx", "matplotlib"}
+        assert name == "figures" or not {x.split(".")[0] for x in imported(tree, False)} & late, name
+
+
+def test_the_package_does_not_import_tests_or_experiments():
+    for name, tree in MODULES.items():
+        assert not {x.split(".")[0] for x in imported(tree, True)} & {"experiments", "tests", "conftest", "pytest"}, name
+
+
+def assigned(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_ignore_is_set_in_one_place():
+    assert [name for name, tree in MODULES.items() if "IGNORE" in assigned(tree)] == ["taxonomy"]
+    minus_100 = [name for name, tree in MODULES.items() for node in ast.walk(tree) if ast.unparse(node) == "-100"]
+    assert set(minus_100) == {"taxonomy"}
+
+
+def test_training_never_calls_the_gate():
+    assert not {name for name in ours(MODULES["train"], True) if name == "gating"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_says_what_it_is(name):
+    assert ast.get_docstring(MODULES[name]), name
+
+
+# ---- a quick command line ------------------------------------------------------------------------------------------
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize("module", ["mtl_re", "mtl_re.cli", "mtl_re.config", "mtl_re.data"])
+def test_importing_loads_nothing_heavy(module):
+    done = python("-c", f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert not set(json.loads(done.stdout)) & set(HEAVY)
+
+
+def test_help_names_the_commands_and_loads_no_torch():
+    code = (
+        "import sys; from mtl_re import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"loaded = set(sys.modules) & set({HEAVY!r}); assert not loaded, loaded"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    for command in ("sample", "check", "train", "evaluate", "predict", "compare"):
+        assert command in done.stdout
+
+
+def test_the_module_runs():
+    done = python("-m", "mtl_re", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: mtl-re" in done.stdout
+
+
+def test_public_names_exist():
+    for name in mtl_re.__all__:
+        assert getattr(mtl_re, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        mtl_re.Trainer  # noqa: B018 - the access is the test
