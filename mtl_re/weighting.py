@@ -4,8 +4,8 @@ A weighting sees, after every optimizer step, the raw mean loss of each head ove
 processes), so its state is the same on every rank, and it gives the weights of the next step. Weights are normalised to
 sum to the number of heads: only ratios matter under Adam. State is plain JSON and lies in the checkpoint.
 
-uncertainty: Kendall, Gal & Cipolla 2018 (arXiv 1705.07115). dwa: Liu, Johns & Davison 2019 (1803.10704). rlw: Lin et al.
-2022 (2111.10603), the control that a method should beat. famo: Liu et al. 2023 (2306.03792).
+uncertainty: Kendall, Gal & Cipolla 2018 (arXiv 1705.07115). dwa: Liu, Johns & Davison 2019 (1803.10704). rlw: Lin et
+al. 2022 (2111.10603), the control that a method should beat. famo: Liu et al. 2023 (2306.03792).
 """
 
 from __future__ import annotations
