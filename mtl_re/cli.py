@@ -110,18 +110,32 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
         sub.add_class_arguments(group, name)
 
     sub = command("evaluate", _evaluate, "Score a checkpoint on labelled rows.", "CKPT ")
-    sub.add_argument("ckpt", type=str, help="A run's directory or model/ folder, an exported directory, or a hub id.")
-    sub.add_class_arguments(config.EvaluateConfig)
+    help = "A run's directory or model/ folder, an exported directory, or a hub id."
+    sub.add_argument("ckpt", type=str | None, nargs="?", help=help)
+    _compose(sub)
+    sub.add_class_arguments(config.EvaluateConfig, skip={"compose"})
 
     sub = command("predict", _predict, "Predict rows; several checkpoints vote softly.", "CKPT ... ")
-    sub.add_argument("ckpt", type=str, nargs="+", help="Checkpoints, as for evaluate.")
-    sub.add_class_arguments(config.PredictConfig)
+    sub.add_argument("ckpt", type=str, nargs="*", help="Checkpoints, as for evaluate.")
+    _compose(sub)
+    sub.add_class_arguments(config.PredictConfig, skip={"compose"})
 
     sub = command("compare", _compare, "Paired bootstrap of two prediction files on the same rows.", "A.jsonl B.jsonl ")
     sub.add_argument("a", type=str, help="Predictions A.")
     sub.add_argument("b", type=str, help="Predictions B.")
     sub.add_class_arguments(config.CompareConfig)
+
+    sub = command("ablate", _ablate, "Run or continue a study of many trainings; writes its report.", "STUDY.yaml ")
+    sub.add_argument("study", type=str, help="The study file (see experiments/ablations/).")
+    sub.add_argument("--report", action="store_true", help="Train nothing: report on the cells that are finished.")
+    sub.add_argument("--retry", action="store_true", help="Run failed cells again.")
+    sub.add_class_arguments(config.AblateConfig, skip={"report", "retry"})
     return parser, runners
+
+
+def _compose(parser: ArgumentParser) -> None:
+    help = "One checkpoint a head instead of one for all: coarse=A org=B per=C."
+    parser.add_argument("--compose", type=str, nargs="+", metavar="HEAD=CKPT", help=help)
 
 
 def _made(kind: type, options: Namespace) -> Any:
@@ -200,7 +214,7 @@ def _predict(options: Namespace) -> Callable[[], Any]:
     def call() -> None:
         from mtl_re.predict import predict
 
-        count = predict(options.ckpt, made)
+        count = predict(options.ckpt or [], made)
         print(f"{count} predictions in {made.output}")
 
     return call
@@ -214,5 +228,16 @@ def _compare(options: Namespace) -> Callable[[], Any]:
 
         result = compare_files(Path(options.a), Path(options.b), made.resamples, made.seed)
         print(json.dumps(result, ensure_ascii=False, indent=1))
+
+    return call
+
+
+def _ablate(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.AblateConfig, options)
+
+    def call() -> None:
+        from mtl_re.ablation import ablate
+
+        print(ablate(Path(options.study), made))
 
     return call

@@ -15,7 +15,9 @@ from mtl_re.errors import MtlReError
 
 Gate = Literal["hard", "soft"]
 Precision = Literal["auto", "no", "fp16", "bf16"]
+OnBadRow = Literal["error", "skip"]
 LabelOrder = Literal["klue", "boostcamp"]
+Restrict = Literal["none", "subject_type"]
 
 
 @dataclass
@@ -35,7 +37,7 @@ class DataConfig:
     """How the two entities are marked: typed_punct_ko, typed_punct, entity_punct, special, typed_special."""
     query: bool = False
     """Append a question about the two entities as a second segment."""
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     """`error`: stop and name the bad rows. `skip`: count them and write them to rejected.jsonl."""
     on_overlap: Literal["drop", "error"] = "drop"
     """Training rows that are validation rows too (same sentence, same spans): `drop` and count them, or `error`."""
@@ -266,6 +268,12 @@ class EvaluateConfig:
     prior: str = "none"
     """Coarse prior of these rows: `none` (as trained), `em` (estimated from these rows without their labels;
     transductive, and named so in the output), or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    restrict: Restrict = "none"
+    """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
+    threshold: Literal["none", "stored"] = "none"
+    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint."""
+    compose: list[str] | None = None
+    """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
     predictions: str | None = None
     """Write one prediction a row here (.jsonl)."""
     batch_size: int = 128
@@ -274,7 +282,7 @@ class EvaluateConfig:
     """Arithmetic of the forward pass (`no`: fp32)."""
     resamples: int = 1000
     """Bootstrap resamples for the intervals (0: none)."""
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     """Stop at a bad row, or count it and go on."""
 
     def __post_init__(self) -> None:
@@ -294,6 +302,12 @@ class PredictConfig:
     """`hard` or `soft` (None: the first checkpoint's own)."""
     prior: str = "none"
     """Coarse prior of these rows: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    restrict: Restrict = "none"
+    """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
+    threshold: Literal["none", "stored"] = "none"
+    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint."""
+    compose: list[str] | None = None
+    """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
     label_order: LabelOrder | None = None
     """Order of the probabilities (None: boostcamp in a .csv where the labels are KLUE's, else the checkpoint's)."""
     batch_size: int = 128
@@ -302,12 +316,33 @@ class PredictConfig:
     """Rows sorted by length together; memory grows with it, not with the input."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     """Stop at a bad row, or leave it out of the output and count it."""
 
     def __post_init__(self) -> None:
         _between("batch_size", self.batch_size, 1, 1_000_000)
         _between("window", self.window, 1, 10_000_000)
+
+
+@dataclass
+class AblateConfig:
+    """Options of `mtl-re ablate`."""
+
+    workers: int = 1
+    """Worker processes on this machine; each trains one cell at a time."""
+    launch: str = ""
+    """Words before `-m mtl_re train` in a cell's command, such as `accelerate launch --num_processes 2` (empty: this
+    Python)."""
+    report: bool = False
+    """Train nothing: write the report from the cells that are finished."""
+    retry: bool = False
+    """Run failed cells again."""
+    resamples: int = 10_000
+    """Bootstrap resamples of the rows for each comparison."""
+
+    def __post_init__(self) -> None:
+        _between("workers", self.workers, 1, 1024)
+        _between("resamples", self.resamples, 1, 1_000_000)
 
 
 @dataclass

@@ -50,9 +50,11 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
         raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+        encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
         raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+        raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
     _check_room(name, encoder, max_length)
     if add_marker_tokens(tokenizer, scheme, types) or len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
         torch.manual_seed(seed)  # the new rows of the table are random
@@ -106,6 +108,8 @@ def scratch_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
     characters = sorted({character for word in words for character in word})
     pieces: Counter[str] = Counter()
     for word, count in words.items():
+        if len(word) > 100:  # WordPiece makes such words [UNK], and their parts grow with the square of the length
+            continue
         for cut in range(2, len(word) + 1):
             pieces[word[:cut]] += count
         for cut in range(1, len(word) - 1):

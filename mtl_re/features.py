@@ -258,8 +258,9 @@ class _named:  # noqa: N801 - reads as a statement
 
 def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
     """Token range [first, stop) of a character range whose first and last character are marker characters."""
-    first = next((index for index, (start, stop) in enumerate(offsets) if start <= span[0] < stop), None)
-    if first is not None:
+    covering = [index for index, (start, stop) in enumerate(offsets) if start <= span[0] < stop]
+    if covering:
+        first = covering[-1]  # at a sentence's start a lone `▁` has the offsets of the `@` behind it
         for index in range(first, len(offsets)):
             if offsets[index][0] < span[1] <= offsets[index][1]:
                 return first, index + 1

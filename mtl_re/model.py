@@ -29,7 +29,8 @@ class MtlReConfig(PretrainedConfig):
         markers, query, max_input_length, entity_types: how rows are written for the model (see `features.Featurizer`).
         pooling: a name of `POOLINGS`. dropout: before the pair layer and the heads.
         gate: default way to read the label. temperatures: by head, divides logits. training_prior: share of each
-            coarse class in the training rows, in taxonomy order (None: unknown).
+            coarse class in the training rows, in taxonomy order (None: unknown). relation_threshold: fitted by
+            `mtl-re calibrate`, used only where asked for.
     """
 
     model_type = "mtl_re"
@@ -47,6 +48,7 @@ class MtlReConfig(PretrainedConfig):
         gate: str = "hard",
         temperatures: dict[str, float] | None = None,
         training_prior: list[float] | None = None,
+        relation_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
@@ -54,6 +56,7 @@ class MtlReConfig(PretrainedConfig):
         self.markers, self.query, self.entity_types = markers, query, list(entity_types or [])
         self.max_input_length, self.pooling, self.dropout = max_input_length, pooling, dropout
         self.gate, self.temperatures, self.training_prior = gate, temperatures or {}, training_prior
+        self.relation_threshold = relation_threshold
         labels = Taxonomy.from_dict(self.taxonomy).labels
         kwargs.setdefault("id2label", dict(enumerate(labels)))
         kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})
@@ -84,7 +87,11 @@ class MtlReModel(PreTrainedModel):
         self.pair = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.Tanh(), nn.Dropout(config.dropout)
         )
-        self.heads = nn.ModuleDict({head.name: nn.Linear(dim, len(head.classes)) for head in self.taxonomy.heads})
+        try:
+            self.heads = nn.ModuleDict({head.name: nn.Linear(dim, len(head.classes)) for head in self.taxonomy.heads})
+        except KeyError as error:
+            names = [head.name for head in self.taxonomy.heads]
+            raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
         self.takes_types = takes_token_types(self.encoder)
         self.post_init()
 
@@ -180,13 +187,19 @@ def load(path: str) -> tuple[MtlReModel, Any]:
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise MtlReError(f"{path}: no such checkpoint directory")
     try:
-        model = MtlReModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+        loaded: Any = MtlReModel.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        model, info = loaded
+        if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+            raise MtlReError(f"{path}: model.safetensors does not fit config.json ({', '.join(wrong[:3])})")
         tokenizer = AutoTokenizer.from_pretrained(path)
     except MtlReError:
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own kinds for a damaged file
         raise MtlReError(f"{path}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
-    return model.eval(), tokenizer
+    model.eval()
+    return model, tokenizer
 
 
 def first_line(error: BaseException) -> str:

@@ -29,8 +29,9 @@ from mtl_re.collate import Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.evaluation import resolve_precision, write_json
+from mtl_re.evaluation import write_json
 from mtl_re.features import FeatureTable, Featurizer
+from mtl_re.inference import resolve_precision
 from mtl_re.losses import loss_named, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer

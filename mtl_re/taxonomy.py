@@ -307,6 +307,9 @@ class Taxonomy:
             labels = [label for group in groups.values() for label in group]
         elif not _is_names(labels):
             raise MtlReError("taxonomy: 'labels' must be a list of non-empty strings")
+        for key in ("layout", "no_relation"):
+            if not isinstance(data.get(key), str | None):
+                raise MtlReError(f"taxonomy: {key!r} must be a string, found {data[key]!r}")
         default = NO_RELATION if NO_RELATION in labels else None
         types = data.get("subject_types")
         return cls(

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mtl_re import checkpoint, evaluation, report
+from mtl_re import checkpoint, evaluation, inference, report
 from mtl_re.collate import Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
 from mtl_re.errors import MtlReError
@@ -341,9 +341,9 @@ def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
         on_main(run.accelerator, lambda: write_model(run))
         return
     options = run.config.eval
-    scored, gold = _score_valid(run)
-    score = evaluation.selection_score(scored, gold, run.taxonomy, options)
-    figures = evaluation.report(scored, gold, run.taxonomy, options.gate, resamples=0)
+    probs, gold = _score_valid(run, run.accelerator)
+    score = evaluation.selection_score(probs, gold, run.taxonomy, options)
+    figures = evaluation.report(probs, gold, run.taxonomy, options.gate, resamples=0)
     better = state.best_score is None or score > state.best_score
     if better:
         state.best_score, state.best_step, state.evaluations_without_gain = score, state.step, 0
@@ -362,17 +362,18 @@ def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
         on_main(run.accelerator, lambda: write_model(run))
 
 
-def _score_valid(run: Run) -> tuple[evaluation.Scored, np.ndarray]:
-    logits = evaluation.all_logits(
+def _score_valid(run: Run, accelerator: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (rows, labels) and gold labels (rows,) of the validation rows; all processes share the work if
+    their accelerator is given."""
+    logits = inference.all_logits(
         run.plain_model,
         run.valid_table,
         run.tokenizer.pad_token_id,
         run.config.eval.batch_size,
         run.precision,
-        run.accelerator,
+        accelerator,
     )
-    probs = evaluation.probabilities(logits, run.taxonomy)
-    return evaluation.Scored(probs, "none"), evaluation.gold_indices(run.rows.valid, run.taxonomy)
+    return inference.probabilities(logits, run.taxonomy), evaluation.gold_indices(run.rows.valid, run.taxonomy)
 
 
 def write_model(run: Run) -> None:
@@ -392,12 +393,8 @@ def _conclude(run: Run, state: State) -> None:
     if len(run.valid_table):
         weights = checkpoint.load_weights(run.run_dir / "model" / "model.safetensors")
         run.plain_model.load_state_dict(weights)
-        logits = evaluation.all_logits(
-            run.plain_model, run.valid_table, run.tokenizer.pad_token_id, run.config.eval.batch_size, run.precision
-        )
-        scored = evaluation.Scored(evaluation.probabilities(logits, run.taxonomy), "none")
-        gold = evaluation.gold_indices(run.rows.valid, run.taxonomy)
-        figures = evaluation.report(scored, gold, run.taxonomy, run.config.eval.gate, resamples=1000)
+        probs, gold = _score_valid(run)
+        figures = evaluation.report(probs, gold, run.taxonomy, run.config.eval.gate, resamples=1000)
         evaluation.write_json(run.run_dir / "valid_metrics.json", {**figures, "step": state.best_step})
     report.write_run_report(run.run_dir)
 

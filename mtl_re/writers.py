@@ -7,13 +7,13 @@ holds more than one row (parquet: one row group) in memory.
 
 from __future__ import annotations
 
-import ast
 import csv
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -96,8 +96,7 @@ def write_predictions(
     Raises:
         MtlReError: unknown suffix, the place cannot be written, or the submission fails its own check.
     """
-    if path.suffix not in SUFFIXES:
-        raise MtlReError(f"{path}: unknown kind of output {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    check_suffix(path)
     order = order or label_order(None, taxonomy, path.suffix)
     partial = path.with_name(f".partial-{path.name}")
     digest = _IdDigest()
@@ -112,8 +111,15 @@ def write_predictions(
     except OSError as error:
         raise MtlReError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return digest.count
+
+
+def check_suffix(path: Path) -> None:
+    """Raise MtlReError unless predictions can be written in this form."""
+    if path.suffix not in SUFFIXES:
+        raise MtlReError(f"{path}: unknown kind of output {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
 
 
 class _IdDigest:
@@ -154,19 +160,30 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, order: Sequenc
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def flush(writer: Any, records: list[dict[str, Any]]) -> Any:
-        table = pa.Table.from_pylist(records, schema=writer.schema if writer else None)
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-        return writer
-
     writer, records = None, []
     for prediction in predictions:
         records.append({"gold": None, **_ordered(prediction, order)})
+        if writer is None:
+            schema = _parquet_schema(list(prediction.coarse), order)
+            writer = pq.ParquetWriter(path, schema)
         if len(records) == _GROUP:
-            writer, records = flush(writer, records), []
-    writer = flush(writer, records) if records or writer is None else writer
+            writer.write_table(pa.Table.from_pylist(records, schema))
+            records = []
+    if writer is None:
+        schema = _parquet_schema([], order)
+        writer = pq.ParquetWriter(path, schema)
+    writer.write_table(pa.Table.from_pylist(records, schema))
     writer.close()
+
+
+def _parquet_schema(coarse: Sequence[str], order: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    def shares(names: Sequence[str]) -> Any:
+        return pa.struct([(name, pa.float64()) for name in names or ("none",)])
+
+    texts = [(name, pa.string()) for name in ("gold", "id", "label")]
+    return pa.schema([*texts, ("score", pa.float64()), ("coarse", shares(coarse)), ("probs", shares(order))])
 
 
 def _ordered(prediction: Prediction, order: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +209,7 @@ def check_submission(path: Path, order: Sequence[str], rows: int, ids: str) -> N
             where = f"{path.name}:{seen.count}"
             if row["pred_label"] not in known:
                 raise MtlReError(f"{where}: pred_label: {row['pred_label']!r} is not one of the {len(known)} labels")
-            probs = ast.literal_eval(row["probs"])
+            probs = _listed(row["probs"])
             if len(probs) != len(order) or not all(math.isfinite(p) and 0 <= p <= 1 + 1e-9 for p in probs):
                 raise MtlReError(f"{where}: probs: expected {len(order)} finite probabilities")
             if abs(sum(probs) - 1) > 1e-6:
@@ -201,8 +218,18 @@ def check_submission(path: Path, order: Sequence[str], rows: int, ids: str) -> N
         raise MtlReError(f"{path.name}: {seen.count} rows were written for {rows}, or their ids are out of order")
 
 
+def _listed(text: str | None) -> list[float]:
+    """The numbers of a `probs` cell; empty if it is not a list of numbers (`nan` and `inf` are read as such)."""
+    inside = (text or "").strip()
+    if not (inside.startswith("[") and inside.endswith("]")):
+        return []
+    try:
+        return [float(part) for part in inside[1:-1].split(",")]
+    except ValueError:
+        return []
+
+
 def _csv_rows(file: IO[str], path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(1 << 24)
     reader = csv.DictReader(file)
     if tuple(reader.fieldnames or ()) != CSV_HEADER:
         raise MtlReError(f"{path.name}: header is {reader.fieldnames}, expected {list(CSV_HEADER)}")

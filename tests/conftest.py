@@ -1,5 +1,9 @@
 """What the tests share: the workplace's data where it is present, sample rows, and one tiny model made from them."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +120,54 @@ def tiny(tokenizer):
 def table(tokenizer, examples) -> features.FeatureTable:
     """Features of `examples`, in order."""
     return features.Featurizer(tokenizer, Taxonomy.from_prefixes(), SCHEME, False, MAX_LENGTH, TYPES).table(examples)
+
+
+@pytest.fixture(scope="session")
+def saved(tiny, tmp_path_factory) -> Path:
+    """The tiny model as a CKPT directory; read only."""
+    folder = tmp_path_factory.mktemp("ckpt")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+ELSEWHERE = """
+import json, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from mtl_re import encoders, inference, model, scorer
+from mtl_re.data import parse_row
+given = json.load(sys.stdin)
+for seed in (1, 2):
+    torch.manual_seed(seed)
+    found, tokenizer = model.load(given["ckpt"])
+    examples = [parse_row(row, found.taxonomy) for row in given["rows"]]
+    table = scorer.featurizer_of(found, tokenizer).table(examples)
+    np.save(f"logits{seed}.npy", inference.all_logits(found, table, tokenizer.pad_token_id, 8))
+made = encoders.scratch_tokenizer(*given["tokenizer"])
+with open("tokenizer.json", "w") as file:
+    json.dump([sorted(made.get_vocab().items()), made(given["tokenizer"][0])["input_ids"]], file)
+"""
+
+
+@pytest.fixture(scope="session")
+def elsewhere(saved, examples, tmp_path_factory) -> Path:
+    """What one other process makes of the saved model, loaded under two seeds (`logits1.npy`, `logits2.npy`), and of
+    the texts of `vocabulary_texts` (`tokenizer.json`)."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    rows = [example.to_row() for example in examples]
+    given = {"ckpt": str(saved), "rows": rows, "tokenizer": [vocabulary_texts(), SCHEME, TYPES, 1000]}
+    environment = os.environ | {"PYTHONHASHSEED": "77", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    call = [sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(call, input=json.dumps(given), capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def vocabulary_texts() -> list[str]:
+    """Marked sentences with many ties of frequency."""
+    rows = sample_examples("train", 150)
+    return [markers.mark(row.sentence, row.subject, row.object, SCHEME).text for row in rows]
 
 
 ENCODERS = {

@@ -7,12 +7,14 @@ this process, in a child and under `torchrun distributed_worker.py JOB.json` is 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,7 +126,7 @@ def _wrap(name: str, act: Any, when: str = "before") -> None:
 # ---- a child that can be killed --------------------------------------------------------------------------------
 
 
-def start_child(job: Mapping[str, Any], log: Path) -> Any:
+def start_child(job: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> Any:
     """Run a job in a process of its own, its output in `log`.
 
     A fork server that has torch loaded and has never run a backward pass makes the children: each starts in a tenth of
@@ -132,7 +134,7 @@ def start_child(job: Mapping[str, Any], log: Path) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mtl_re.train"])
-    child = context.Process(target=_child, args=(dict(job), str(log)))
+    child = context.Process(target=_child, args=(dict(job), str(log), dict(environment or {})))
     child.start()
     return child
 
@@ -148,12 +150,37 @@ def run_child(job: Mapping[str, Any], log: Path, timeout: float = 120) -> int:
     return child.exitcode
 
 
-def _child(job: Mapping[str, Any], log: str) -> None:
+def run_group(job: Mapping[str, Any], folder: Path, processes: int = 2, timeout: float = 120) -> list[int]:
+    """Run a job on several processes that find each other as under torchrun, started fast; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "1"}
+    children = [
+        start_child(job, folder / f"log-{rank}", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    end = time.monotonic() + timeout
+    for child in children:
+        child.join(max(end - time.monotonic(), 0))
+    stuck = [rank for rank, child in enumerate(children) if child.exitcode is None]
+    for rank in stuck:
+        os.kill(children[rank].pid, signal.SIGABRT)  # faulthandler writes where it stands
+        children[rank].join(10)
+        children[rank].kill()
+    said = "\n".join((folder / f"log-{rank}").read_text()[-3000:] for rank in range(processes))
+    assert not stuck, f"rank(s) {stuck} had not ended after {timeout} s: {said}"
+    return [child.exitcode for child in children]
+
+
+def _child(job: Mapping[str, Any], log: str, environment: Mapping[str, str]) -> None:
     import torch
 
+    os.environ.update(environment)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    faulthandler.enable()
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
     run_job(job)

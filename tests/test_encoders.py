@@ -1,15 +1,13 @@
 """Encoders from a directory or from nothing: same text, same vocabulary; and what cannot be loaded is named."""
 
 import json
-import os
-import subprocess
-import sys
+import tracemalloc
 
 import pytest
 import torch
-from conftest import MAX_LENGTH, SCHEME, TYPES, sample_examples, scratch_tokenizer, small_config
+from conftest import MAX_LENGTH, SCHEME, TYPES, scratch_tokenizer, small_config, vocabulary_texts
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mtl_re import encoders, markers
 from mtl_re.encoders import load_encoder, scratch_encoder
@@ -22,27 +20,12 @@ each_scheme = pytest.mark.parametrize("scheme", MARKERS)
 
 # ---- scratch:tiny --------------------------------------------------------------------------------------------------
 
-VOCABULARY = """
-import json, sys
-from mtl_re import encoders
-texts, scheme, types, size = json.load(sys.stdin)
-made = encoders.scratch_tokenizer(texts, scheme, types, size)
-print(json.dumps([sorted(made.get_vocab().items()), made(texts)["input_ids"]]))
-"""
 
-
-def test_two_processes_make_the_same_vocabulary():
+def test_two_processes_make_the_same_vocabulary(elsewhere):
     """The `tokenizers` trainer breaks ties by hash order: a run could be neither repeated nor resumed."""
-    rows = sample_examples("train", 150)
-    texts = [markers.mark(row.sentence, row.subject, row.object, SCHEME).text for row in rows]
-    given = json.dumps([texts, SCHEME, TYPES, 1000])
+    texts = vocabulary_texts()
     here = encoders.scratch_tokenizer(texts, SCHEME, TYPES, 1000)
-    environment = os.environ | {"PYTHONHASHSEED": "12345", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-c", VOCABULARY], input=given, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    there, ids = json.loads(done.stdout)
+    there, ids = json.loads((elsewhere / "tokenizer.json").read_text(encoding="utf-8"))
     assert sorted(here.get_vocab().items()) == [tuple(entry) for entry in there]
     assert here(texts)["input_ids"] == ids
 
@@ -90,8 +73,6 @@ def test_case_and_composition_are_kept(examples):
 
 def test_a_very_long_word_is_no_burden():
     """A row may have 20,000 characters without a space; pieces of all its beginnings would take gigabytes."""
-    import tracemalloc
-
     texts = ["가나다라마바사" * 600, "가나 다라"]
     tracemalloc.start()
     encoders.scratch_tokenizer(texts, "entity_punct", TYPES)
@@ -101,8 +82,6 @@ def test_a_very_long_word_is_no_burden():
 
 
 def test_the_tokenizer_survives_saving(tokenizer, examples, tmp_path):
-    from transformers import AutoTokenizer
-
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     sentences = [example.sentence for example in examples]
@@ -188,7 +167,7 @@ def test_positions_that_do_not_suffice(tokenizer, tmp_path, kind, room):
 
 
 def test_a_directory_without_a_config(tmp_path):
-    with pytest.raises(MtlReError, match="has no config.json; give an encoder's directory or a hub id"):
+    with pytest.raises(MtlReError, match=r"has no config\.json; give an encoder's directory or a hub id"):
         load_encoder(str(tmp_path), SCHEME, TYPES, 64, 0)
 
 
@@ -211,8 +190,6 @@ def test_weights_of_another_model_are_an_error_and_not_a_random_encoder(tokenize
 
 def test_a_directory_without_a_pooler_is_whole(tokenizer, tmp_path):
     """Masked-LM checkpoints carry a language-model head and no pooler: neither matters here."""
-    from transformers import AutoModelForMaskedLM
-
     directory(tmp_path, tokenizer)
     made = AutoModelForMaskedLM.from_config(small_config("bert", vocab_size=len(tokenizer)))
     made.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mtl_re import features, markers
 from mtl_re.data import Entity, Example
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.features import POSITIONS, Featurizer, FeatureTable, Frame
+from mtl_re.features import POSITIONS, FeatureTable, Featurizer, Frame
 from mtl_re.markers import ADDS_TOKENS, MARKERS
 from mtl_re.taxonomy import IGNORE
 
@@ -36,8 +36,10 @@ AWKWARD = {
     "adjacent": row("대표이순신조선소속", "이순신", "조선"),
     "inside a word": row("비이순신파와 친조선파", "이순신", "조선"),
     "spaces inside": row("그 이 순 신 은 조 선 의 장군", "이 순 신", "조 선"),
-    "NFD": row(unicodedata.normalize("NFD", "이순신은 조선의 장군이다."), *map(
-        lambda word: unicodedata.normalize("NFD", word), ("이순신", "조선"))),
+    "NFD": row(
+        unicodedata.normalize("NFD", "이순신은 조선의 장군이다."),
+        *(unicodedata.normalize("NFD", word) for word in ("이순신", "조선")),
+    ),
     "combining mark behind": row("Cafe\u0301 조선e\u0301 장군", "Cafe", "조선e"),
     "emoji": row("😀이순신👩‍👩‍👧은 조선🇰🇷의 장군😀", "이순신", "조선🇰🇷"),
     "marker signs": row("@ * 사람 * 김 @ 은 # ^ 단체 ^ @이순신@ # 와 #조선# 을", "@이순신@", "#조선#"),
@@ -58,7 +60,8 @@ def byte_level(texts: list[str], scheme: str):
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=600, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
     core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
     made = PreTrainedTokenizerFast(
@@ -200,31 +203,25 @@ def test_markers_survive_every_length_that_can_hold_them(make, family, query):
     ]
     for example in rows:
         whole = Featurizer(tokenizer, TAXONOMY, SCHEME, query, 512, TYPES).table([example])[0]
-        fits = []
-        for length in range(4, len(whole.input_ids) + 2):
+        entities = whole.positions[1] - whole.positions[0] + whole.positions[3] - whole.positions[2] + 2
+        size = len(whole.input_ids)
+        least = size - sentence_size(whole, Frame.of(tokenizer, query), query) + entities
+        for length in range(4, size + 2):
             featurizer = Featurizer(tokenizer, TAXONOMY, SCHEME, query, length, TYPES)
-            try:
-                found = featurizer.table([example])[0]
-            except MtlReError as error:
-                assert f"data.max_length leaves {length - len(whole.input_ids) + whole_budget(whole, featurizer)}" in str(
-                    error
-                )
-                assert not fits, "once it fits, it fits at every greater length"
+            if length < least:
+                with pytest.raises(MtlReError, match=rf"take {entities} tokens.* leaves {length - least + entities}$"):
+                    featurizer.table([example])
                 continue
-            fits.append(length)
-            assert len(found.input_ids) == min(length, len(whole.input_ids))
+            found = featurizer.table([example])[0]
+            assert len(found.input_ids) == min(length, size)
             check_positions(tokenizer, SCHEME, example, found)
             for at, was in zip(found.positions, whole.positions, strict=True):
                 assert found.input_ids[at] == whole.input_ids[was]
-        spans = [whole.positions[1] - whole.positions[0] + 1, whole.positions[3] - whole.positions[2] + 1]
-        question = len(whole.input_ids) - featurizer.frame.size - whole_budget(whole, featurizer)
-        assert fits[0] == sum(spans) + featurizer.frame.size + question, "the minimum is what the entities take"
 
 
-def whole_budget(whole: features.Features, featurizer: Featurizer) -> int:
+def sentence_size(whole: features.Features, frame: Frame, query: bool) -> int:
     """Tokens of the sentence itself in an uncut row."""
-    frame = featurizer.frame
-    end = whole.second - len(frame.between) if featurizer.query else len(whole.input_ids) - len(frame.after)
+    end = whole.second - len(frame.between) if query else len(whole.input_ids) - len(frame.after)
     return end - len(frame.before)
 
 
@@ -256,7 +253,9 @@ def test_a_row_that_cannot_fit_is_named_or_handed_over(make):
 
 def tokenizer_without(piece: str):
     vocabulary = ["[UNK]", "[CLS]", "[SEP]", *"@*#^"]
-    core = Tokenizer(models.WordPiece({p: n for n, p in enumerate(p for p in vocabulary if p != piece)}, unk_token="[UNK]"))
+    core = Tokenizer(
+        models.WordPiece({p: n for n, p in enumerate(p for p in vocabulary if p != piece)}, unk_token="[UNK]")
+    )
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
 
@@ -264,7 +263,9 @@ def tokenizer_without(piece: str):
 def test_an_unknown_marker_piece_is_named():
     features.check_known(tokenizer_without("none"), "entity_punct", TYPES)
     features.check_known(tokenizer_without("^"), "entity_punct", TYPES)
-    with pytest.raises(MtlReError, match=r"entity_punct writes #, which this tokenizer does not know; use one of special"):
+    with pytest.raises(
+        MtlReError, match=r"entity_punct writes #, which this tokenizer does not know; use one of special"
+    ):
         Featurizer(tokenizer_without("#"), TAXONOMY, "entity_punct", False, 32, TYPES)
     with pytest.raises(MtlReError, match=r"typed_punct writes .*\^"):
         features.check_known(tokenizer_without("^"), "typed_punct", TYPES)

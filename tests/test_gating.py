@@ -32,9 +32,7 @@ def by_hand(logits, taxonomy, row: int, temperatures) -> dict[str, float]:
     """Label → probability, with the words of the taxonomy and no index arithmetic."""
     heads = {head.name: head for head in taxonomy.heads}
     p = {
-        name: dict(
-            zip(head.classes, softmax(logits[name][row].tolist(), temperatures.get(name, 1.0)), strict=True)
-        )
+        name: dict(zip(head.classes, softmax(logits[name][row].tolist(), temperatures.get(name, 1.0)), strict=True))
         for name, head in heads.items()
     }
     if taxonomy.layout == "flat":

@@ -59,7 +59,7 @@ def pairs(draw):
 
 
 @each_scheme
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(pairs())
 def test_nothing_but_markers_and_spaces_is_added(scheme, pair):
     sentence, subject, object_ = pair
@@ -74,7 +74,7 @@ def test_nothing_but_markers_and_spaces_is_added(scheme, pair):
 
 
 @each_scheme
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(pairs())
 def test_markers_stand_alone_between_spaces(scheme, pair):
     sentence, subject, object_ = pair
@@ -113,7 +113,7 @@ def test_an_unknown_scheme_lists_the_known_ones():
 
 
 def test_a_type_without_a_korean_word_names_the_way_out():
-    with pytest.raises(RowError, match="'EVT' has no Korean word .* use typed_punct"):
+    with pytest.raises(RowError, match=r"'EVT' has no Korean word .* use typed_punct"):
         mark(SENTENCE, Entity("이순신", 0, 2, "EVT"), STATE, "typed_punct_ko")
     assert "evt" in mark(SENTENCE, Entity("이순신", 0, 2, "EVT"), STATE, "typed_punct").text
 

@@ -1,19 +1,16 @@
 """Logits that do not depend on company, a directory that holds everything, and no parameter without a use."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, MAX_LENGTH, SCHEME, TAXONOMIES, TYPES, small_config, small_model, tiny_model
+from conftest import ENCODERS, MAX_LENGTH, SCHEME, TAXONOMIES, TYPES, small_config, small_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from mtl_re import encoders, evaluation, features
+from mtl_re import encoders, features, inference, scorer
 from mtl_re.collate import Collator
 from mtl_re.errors import MtlReError
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, load, takes_token_types
@@ -38,8 +35,8 @@ def inputs(rows: int = 3, length: int = 9, vocabulary: int = 50, seed: int = 0):
 
 
 def probabilities(model, table, batch_size):
-    logits = evaluation.all_logits(model, table, 0, batch_size)
-    return evaluation.probabilities(logits, model.taxonomy)
+    logits = inference.all_logits(model, table, 0, batch_size)
+    return inference.probabilities(logits, model.taxonomy)
 
 
 def rows_of(table, order) -> features.FeatureTable:
@@ -68,7 +65,7 @@ def test_company_with_a_real_encoder(ko_mini, examples):
     with torch.no_grad():
         for head in model.heads.values():
             head.weight.mul_(20)
-    check_company(model, evaluation.featurizer_of(model, tokenizer).table(examples[:10]))
+    check_company(model, scorer.featurizer_of(model, tokenizer).table(examples[:10]))
 
 
 @each_encoder
@@ -91,7 +88,7 @@ def test_evaluation_leaves_the_mode_of_the_model_as_it_was(tiny, table):
     model = tiny[0]
     for mode in (True, False):
         model.train(mode)
-        evaluation.all_logits(model, rows_of(table, range(4)), 0, 2)
+        inference.all_logits(model, rows_of(table, range(4)), 0, 2)
         assert model.training is mode
 
 
@@ -216,42 +213,10 @@ def test_an_unknown_pooling_lists_the_known_ones():
 # ---- law 7: save and load ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory) -> Path:
-    """The tiny model as a CKPT directory."""
-    folder = tmp_path_factory.mktemp("ckpt")
-    model, tokenizer = tiny
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-LOAD = """
-import json, sys
-import numpy as np, torch
-torch.set_num_threads(1)
-from mtl_re import evaluation, model
-from mtl_re.data import parse_row
-ckpt, rows, out = sys.argv[1:]
-for seed in (1, 2):
-    torch.manual_seed(seed)
-    found, tokenizer = model.load(ckpt)
-    examples = [parse_row(row, found.taxonomy) for row in json.load(open(rows, encoding="utf-8"))]
-    table = evaluation.featurizer_of(found, tokenizer).table(examples)
-    np.save(f"{out}/{seed}.npy", evaluation.all_logits(found, table, tokenizer.pad_token_id, 8))
-"""
-
-
-def test_a_new_process_loads_the_same_model(saved, tiny, table, examples, tmp_path):
-    rows = tmp_path / "rows.json"
-    rows.write_text(json.dumps([example.to_row() for example in examples]), encoding="utf-8")
-    environment = os.environ | {"PYTHONHASHSEED": "77", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    call = [sys.executable, "-c", LOAD, str(saved), str(rows), str(tmp_path)]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    here = evaluation.all_logits(tiny[0], table, tiny[1].pad_token_id, 8)
+def test_a_new_process_loads_the_same_model(elsewhere, tiny, table):
+    here = inference.all_logits(tiny[0], table, tiny[1].pad_token_id, 8)
     for seed in (1, 2):
-        np.testing.assert_array_equal(np.load(tmp_path / f"{seed}.npy"), here)
+        np.testing.assert_array_equal(np.load(elsewhere / f"logits{seed}.npy"), here)
 
 
 def test_loading_draws_nothing_at_random(saved, tiny):
@@ -276,7 +241,9 @@ def test_the_directory_names_no_place_of_this_machine(tmp_path, tokenizer):
     folder = tmp_path / "ckpt"
     from_encoder(encoder, MtlReConfig()).save_pretrained(folder)
     own.save_pretrained(folder)
-    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in {".json", ".txt"}}
+    texts = {
+        path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in {".json", ".txt"}
+    }
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(texts)
     for name, text in texts.items():
         for root in (tmp_path, REPOSITORY, Path.home(), Path.cwd()):

@@ -1,6 +1,7 @@
 """Every trainable parameter in one group with the right rate and decay, and the shape of the schedule."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from mtl_re.config import OptimConfig
 from mtl_re.optim import make_optimizer, parameter_groups, rate_factor, set_rates
+
 
 def by_name(groups) -> dict[str, dict]:
     return {name: group for group in groups for name in group["names"]}
@@ -115,7 +117,7 @@ def test_shape_of_the_schedule(schedule, warmup, total):
         assert end == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-12)
     if rising:
         assert factors[0] == pytest.approx(1 / (rising + 1))
-        assert len({round(b - a, 9) for a, b in zip(factors[:rising], factors[1:rising], strict=False)}) <= 1, "linear"
+        assert len({round(b - a, 9) for a, b in pairwise(factors[:rising])}) <= 1, "linear"
 
 
 def test_linear_and_cosine_by_value():

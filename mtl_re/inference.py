@@ -1,0 +1,133 @@
+"""Model + rows → logits → probabilities: the forward pass without gradients, wherever it runs.
+
+Rows go through the model in batches of like length and come back in their own order; with several processes each takes
+a share and all get the whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mtl_re import gating
+from mtl_re.collate import Collator, sorted_batches
+from mtl_re.errors import MtlReError
+from mtl_re.features import FeatureTable
+from mtl_re.model import MtlReModel
+from mtl_re.taxonomy import Taxonomy
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def table_logits(
+    model: MtlReModel,
+    table: FeatureTable,
+    pad_id: int,
+    batch_size: int,
+    precision: str = "no",
+    share: tuple[int, int] = (0, 1),
+    progress: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a table's rows.
+
+    Args:
+        model: its device decides where this runs; put into eval mode and back.
+        pad_id: the tokenizer's padding token.
+        precision: `no`, `fp16` or `bf16` for the encoder's arithmetic.
+        share: (rank, processes): this process takes every so-manieth batch.
+        progress: title of a progress bar (None: no bar).
+
+    Returns:
+        Row numbers (n,) and their logits (n, all heads' classes side by side) float32; both cover all rows if
+        `share` is (0, 1).
+    """
+    device = next(model.parameters()).device
+    heads = model.taxonomy.heads
+    collate = Collator(table, pad_id, model.takes_types, [0] * len(heads))
+    batches = sorted_batches(table.lengths, batch_size)[share[0] :: share[1]]
+    rows: list[np.ndarray] = []
+    parts: list[torch.Tensor] = []
+    was_training = model.training
+    model.eval()
+    bar = tqdm(total=sum(map(len, batches)), desc=progress, unit="row", disable=progress is None, file=sys.stderr)
+    with torch.inference_mode(), autocast(device, precision), bar:
+        for batch_rows in batches:
+            batch = {name: tensor.to(device) for name, tensor in collate(batch_rows).items() if name != "targets"}  # type: ignore[attr-defined]
+            logits = model(**batch)
+            parts.append(torch.cat([logits[head.name] for head in heads], dim=-1).float().cpu())
+            rows.append(batch_rows)
+            bar.update(len(batch_rows))
+    model.train(was_training)
+    width = sum(len(head.classes) for head in heads)
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros((0, width), np.float32)
+    return np.concatenate(rows), torch.cat(parts).numpy()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision for the forward pass; nothing for fp32."""
+    return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else nullcontext()
+
+
+def all_logits(
+    model: MtlReModel,
+    table: FeatureTable,
+    pad_id: int,
+    batch_size: int,
+    precision: str = "no",
+    accelerator: Any = None,
+    progress: str | None = None,
+) -> np.ndarray:
+    """(rows, all heads' classes) logits in row order; with an accelerator the processes share the work and all get
+    the whole."""
+    share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    parts = [table_logits(model, table, pad_id, batch_size, precision, share, progress)]
+    if share[1] > 1:
+        from accelerate.utils import gather_object
+
+        parts = gather_object(parts)
+    ordered = np.empty((len(table), parts[0][1].shape[1]), np.float32)
+    for rows, logits in parts:
+        ordered[rows] = logits
+    return ordered
+
+
+def probabilities(logits: np.ndarray, taxonomy: Taxonomy, temperatures: dict[str, float] | None = None) -> np.ndarray:
+    """(rows, labels) float64 product probabilities of side-by-side logits."""
+    widths = [len(head.classes) for head in taxonomy.heads]
+    split = torch.from_numpy(logits).double().split(widths, dim=-1)
+    by_head = {head.name: scores for head, scores in zip(taxonomy.heads, split, strict=True)}
+    return gating.product(by_head, taxonomy, temperatures).numpy()
+
+
+def default_device() -> torch.device:
+    """CUDA or Apple's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_precision(option: str, device: torch.device | None = None) -> str:
+    """`auto` → what the device computes fast.
+
+    bf16 on CUDA from compute capability 8.0 and on CPUs with amx_bf16 (elsewhere it is emulated, 5× slower than fp32),
+    else fp16 on CUDA, else fp32.
+
+    Raises:
+        MtlReError: fp16 was asked for without CUDA.
+    """
+    kind = (device or default_device()).type
+    if option == "fp16" and kind != "cuda":
+        raise MtlReError("precision fp16 needs a CUDA device; take bf16 or no")
+    if option != "auto":
+        return option
+    if kind == "cuda":
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    if kind == "cpu":
+        return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    return "no"

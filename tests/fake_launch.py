@@ -1,0 +1,56 @@
+"""Stands in for `accelerate launch` in the tests of studies: trains nothing, and writes what a run directory holds.
+
+Called as `fake_launch.py BEHAVIOUR LOG -m mtl_re train --config C --train.run_dir D --train.resume auto`. It appends
+`begin KEY` and `end KEY` to LOG. BEHAVIOUR: `quick`; `slow` (a second); `hang:KEY` (the first run of KEY stays until it
+is killed, leaving its progress); `fail:ARM` (cells of that arm fail).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+
+def note(log: str, text: str) -> None:
+    with open(log, "a") as file:
+        file.write(f"{text}\n")
+
+
+def main(behaviour: str, log: str, *words: str) -> None:
+    options = dict(zip(words, words[1:], strict=False))
+    assert words[:3] == ("-m", "mtl_re", "train")
+    assert options["--train.resume"] == "auto"
+    folder = Path(options["--train.run_dir"])
+    config = yaml.safe_load(Path(options["--config"]).read_text())
+    note(log, f"begin {folder.name} {os.getpid()}")
+    kind, _, which = behaviour.partition(":")
+    if kind == "fail" and folder.name.startswith(which):
+        print("loading\nmtl-re: error: the moon is not in the right phase\n", file=sys.stderr)
+        raise SystemExit(1)
+    marks = folder / "checkpoints"
+    if kind == "hang" and folder.name == which and not marks.exists():
+        signal.signal(signal.SIGTERM, lambda *_: (note(log, f"saved {folder.name}"), sys.exit(0)))
+        marks.mkdir(parents=True)
+        time.sleep(60)
+    if kind == "slow":
+        time.sleep(0.7)
+    rate = config.get("optim", {}).get("lr", 0.0)
+    lines = [
+        {"kind": "valid", "step": step, "epoch": step, "selection": 50 + step - abs(rate - 0.01) * 1000, "best": True}
+        for step in (1, 2, 3)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if kind == "watch":
+        time.sleep(1.2)
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "report.md").write_text("done\n")
+    note(log, f"end {folder.name} {os.getpid()}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,284 @@
+"""What a run leaves behind: metrics.jsonl across resumes, the manifest, and the trackers as views of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from distributed_worker import lines, make_config, rows_file, shrink
+
+from mtl_re import tracking
+from mtl_re.tracking import MetricsLog, Trackers, flatten, manifest
+from mtl_re.train import train
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    shrink(monkeypatch)
+
+
+# ---- metrics.jsonl -----------------------------------------------------------------------------------------------------
+
+
+def steps(path):
+    return [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_log_appends_lines(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", 0)
+    log.write({"step": 1, "text": "관계"})
+    log.write({"step": 2})
+    assert steps(tmp_path / "m.jsonl") == [1, 2]
+    assert "관계" in (tmp_path / "m.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("resumed", "kept"), [(0, []), (1, [1]), (2, [1, 2, 2]), (9, [1, 2, 2, 3, 4])])
+def test_resume_drops_what_lies_behind_the_step(tmp_path, resumed, kept):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 2, 3, 4)))
+    MetricsLog(path, resumed)
+    assert steps(path) == kept
+
+
+@pytest.mark.parametrize("tail", ['{"step": 2, "lo', '{"step": 2', "garbage", "[1]", "{}", "\n"])
+def test_line_cut_by_a_kill_is_dropped(tmp_path, tail):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n' + tail)
+    log = MetricsLog(path, 5)
+    log.write({"step": 6})
+    assert steps(path) == [1, 6]
+
+
+def test_a_failing_disk_does_not_lose_the_log(tmp_path, monkeypatch):
+    """The lines before the resumed step are the only record of what was trained."""
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    class Killed(BaseException):
+        pass
+
+    real = type(path).write_text
+
+    def killed(self, text, **named):
+        real(self, "", **named)
+        raise Killed
+
+    monkeypatch.setattr(type(path), "write_text", killed)
+    try:
+        MetricsLog(path, 1)
+    except Killed:
+        pass
+    monkeypatch.undo()
+    assert steps(path)[:1] == [1]
+
+
+# ---- flatten and manifest ------------------------------------------------------------------------------------------------
+
+
+def test_flatten():
+    nested = {"a": {"b": {"c": 1.5}, "d": [1, 2]}, "e": None, "f": True, "g": "text", 3: 4}
+    assert flatten(nested) == {"a/b/c": 1.5, "a/d": "[1, 2]", "e": "None", "f": True, "g": "text", "3": 4}
+    assert flatten({}) == {}
+
+
+def test_manifest_holds_no_environment(monkeypatch):
+    secret = "s3cr3t-of-the-environment"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "ANY_OTHER"):
+        monkeypatch.setenv(name, secret)
+    written = manifest({"train": {}}, 1, 2, "no", "cpu")
+    assert secret not in json.dumps(written)
+    assert set(written) == {"command", "git", "versions", "hardware", "data", "seed"}
+    assert written["hardware"]["processes"] == 2
+
+
+def test_manifest_outside_a_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert tracking.git_state() is None
+    monkeypatch.setenv("PATH", "")
+    assert tracking.git_state() is None
+
+
+def test_git_state_names_commit_and_dirt(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    state = tracking.git_state()
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "new").write_text("")
+    assert tracking.git_state()["dirty"] is True
+
+
+# ---- wandb: offline or not -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_wandb(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def refuse(address, timeout=None):
+    raise OSError("no network in this test")
+
+
+def test_without_a_key_wandb_is_offline(no_wandb, monkeypatch):
+    monkeypatch.setattr(tracking.socket, "create_connection", lambda *rest, **named: pytest.fail("asked the network"))
+    assert "no key" in tracking._wandb_offline()
+
+
+def test_with_a_key_but_no_network_wandb_is_offline(no_wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(tracking.socket, "create_connection", refuse)
+    assert "api.wandb.ai cannot be reached" in tracking._wandb_offline()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.mine:8080")
+    assert "wandb.mine cannot be reached" in tracking._wandb_offline()
+
+
+@pytest.mark.parametrize("name", [".netrc", "_netrc"])
+def test_key_in_a_netrc_counts(no_wandb, monkeypatch, tmp_path, name):
+    path = tmp_path / ".netrc"
+    path.write_text("machine api.wandb.ai login user password kkk\n")
+    path.chmod(0o600)
+    monkeypatch.setattr(tracking.socket, "create_connection", refuse)
+    assert "cannot be reached" in tracking._wandb_offline()
+    path.write_text("machine")
+    assert "no key" in tracking._wandb_offline()
+
+
+def test_the_users_mode_is_left_alone(no_wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking._wandb_offline() is None
+
+
+def test_no_trackers_do_nothing(tmp_path):
+    trackers = Trackers(None, [], "p", tmp_path, {})
+    trackers.log({"a": 1}, 1)
+    trackers.finish({}, 1)
+    assert not list(tmp_path.iterdir())
+
+
+class FakeTracker:
+    def __init__(self):
+        self.tables = {}
+
+    def log_table(self, name, columns, data, step):
+        self.tables[name] = (columns, data, step)
+
+
+class FakeAccelerator:
+    is_main_process = True
+
+    def __init__(self):
+        self.wandb, self.logged, self.ended, self.started = FakeTracker(), [], False, None
+
+    def init_trackers(self, project, config, init_kwargs):
+        self.started = (project, config, init_kwargs)
+
+    def log(self, values, step):
+        self.logged.append((values, step))
+
+    def get_tracker(self, name):
+        return self.wandb
+
+    def end_training(self):
+        self.ended = True
+
+
+def test_wandb_gets_numbers_scores_and_the_confusion_table(no_wandb, tmp_path, capsys):
+    accelerator = FakeAccelerator()
+    trackers = Trackers(accelerator, ["wandb"], "mine", tmp_path / "run", {"a": {"b": None}})
+    project, config, options = accelerator.started
+    assert (project, config) == ("mine", {"a/b": "None"})
+    assert options["wandb"]["mode"] == "offline"
+    said = capsys.readouterr().err
+    assert "kept offline under" in said
+    assert str(tmp_path / "run" / "wandb") in said
+    trackers.log({"kind": "train", "loss": {"coarse": 1.0}}, 3)
+    assert accelerator.logged[-1] == ({"loss/coarse": 1.0}, 3)
+    confusion = {"no_relation": {"no_relation": 3, "org": 1}, "org": {"no_relation": 0, "org": 2}}
+    trackers.finish({"micro_f1": 50.0, "coarse": {"accuracy": 80.0, "confusion": confusion}, "per_label": {}}, 9)
+    assert accelerator.logged[-1][0]["final/micro_f1"] == 50.0
+    assert accelerator.wandb.tables["confusion"] == (
+        ["gold", "no_relation", "org"],
+        [["no_relation", 3, 1], ["org", 0, 2]],
+        9,
+    )
+    assert accelerator.ended
+
+
+def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
+    accelerator = FakeAccelerator()
+    Trackers(accelerator, ["wandb"], "mine", tmp_path, {}).finish({}, 9)
+    assert accelerator.ended
+
+
+# ---- real trackers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tensorboard_holds_the_same_figures(tmp_path, monkeypatch):
+    """Its files lie in the run directory, whatever the working directory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    rows = rows_file(tmp_path / "rows.json")
+    run_dir = tmp_path / "runs" / "one"
+    train(
+        make_config(
+            {"data.train": str(rows), "train.run_dir": str(run_dir), "tracking.trackers": ["tensorboard"]}
+        )
+    )
+    files = list(run_dir.rglob("events.out.tfevents.*"))
+    assert files, f"not in the run directory but in {list(tmp_path.rglob('events.out.tfevents.*'))}"
+    scalars = {}
+    for file in files:
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
+    for line in lines(run_dir, "train"):
+        assert scalars["loss/coarse"][line["step"]] == pytest.approx(line["loss"]["coarse"], rel=1e-5)
+    for line in lines(run_dir, "valid"):
+        assert scalars["valid/auprc"][line["step"]] == pytest.approx(line["auprc"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", ["0.2", "0"])
+def test_wandb_run_without_key_or_network(tmp_path, fraction):
+    """The real thing in a process of its own: offline, said so, exit 0, and a run on disk."""
+    rows = rows_file(tmp_path / "rows.json")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    options = {
+        "data.train": rows,
+        "data.max_length": 96,
+        "data.valid_fraction": fraction,
+        "model.encoder": "scratch:tiny",
+        "train.run_dir": tmp_path / "run",
+        "train.max_steps": 2,
+        "train.precision": "no",
+        "tracking.trackers": '["wandb"]',
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl_re", "train", *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
+    assert "wandb: no key" in done.stderr
+    kept = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(kept) == 1
+    assert kept[0].stat().st_size > 0
+    tables = list((tmp_path / "run" / "wandb").rglob("*confusion*"))
+    assert bool(tables) == (fraction != "0")
