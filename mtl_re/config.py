@@ -79,7 +79,7 @@ class LossConfig:
     """`joint`: every head divides by the rows of the step, so unit weights give the NLL of the product distribution.
     `per_head`: every head divides by its own labelled rows."""
     weighting: str = "fixed"
-    """How head weights move during training: fixed."""
+    """How head weights move during training, starting from `weights`: fixed, uncertainty, dwa, rlw, famo."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each head by name (coarse, org, per; a head not named: 1; 0: the head is not trained at all)."""
     label_smoothing: float = 0.0

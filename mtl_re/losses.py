@@ -95,6 +95,8 @@ def combine(
     """
     total = torch.zeros((), device=next(iter(losses.values())).sum.device)
     for name, loss in losses.items():
+        if weights[name] == 0:  # an untrained head must not touch the sum, not even as 0 · inf
+            continue
         denominator = rows if reduction == "joint" else counts[name]
         total = total + weights[name] * loss.sum / max(denominator, 1)
     return total

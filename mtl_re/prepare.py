@@ -38,6 +38,7 @@ from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.tracking import Trackers, manifest
+from mtl_re.weighting import Weighting, weighting_named
 
 T = TypeVar("T")
 _PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
@@ -69,6 +70,7 @@ class Run:
     plain_model: MtlReModel
     optimizer: Any
     weights: dict[str, float]
+    weighting: Weighting
     collate: Collator
     trackers: Trackers
     precision: str
@@ -138,6 +140,9 @@ def prepare(config: Config, name: str) -> Run:
         plain_model=accelerator.unwrap_model(prepared),
         optimizer=optimizer,
         weights=weights,
+        weighting=weighting_named(
+            config.loss.weighting, [head for head, weight in weights.items() if weight > 0], config.train.seed
+        ),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets),
         trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
         precision=precision,
@@ -371,8 +376,7 @@ def _check_names(config: Config) -> None:
     """Names that registries own, before anything is loaded."""
     markers.scheme_named(config.data.markers)
     loss_named(config.loss.kind)
-    if config.loss.weighting != "fixed":
-        raise MtlReError(f"loss.weighting: {config.loss.weighting!r}; expected fixed")
+    weighting_named(config.loss.weighting, [], 0)
     if config.model.pooling not in POOLINGS:
         raise MtlReError(f"model.pooling: {config.model.pooling!r}; expected one of {', '.join(POOLINGS)}")
 
@@ -389,7 +393,7 @@ def _announce(run: Run) -> None:
         f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at "
         f"most), {len(rows.valid)} validation rows\n"
         f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
-        f"(normalised to sum to {len(run.weights)}), {run.config.loss.reduction} reduction\n"
+        f"(normalised to sum to {len(run.weights)}), {run.config.loss.weighting}, {run.config.loss.reduction} reduction\n"
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
         f"run directory {run.run_dir}"
     )

@@ -30,7 +30,7 @@ from mtl_re import checkpoint, evaluation, inference, report
 from mtl_re.collate import Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
 from mtl_re.errors import MtlReError
-from mtl_re.losses import combine, head_losses
+from mtl_re.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import Run, on_main, prepare
 from mtl_re.taxonomy import IGNORE
@@ -71,7 +71,7 @@ class Window:
 
     Attributes:
         losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens: as read, without
-            padding. norm: the last step's gradient norm.
+            padding. norm: the last step's gradient norm. weights: of every step, where they move.
     """
 
     losses: dict[str, Any] = field(default_factory=dict)  # tensors until they are read: no synchronisation a step
@@ -79,6 +79,7 @@ class Window:
     rows: int = 0
     tokens: int = 0
     norm: Any = 0.0
+    weights: list[dict[str, float]] = field(default_factory=list)
 
 
 class Parts(Dataset[Batch]):
@@ -178,6 +179,7 @@ def epoch(run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, 
         finished = state.position == len(steps)
         if finished:
             state.epoch, state.position = state.epoch + 1, 0
+            run.weighting.end_epoch()
         if state.step % options.tracking.log_every == 0 or state.step == total:
             write_window(run, state, log, total, clock, bar)
         bar.update(1)
@@ -203,17 +205,15 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     """
     accelerator, options = run.accelerator, run.config
     counts, labelled = global_counts(run, rows)
+    weights = step_weights(run, state.step)
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
-        moved = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
-        targets = moved.pop("targets")
         last = number == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.model):
-            losses = head_losses(run.model(**moved), targets, options.loss)
-            loss = combine(losses, counts, labelled, run.weights, options.loss.reduction)
+            losses = _forward(run, batch)
+            loss = combine(losses, counts, labelled, weights, options.loss.reduction)
             accelerator.backward(loss * accelerator.num_processes)
-        for name, head in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + head.sum.detach()
+        _gather(sums, losses)
     norm = _clip(run)
     set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
     _check_finite(run, state, norm, sums, rows)
@@ -222,7 +222,49 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     state.step += 1
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if run.optimizer.step_was_skipped else 0
     state.skipped += run.optimizer.step_was_skipped
+    _update_weighting(run, batches, sums, counts)
     _add(run, state.window, sums, counts, rows, norm)
+    if run.config.loss.weighting != "fixed":
+        state.window.weights.append(weights)
+
+
+def step_weights(run: Run, step: int) -> dict[str, float]:
+    """Weights of a step: `loss.weights` times the weighting's factors, normalised."""
+    factors = run.weighting.factors(step)
+    heads = list(run.weights)
+    return normalise({head: run.weights[head] * factors.get(head, 0.0) for head in heads}, heads)
+
+
+def _forward(run: Run, batch: Batch) -> dict[str, HeadLoss]:
+    """Raw losses of one forward pass."""
+    device = run.accelerator.device
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
+    targets = moved.pop("targets")
+    return head_losses(run.model(**moved), targets, run.config.loss)
+
+
+def _gather(sums: dict[str, Tensor], losses: dict[str, HeadLoss]) -> None:
+    for name, head in losses.items():
+        value = head.sum.detach()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _update_weighting(run: Run, batches: Sequence[Batch], sums: dict[str, Tensor], counts: dict[str, int]) -> None:
+    """Show the step's losses, reduced over processes, to the weighting."""
+    if not run.weighting.needs_losses:
+        return
+
+    def means(values: dict[str, Tensor]) -> dict[str, float]:
+        total = run.accelerator.reduce(torch.stack([values[name] for name in run.weighting.heads]), "sum").tolist()
+        named = zip(run.weighting.heads, total, strict=True)
+        return {name: value / counts[name] for name, value in named if counts[name]}
+
+    after: dict[str, Tensor] = {}
+    if run.weighting.needs_after:
+        with torch.no_grad():
+            for batch in batches:
+                _gather(after, _forward(run, batch))
+    run.weighting.update(means(sums), means(after) if after else None)
 
 
 def global_counts(run: Run, rows: np.ndarray) -> tuple[dict[str, int], int]:
@@ -313,7 +355,7 @@ def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clo
         "epoch": round(state.epoch + state.position * state.step_rows / len(run.train_table), 4),
         "loss": means,
         "labelled_rows": dict(window.counts),
-        "weights": run.weights,
+        "weights": window.weights[-1] if window.weights else run.weights,
         "lr": min(group["lr"] for group in groups),
         "head_lr": max(group["lr"] for group in groups),
         "grad_norm": window.norm,
@@ -322,7 +364,7 @@ def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clo
         "tokens_per_s": round((window.tokens - clock.tokens) / seconds, 1),
     }
     if log is not None:
-        log.write(line)
+        log.write(line | ({"weights_by_step": window.weights} if window.weights else {}))
         bar.set_postfix(
             {name: f"{value:.3f}" for name, value in means.items()} | {"tok/s": f"{window.tokens / seconds:.0f}"}
         )
@@ -424,6 +466,7 @@ def save_state(run: Run, state: State) -> None:
         "state": asdict(state),
         "processes": run.accelerator.num_processes,
         "scaler": None if scaler is None else scaler.state_dict(),
+        "weighting": run.weighting.state(),
         "identity": run.identity,
     }
     tensors = {"model": run.plain_model.state_dict(), "optimizer": _optimizer_tensors(run), "random": generators}
@@ -474,6 +517,7 @@ def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
             run.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
     if run.accelerator.scaler is not None and found.state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
+    run.weighting.restore(found.state["weighting"])
     rank = run.accelerator.process_index
     mine = {k.removeprefix(f"{rank}/"): t for k, t in found.tensors["random"].items() if k.startswith(f"{rank}/")}
     if found.state["processes"] == run.accelerator.num_processes:
