@@ -120,6 +120,10 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     _compose(sub)
     sub.add_class_arguments(config.PredictConfig, skip={"compose"})
 
+    sub = command("calibrate", _calibrate, "Fit temperatures and a threshold, store them.", "CKPT ")
+    sub.add_argument("ckpt", type=str, help="A run's directory or a checkpoint directory.")
+    sub.add_class_arguments(config.CalibrateConfig)
+
     sub = command("compare", _compare, "Paired bootstrap of two prediction files on the same rows.", "A.jsonl B.jsonl ")
     sub.add_argument("a", type=str, help="Predictions A.")
     sub.add_argument("b", type=str, help="Predictions B.")
@@ -216,6 +220,17 @@ def _predict(options: Namespace) -> Callable[[], Any]:
 
         count = predict(options.ckpt or [], made)
         print(f"{count} predictions in {made.output}")
+
+    return call
+
+
+def _calibrate(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.CalibrateConfig, options)
+
+    def call() -> None:
+        from mtl_re.fit_calibration import calibrate
+
+        print(json.dumps(calibrate(options.ckpt, made), ensure_ascii=False, indent=1))
 
     return call
 

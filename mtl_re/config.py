@@ -346,6 +346,27 @@ class AblateConfig:
 
 
 @dataclass
+class CalibrateConfig:
+    """Options of `mtl-re calibrate`."""
+
+    data: str
+    """Labelled rows that training did not see and that will not be scored."""
+    prior: str = "none"
+    """Target prior for the threshold: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    unlabelled: str | None = None
+    """Estimate the target prior from these rows by EM, with BBSE as a cross-check (labels, if any, are not read)."""
+    output: str | None = None
+    """Directory for calibration.json and the reliability picture."""
+    store: bool = True
+    """Write temperatures and threshold into the checkpoint."""
+    batch_size: int = 128
+    """Rows of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _between("batch_size", self.batch_size, 1, 1_000_000)
+
+
+@dataclass
 class CompareConfig:
     """Options of `mtl-re compare`."""
 

@@ -171,19 +171,28 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def checkpoint_folder(path: str) -> Path:
+    """The CKPT directory that a path means: itself, or the `model/` of a run.
+
+    Raises:
+        MtlReError: no checkpoint lies there.
+    """
+    folder = Path(path)
+    found = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        if not (found / name).is_file():
+            raise MtlReError(f"{path}: no {name} there; give the model/ folder of a run, or an exported directory")
+    return found
+
+
 def load(path: str) -> tuple[MtlReModel, Any]:
     """Model (eval mode, fp32) and tokenizer of a CKPT directory or hub id.
 
     Raises:
         MtlReError: not a checkpoint of ours, or damaged.
     """
-    folder = Path(path)
-    if folder.exists():
-        found = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
-            if not (found / name).is_file():
-                raise MtlReError(f"{path}: no {name} there; give the model/ folder of a run, or an exported directory")
-        path = str(found)
+    if Path(path).exists():
+        path = str(checkpoint_folder(path))
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise MtlReError(f"{path}: no such checkpoint directory")
     try:

@@ -393,7 +393,7 @@ def _announce(run: Run) -> None:
         f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at "
         f"most), {len(rows.valid)} validation rows\n"
         f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
-        f"(normalised to sum to {len(run.weights)}), {run.config.loss.weighting}, {run.config.loss.reduction} reduction\n"
+        f"(they sum to {len(run.weights)}), {run.config.loss.weighting}; {run.config.loss.reduction} reduction\n"
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
         f"run directory {run.run_dir}"
     )
