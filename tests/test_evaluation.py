@@ -205,7 +205,7 @@ def test_write_json_is_whole_or_not_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
 
 
-# ---- parts -------------------------------------------------------------------------------------------------------------
+# ---- parts ---------------------------------------------------------------------------------------------------------
 
 
 def test_logits_come_back_in_row_order_and_cover_all_shares(tiny, table):
@@ -257,7 +257,9 @@ def test_selection_score_matches_the_report(tiny, metric):
     score = evaluation.selection_score(probs, gold, taxonomy, EvalConfig(metric=metric, gate="soft"))
     assert score == pytest.approx(report[metric])
     target = [0.6, 0.17, 0.23]
-    shifted = evaluation.selection_score(probs, gold, taxonomy, EvalConfig(metric=metric, gate="soft", target_prior=target))
+    shifted = evaluation.selection_score(
+        probs, gold, taxonomy, EvalConfig(metric=metric, gate="soft", target_prior=target)
+    )
     weights = metrics.prior_weights(gold, taxonomy, target)
     if metric == "accuracy":
         predicted = probs.argmax(axis=1)
