@@ -30,6 +30,7 @@ from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.evaluation import write_json
+from mtl_re.feature_cache import cached_table
 from mtl_re.features import FeatureTable, Featurizer
 from mtl_re.inference import resolve_precision
 from mtl_re.losses import loss_named, normalise
@@ -368,7 +369,7 @@ def _featurize(
         lost.add(id(example))
         bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
 
-    table = featurizer.table(examples, reject)
+    table = cached_table(featurizer, examples, reject)
     return [example for example in examples if id(example) not in lost], table
 
 

@@ -1,0 +1,83 @@
+"""The cache gives what tokenising gives, notices every change, and is never needed."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from mtl_re import feature_cache
+from mtl_re.features import FeatureTable, Featurizer
+from mtl_re.taxonomy import Taxonomy
+
+TYPES = ["PER", "ORG", "LOC", "DAT", "POH", "NOH"]
+
+
+@pytest.fixture
+def featurizer(tokenizer):
+    return Featurizer(tokenizer, Taxonomy.from_prefixes(), "typed_punct_ko", False, 128, TYPES)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_RE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(feature_cache, "SMALL", 1)
+
+
+def assert_equal(one: FeatureTable, other: FeatureTable) -> None:
+    for field in fields(FeatureTable):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right)
+
+
+def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch):
+    first = feature_cache.cached_table(featurizer, examples)
+    assert_equal(first, featurizer.table(examples))
+    monkeypatch.setattr(featurizer, "table", lambda *rest: pytest.fail("tokenised again"))
+    assert_equal(feature_cache.cached_table(featurizer, examples), first)
+    assert [path.suffix for path in feature_cache.folder().iterdir()] == [".npz"]
+
+
+def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
+    keys = {feature_cache.key(featurizer, examples)}
+    keys.add(feature_cache.key(featurizer, examples[::-1]))
+    keys.add(feature_cache.key(featurizer, [replace(examples[0], label=None), *examples[1:]]))
+    moved = replace(examples[0].subject, type="LOC")
+    keys.add(feature_cache.key(featurizer, [replace(examples[0], subject=moved), *examples[1:]]))
+    flat = Taxonomy.from_prefixes(layout="flat")
+    for taxonomy, scheme, query, length in (
+        (flat, "typed_punct_ko", False, 128),
+        (featurizer.taxonomy, "typed_punct", False, 128),
+        (featurizer.taxonomy, "typed_punct_ko", True, 128),
+        (featurizer.taxonomy, "typed_punct_ko", False, 127),
+    ):
+        try:
+            other = Featurizer(tokenizer, taxonomy, scheme, query, length, TYPES)
+        except Exception:  # this vocabulary may lack English type words
+            continue
+        keys.add(feature_cache.key(other, examples))
+    assert len(keys) >= 7
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
+def test_a_damaged_file_is_made_again(featurizer, examples, damage):
+    expected = feature_cache.cached_table(featurizer, examples)
+    path = next(feature_cache.folder().iterdir())
+    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
+    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
+    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
+
+
+def test_a_place_that_cannot_be_written_is_no_fault(featurizer, examples, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MTL_RE_CACHE", str(tmp_path / "file" / "cache"))
+    assert_equal(feature_cache.cached_table(featurizer, examples), featurizer.table(examples))
+
+
+def test_tables_with_rejected_rows_are_not_kept(featurizer, examples):
+    odd = replace(examples[0], subject=replace(examples[0].subject, type="ZZZ"))
+    lost = []
+    for _ in range(2):
+        table = feature_cache.cached_table(featurizer, [odd, *examples], lambda row, error: lost.append(row))
+        assert len(table) == len(examples)
+    assert len(lost) == 2
