@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -75,7 +75,9 @@ def ablate(path: Path, options: AblateConfig) -> Path:
 
 def worker(path: str, launch: str) -> None:
     """One worker of `--workers N`, in a process of its own; what it could not do stands in the storage."""
-    Worker(Book(load_study(Path(path))), launch).work()
+    book = Book(load_study(Path(path)))
+    book.enqueue()
+    Worker(book, launch).work()
 
 
 def _spawn(path: Path, options: AblateConfig) -> None:

@@ -25,8 +25,19 @@ from torch import Tensor
 from mtl_re.errors import MtlReError
 
 _NAME = re.compile(r"step-(\d{6,})")
-_TEMPORARY = ".partial-"
+_TEMPORARY, _ASIDE = ".partial-", ".old-"
 MANIFEST, STATE = "manifest.json", "state.json"
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    safetensors.SafetensorError,
+)  # what a damaged file can make the parsers raise
 
 
 @dataclass(frozen=True)
@@ -71,18 +82,13 @@ def save(
             file.name: {"size": file.stat().st_size, "sha256": _digest(file)} for file in sorted(partial.iterdir())
         }
         _write(partial / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
-        for file in [*partial.iterdir(), partial]:
-            sync(file)
-        if _is_whole(final):  # the same step of the same run, written before
-            shutil.rmtree(partial)
-        else:
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(partial, final)
-        sync(folder)
+        publish_folder(partial, final)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
-    for old in whole_names(folder)[keep:]:
+    others = [path for path in whole_names(folder) if path != final]
+    later = [path for path in others if path.name > final.name and not _is_whole(path)]
+    for old in later + [path for path in others if path not in later][keep - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -90,6 +96,7 @@ def save(
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with each newer one."""
     faults: list[str] = []
+    recover(folder)
     for path in whole_names(folder):
         try:
             return load(path), faults
@@ -116,7 +123,7 @@ def load(path: Path) -> Checkpoint:
             raise MtlReError(f"{path}: {MANIFEST} does not list {STATE}")
         tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
         return Checkpoint(path, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except _UNREADABLE as error:
         raise MtlReError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
 
 
@@ -140,16 +147,38 @@ def whole_names(folder: Path) -> list[Path]:
 
 
 def publish_folder(build: Path, final: Path) -> None:
-    """Put a finished folder in another's place: the old one is moved aside first and removed last."""
+    """Put a finished folder in another's place.
+
+    The old one is moved aside first and removed last; a fault in between puts it back, and after a kill `recover` does.
+
+    Raises:
+        OSError: the old folder stands where it stood.
+    """
     for file in [*build.rglob("*"), build]:
         sync(file)
-    old = final.with_name(f".old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.rename(final, old)
-    os.rename(build, final)
+    aside = final.with_name(f"{_ASIDE}{final.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    moved = final.exists()
+    if moved:
+        os.rename(final, aside)
+    try:
+        os.rename(build, final)
+    except OSError:
+        if moved:
+            os.rename(aside, final)
+        raise
     sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put back what a killed `publish_folder` had moved aside."""
+    for aside in folder.glob(f"{_ASIDE}*"):
+        final = aside.with_name(aside.name.removeprefix(_ASIDE))
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, final)
 
 
 def sync(path: Path) -> None:

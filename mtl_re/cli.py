@@ -27,12 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser, runners = build_parser()
     try:
-        options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+        options = parser.parse_args(_underscored(sys.argv[1:] if arguments is None else arguments))
         name = options.subcommand
         command = options[name]
         call = runners[name](command)
     except MtlReError as error:  # a value out of its range is a usage fault
         return _fail(error, 2)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # a config file of another shape than options
+        return _fail(MtlReError(f"the options cannot be read ({type(error).__name__}: {error}); see --help"), 2)
     debug = command.debug
     try:
         _calm()
@@ -53,6 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())[:500]
         return _fail(MtlReError(f"{type(error).__name__}: {text} (--debug shows where)"), 1)
     return 0
+
+
+def _underscored(arguments: Sequence[str]) -> list[str]:
+    """`--label-order` means `--label_order`; what stands behind `=`, and head names, are left alone."""
+    spelled = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and not name.startswith("--loss.weights."):
+            name = "--" + name[2:].replace("-", "_")
+        spelled.append(name + equals + value)
+    return spelled
 
 
 def _fail(error: MtlReError, code: int) -> int:
@@ -128,6 +141,11 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     sub.add_argument("a", type=str, help="Predictions A.")
     sub.add_argument("b", type=str, help="Predictions B.")
     sub.add_class_arguments(config.CompareConfig)
+
+    help = "Where the errors of a predictions file lie, with examples and pictures."
+    sub = command("errors", _errors, help, "PREDICTIONS.jsonl ")
+    sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
+    sub.add_class_arguments(config.ErrorsConfig)
 
     sub = command("ablate", _ablate, "Run or continue a study of many trainings; writes its report.", "STUDY.yaml ")
     sub.add_argument("study", type=str, help="The study file (see experiments/ablations/).")
@@ -243,6 +261,17 @@ def _compare(options: Namespace) -> Callable[[], Any]:
 
         result = compare_files(Path(options.a), Path(options.b), made.resamples, made.seed)
         print(json.dumps(result, ensure_ascii=False, indent=1))
+
+    return call
+
+
+def _errors(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.ErrorsConfig, options)
+
+    def call() -> None:
+        from mtl_re.error_analysis import write_errors
+
+        print(write_errors(Path(options.predictions), made))
 
     return call
 

@@ -379,6 +379,29 @@ class CompareConfig:
         _between("resamples", self.resamples, 1, 1_000_000)
 
 
+@dataclass
+class ErrorsConfig:
+    """Options of `mtl-re errors`."""
+
+    output: str
+    """Directory for errors.md and its pictures."""
+    data: str | None = None
+    """The rows that were predicted, in the same order: for sentences, lengths, entity types, and for gold labels where
+    the predictions have none. None: what the predictions alone can tell."""
+    examples: int = 5
+    """Rows quoted of each kind of error, the most confident first (0: none)."""
+    heads: str = "hierarchical"
+    """The label set, as model.heads."""
+    resamples: int = 1000
+    """Bootstrap resamples for the intervals (0: none)."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a bad row of `data`, or leave it out, as the predictions did."""
+
+    def __post_init__(self) -> None:
+        _between("examples", self.examples, 0, 1000)
+        _between("resamples", self.resamples, 0, 1_000_000)
+
+
 def check_shares(name: str, shares: list[float]) -> None:
     """Raise unless `shares` are positive and sum to 1 (within 0.01)."""
     if not shares or any(not math.isfinite(share) or share <= 0 for share in shares) or abs(sum(shares) - 1) > 0.01:

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from mtl_re.errors import MtlReError
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
+
+hf_logging.disable_progress_bar()  # its bars for loading and saving weights would break into ours
 
 
 class MtlReConfig(PretrainedConfig):

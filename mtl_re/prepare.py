@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from mtl_re import data, encoders, markers
+from mtl_re import checkpoint, data, encoders, markers
 from mtl_re.collate import Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -76,7 +77,6 @@ class Run:
     trackers: Trackers
     precision: str
     identity: dict[str, str]
-    _lock: IO[str] | None = None
 
     @property
     def main(self) -> bool:
@@ -89,23 +89,22 @@ class Run:
             print(text, file=sys.stderr, flush=True)
 
 
-def prepare(config: Config, name: str) -> Run:
+def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     """Set a run up.
 
     Args:
         config: validated options.
         name: of the config, for the default run directory.
+        resources: holds the run directory's lock; the caller closes it when the run ends, however it ends.
 
     Raises:
         MtlReError: anything at fault in the options, the rows, the encoder or the directory.
     """
-    _check_names(config)
     taxonomy = Taxonomy.from_option(config.model.heads)
+    _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
     accelerator = make_accelerator(config)
-    run_dir, lock = on_main(accelerator, lambda: claim_run_dir(config, name)), None
-    if accelerator.is_main_process:
-        lock = lock_run_dir(run_dir)
+    run_dir = on_main(accelerator, lambda: claim_run_dir(config, name, resources))
     rows = read_rows(config, taxonomy)
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
     featurizer = Featurizer(
@@ -147,10 +146,8 @@ def prepare(config: Config, name: str) -> Run:
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets),
         trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
         precision=precision,
-        identity=identity(config, train_table, valid_table),
-        _lock=lock,
+        identity=identity(config, weights, train_table, valid_table),
     )
-    on_main(accelerator, lambda: _write_records(run))
     _announce(run)
     return run
 
@@ -197,17 +194,19 @@ def make_accelerator(config: Config) -> Accelerator:
 # ---- run directory -------------------------------------------------------------------------------------------
 
 
-def claim_run_dir(config: Config, name: str) -> Path:
-    """Choose and make the run's directory.
+def claim_run_dir(config: Config, name: str, resources: ExitStack) -> Path:
+    """Choose, make and lock the run's directory.
 
     Raises:
         MtlReError: it holds another run and `train.resume` is not set, or cannot be made.
     """
     option, resume = config.train.run_dir, config.train.resume
+    if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
+        raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a folder checkpoints/step-NNNNNN")
     if option is not None:
         run_dir = Path(option)
     elif resume is not None and resume != "auto":
-        run_dir = Path(resume).parent.parent
+        run_dir = Path(resume).absolute().parent.parent
     elif resume == "auto":
         raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
     else:
@@ -219,6 +218,7 @@ def claim_run_dir(config: Config, name: str) -> Path:
         raise MtlReError(f"train.run_dir: {run_dir} cannot be written ({error.strerror})") from error
     if resume is None and (run_dir / "metrics.jsonl").exists():
         raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
+    resources.enter_context(lock_run_dir(run_dir))
     return run_dir
 
 
@@ -237,17 +237,19 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
     """
     lock = (run_dir / ".lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # lockf, not flock: loader workers must not inherit it, or a killed run stays locked until they notice
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process") from error
     return lock
 
 
-def identity(config: Config, train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
+def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
     """Digests of all that must be the same for a resumed run to be the same run: options that change the result, and
     rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
     options = config.to_dict()
+    options["loss"]["weights"] = weights  # normalised: equal ratios are the same run
     del options["tracking"]["trackers"], options["tracking"]["project"], options["eval"]["batch_size"]
     for name in ("run_dir", "resume", "keep", "save_every", "workers", "compile", "batch_size", "accumulate"):
         del options["train"][name]  # batch_size and accumulate: the checkpoint keeps the rows of a step
@@ -262,8 +264,12 @@ def identity(config: Config, train: FeatureTable, valid: FeatureTable) -> dict[s
     return digests
 
 
-def _write_records(run: Run) -> None:
-    """config.yaml, manifest.json and, if any, rejected.jsonl."""
+def write_records(run: Run) -> None:
+    """Write config.yaml, manifest.json and, if any, rejected.jsonl: once it is certain that this run may go on.
+
+    Raises:
+        MtlReError: the run directory cannot be written.
+    """
     config, rows = run.config, run.rows
     try:
         resolved = config.to_dict()
@@ -373,8 +379,12 @@ def _featurize(
     return [example for example in examples if id(example) not in lost], table
 
 
-def _check_names(config: Config) -> None:
-    """Names that registries own, before anything is loaded."""
+def _check_names(config: Config, taxonomy: Taxonomy) -> None:
+    """Names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
+    target = config.eval.target_prior
+    if target is not None and len(target) != len(taxonomy.groups):
+        names = ", ".join(taxonomy.groups)
+        raise MtlReError(f"eval.target_prior: {len(target)} shares for {len(taxonomy.groups)} coarse classes ({names})")
     markers.scheme_named(config.data.markers)
     loss_named(config.loss.kind)
     weighting_named(config.loss.weighting, [], 0)

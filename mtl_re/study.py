@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,19 +140,25 @@ def checked_config(options: Mapping[str, Any]) -> Config:
     Raises:
         MtlReError: an unknown key, a value of the wrong type or out of range, a name that no registry has.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False)
-    for name, group in GROUPS.items():
-        parser.add_class_arguments(group, name)
     try:
-        parsed = parser.parse_object(dict(options))
+        parsed = _parser().parse_object(dict(options))
     except (ArgumentError, TypeError, KeyError) as error:
         raise MtlReError(" ".join(str(error).split())) from error
     config = Config(**{name: group(**vars(parsed[name])) for name, group in GROUPS.items()})
     _check_names(config)
     return config
+
+
+@cache
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    for name, group in GROUPS.items():
+        parser.add_class_arguments(group, name)
+    return parser
 
 
 def _check_names(config: Config) -> None:
@@ -231,6 +238,17 @@ def trained_heads(study: Study, arm: str) -> list[str]:
     """Names of the heads that an arm trains: those whose weight is not 0."""
     weights = study.cell(arm, study.arms[arm], study.seeds[0]).config.get("loss", {}).get("weights") or {}
     return [head for head in heads_of(study, arm) if weights.get(head, 1) != 0]
+
+
+def shares_of(study: Study, settings: Arm) -> dict[str, float] | None:
+    """Each head's share of the loss weights (they sum to 1); None where there is one head or the weights move."""
+    from mtl_re.losses import normalise
+
+    config = checked_config(study.cell("", settings, study.seeds[0]).config)
+    heads = [head.name for head in Taxonomy.from_option(config.model.heads).heads]
+    if len(heads) == 1 or config.loss.weighting != "fixed":
+        return None
+    return {head: weight / len(heads) for head, weight in normalise(config.loss.weights, heads).items()}
 
 
 def _check_composed(study: Study) -> None:

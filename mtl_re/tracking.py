@@ -29,7 +29,9 @@ class MetricsLog:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _step(line) <= resumed_step] if resumed_step else []
-        path.write_text("".join(kept), encoding="utf-8")
+        partial = path.with_name(f".partial-{path.name}")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""
@@ -95,6 +97,7 @@ class Trackers:
         self.accelerator, self.names, self.run_dir = accelerator, names, run_dir
         if not names:
             return
+        accelerator.project_configuration.set_directories(str(run_dir))
         options = {"dir": str(run_dir), "name": run_dir.name}
         if "wandb" in names and (reason := _wandb_offline()):
             options["mode"] = "offline"
@@ -108,16 +111,20 @@ class Trackers:
             self.accelerator.log(numbers, step=step)
 
     def finish(self, scores: Mapping[str, Any], step: int) -> None:
-        """Send the final scores and the confusion table, and close."""
+        """Send the final scores and the confusion table, if there are any, and close."""
         if not self.names:
             return
+        if scores:
+            self._send(scores, step)
+        self.accelerator.end_training()
+
+    def _send(self, scores: Mapping[str, Any], step: int) -> None:
         self.log({"final": {k: v for k, v in scores.items() if k not in {"per_label", "ci"}}}, step)
         if "wandb" in self.names and self.accelerator.is_main_process:
             confusion = scores["coarse"]["confusion"]
             columns = ["gold", *confusion]
             rows = [[gold, *(row.get(name, 0) for name in confusion)] for gold, row in confusion.items()]
             self.accelerator.get_tracker("wandb").log_table("confusion", columns=columns, data=rows, step=step)
-        self.accelerator.end_training()
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

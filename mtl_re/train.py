@@ -10,12 +10,13 @@ All that the loop would need to go on is in `State` plus tensors, written by `sa
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from mtl_re.config import Config
 from mtl_re.errors import MtlReError
 from mtl_re.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.optim import rate_factor, set_rates
-from mtl_re.prepare import Run, on_main, prepare
+from mtl_re.prepare import Run, on_main, prepare, write_records
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import MetricsLog
 
@@ -105,16 +106,26 @@ def train(config: Config, name: str = "train") -> Path:
     Raises:
         MtlReError: anything at fault in options, rows, encoder, directory, or a loss that is not finite.
     """
-    run = prepare(config, name)
-    state, log = resume(run)
-    finished = fit(run, state, log)
-    if finished:
-        on_main(run.accelerator, lambda: _conclude(run, state))
-    run.accelerator.wait_for_everyone()
-    run.trackers.finish(_final_scores(run), state.step) if finished else run.accelerator.end_training()
+    with ExitStack() as resources:
+        run = prepare(config, name, resources)
+        state, log = resume(run)
+        on_main(run.accelerator, lambda: write_records(run))
+        finished = fit(run, state, log)
+        if finished:
+            on_main(run.accelerator, lambda: _conclude(run, state))
+        run.accelerator.wait_for_everyone()
+        run.trackers.finish(_final_scores(run) if finished else {}, state.step)
+        _leave(run)
+        return run.run_dir
+
+
+def _leave(run: Run) -> None:
+    """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
     if run.accelerator.num_processes > 1:
+        run.model = run.optimizer = None
+        run.accelerator.free_memory()
+        gc.collect()
         torch.distributed.destroy_process_group()
-    return run.run_dir
 
 
 def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
@@ -122,17 +133,18 @@ def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
     total, epochs = planned_steps(run, state)
     bar = tqdm(total=total, initial=state.step, unit="step", disable=not run.main, dynamic_ncols=True, smoothing=0.05)
     with stop_signals() as stopped, bar:
-        while state.epoch < epochs and state.step < total:
+        clock = Clock(rows=state.window.rows, tokens=state.window.tokens)
+        while state.epoch < epochs and state.step < total and not _gave_up(run, state):
             bar.set_description(f"epoch {state.epoch + 1}/{epochs}")
-            if not epoch(run, state, log, total, bar, stopped):
+            if not epoch(run, state, log, total, bar, stopped, clock):
                 save_state(run, state)
                 run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
                 return False
-            if _gave_up(run, state):
-                run.say(
-                    f"no better {run.config.eval.metric} in {run.config.train.early_stop} evaluations: stopping early"
-                )
-                break
+    if _gave_up(run, state):
+        metric, patience = run.config.eval.metric, run.config.train.early_stop
+        run.say(f"stopped early: {patience} evaluations without a better {metric}")
+    if state.window.rows:
+        write_window(run, state, log, clock, bar)
     if state.evaluated_step != state.step:
         evaluate_now(run, state, log)
     save_state(run, state)
@@ -149,7 +161,9 @@ def planned_steps(run: Run, state: State) -> tuple[int, int]:
     return total, math.ceil(total / per_epoch)
 
 
-def epoch(run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, stopped: list[int]) -> bool:
+def epoch(
+    run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, stopped: list[int], clock: Clock
+) -> bool:
     """The rest of one epoch; False if a signal asks to stop."""
     options = run.config
     accelerator = run.accelerator
@@ -170,7 +184,6 @@ def epoch(run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, 
             generator=torch.Generator(),  # the loader must not draw from the generator that dropout uses
         )
     )
-    clock = Clock()
     for rows in steps[state.position :]:
         if state.step >= total:
             break
@@ -181,13 +194,14 @@ def epoch(run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, 
             state.epoch, state.position = state.epoch + 1, 0
             run.weighting.end_epoch()
         if state.step % options.tracking.log_every == 0 or state.step == total:
-            write_window(run, state, log, total, clock, bar)
+            write_window(run, state, log, clock, bar)
         bar.update(1)
         if _due(options.eval.every, state.step, finished):
-            evaluate_now(run, state, log)
-            clock = Clock()
+            with clock.paused():
+                evaluate_now(run, state, log)
         if _due(options.train.save_every, state.step, finished):
-            save_state(run, state)
+            with clock.paused():
+                save_state(run, state)
         if _agreed_to_stop(run, state, stopped):
             return False
         if _gave_up(run, state):
@@ -301,7 +315,7 @@ def _check_finite(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor],
     raise MtlReError(
         f"step {state.step + 1}: the loss or its gradient is not finite (gradient norm {float(norm):g}; loss sums on "
         f"this process: {losses}). Rows of this step: {shown}{', ...' if len(rows) > 8 else ''} ({len(rows)} in all). "
-        "The weights of the step before stand in the last checkpoint; lower optim.lr or look at these rows"
+        "Nothing was saved after it; lower optim.lr, or look at these rows"
     )
 
 
@@ -310,11 +324,22 @@ def _check_finite(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor],
 
 @dataclass
 class Clock:
-    """Rates since the last reading."""
+    """Time since the last logged line, evaluations and checkpoints left out.
+
+    Attributes:
+        rows, tokens: of the window that were counted before this clock started (after a resume).
+    """
 
     began: float = field(default_factory=time.perf_counter)
     rows: int = 0
     tokens: int = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens inside."""
+        stopped = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - stopped
 
 
 def _add(
@@ -341,14 +366,23 @@ def settle(run: Run, window: Window) -> None:
     window.norm = float(window.norm)
 
 
-def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clock: Clock, bar: Any) -> None:
+def _rates(run: Run) -> dict[str, float]:
+    """The encoder's (its top layer's) and the heads' learning rate."""
+    rates: dict[str, float] = {"lr": 0.0, "head_lr": 0.0}
+    for group in run.optimizer.param_groups:
+        for name in group["names"]:
+            key = "lr" if name.startswith("encoder.") else "head_lr"
+            rates[key] = max(rates[key], group["lr"])
+    return rates
+
+
+def write_window(run: Run, state: State, log: MetricsLog | None, clock: Clock, bar: Any) -> None:
     """One line of metrics.jsonl: raw losses by head (mean over labelled rows), weights, rates."""
     window = state.window
     settle(run, window)
     now = time.perf_counter()
     seconds = max(now - clock.began, 1e-9)
     means = {name: window.losses[name] / max(window.counts[name], 1) for name in window.losses}
-    groups = run.optimizer.param_groups
     line = {
         "kind": "train",
         "step": state.step,
@@ -356,8 +390,7 @@ def write_window(run: Run, state: State, log: MetricsLog | None, total: int, clo
         "loss": means,
         "labelled_rows": dict(window.counts),
         "weights": window.weights[-1] if window.weights else run.weights,
-        "lr": min(group["lr"] for group in groups),
-        "head_lr": max(group["lr"] for group in groups),
+        **_rates(run),
         "grad_norm": window.norm,
         "skipped_steps": state.skipped,
         "rows_per_s": round((window.rows - clock.rows) / seconds, 2),
@@ -442,6 +475,7 @@ def _conclude(run: Run, state: State) -> None:
 
 
 def _final_scores(run: Run) -> dict[str, Any]:
+    """The best model's validation scores; empty without validation rows."""
     path = run.run_dir / "valid_metrics.json"
     return report.read_json(path) if run.trackers.names and path.exists() else {}
 

@@ -7,7 +7,7 @@ lost), `Book.job_trials` says which one counts, the same on every machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Board:
 
     def line(self, name: str) -> str:
         """Progress over the whole study, for the person watching."""
-        total = sum(map(len, (self.done, self.running, self.failed, self.pruned, self.waiting)))
+        total = sum(len(getattr(self, part.name)) for part in fields(self))
         text = f"study {name}: {len(self.done)}/{total} done, {len(self.running)} running, {len(self.failed)} failed"
         if self.pruned:
             text += f", {len(self.pruned)} pruned"
@@ -132,8 +132,10 @@ class Book:
                         "changed arm another name, or the study another output"
                     )
                 if trial is None or (retry and trial.state.name == "FAIL"):
-                    settings = {} if job.cells is None else {"arm": job.cells[0].arm, "seed": job.cells[0].seed}
-                    self.trials.enqueue_trial({}, user_attrs={"job": job.key, "digest": digest, **settings})
+                    attributes: dict[str, Any] = {"job": job.key, "digest": digest}
+                    if job.cells:
+                        attributes |= {"arm": job.cells[0].arm, "seed": job.cells[0].seed}
+                    self.trials.enqueue_trial({}, user_attrs=attributes)
 
     def _search_digest(self) -> str:
         return self.study.cell("search", {}, self.study.seeds[0]).digest
@@ -158,7 +160,8 @@ class Book:
             self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             return
-        kept = {name: trial.user_attrs[name] for name in ("job", "digest", "arm", "seed") if name in trial.user_attrs}
+        names = ("job", "digest", "arm", "seed")
+        kept: dict[str, Any] = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
         self.trials.enqueue_trial(dict(trial.params), user_attrs=kept)
 
     def note(self, trial: FrozenTrial, **attributes: Any) -> None:

@@ -155,7 +155,12 @@ def run_group(job: Mapping[str, Any], folder: Path, processes: int = 2, timeout:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "1"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "1",
+    }
     children = [
         start_child(job, folder / f"log-{rank}", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
@@ -227,7 +232,8 @@ def weights(run_dir: Path) -> dict[str, Any]:
 def last_checkpoint(run_dir: Path) -> checkpoint.Checkpoint:
     """The newest checkpoint, which must be whole."""
     found, faults = checkpoint.newest(run_dir / "checkpoints")
-    assert found is not None and not faults, faults
+    assert not faults, faults
+    assert found is not None
     return found
 
 

@@ -5,6 +5,7 @@ Called as `fake_launch.py BEHAVIOUR LOG -m mtl_re train --config C --train.run_d
 is killed, leaving its progress); `fail:ARM` (cells of that arm fail).
 """
 
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ def note(log: str, text: str) -> None:
 
 
 def main(behaviour: str, log: str, *words: str) -> None:
-    options = dict(zip(words, words[1:], strict=False))
+    options = dict(itertools.pairwise(words))
     assert words[:3] == ("-m", "mtl_re", "train")
     assert options["--train.resume"] == "auto"
     folder = Path(options["--train.run_dir"])

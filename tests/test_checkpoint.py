@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -44,13 +45,19 @@ def fail_at(monkeypatch, owner, name, call):
     return calls
 
 
-# ---- save and load ---------------------------------------------------------------------------------------------------
+# ---- save and load -------------------------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):
     path = save(tmp_path / "deep" / "checkpoints", 120)
     assert path.name == "step-000120"
-    assert names(path) == ["manifest.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
+    assert names(path) == [
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+    ]
     found = checkpoint.load(path)
     assert found.state == STATE
     assert found.path == path
@@ -151,7 +158,7 @@ def test_a_save_never_prunes_itself(tmp_path, keep):
     assert found.path.name == "step-000003"
 
 
-# ---- damage ----------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------------------------
 
 
 def flip(path):
@@ -206,7 +213,7 @@ def test_manifest_cannot_point_elsewhere(tmp_path):
         checkpoint.load(path)
 
 
-# ---- a disk that fails -----------------------------------------------------------------------------------------------
+# ---- a disk that fails ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,7 +232,7 @@ def test_full_disk_leaves_the_old_one_whole(tmp_path, owner, name, calls):
         save(folder, 1, keep=1)
         with pytest.MonkeyPatch.context() as patch:
             counter = fail_at(patch, owner, name, call)
-            with pytest.raises(MtlReError, match="step-000002: checkpoint not written .*No space left"):
+            with pytest.raises(MtlReError, match=r"step-000002: checkpoint not written .*No space left"):
                 save(folder, 2, keep=1)
         assert counter[0] >= call
         found, _ = checkpoint.newest(folder)
@@ -242,7 +249,7 @@ def test_folder_that_cannot_be_made(tmp_path):
         save(tmp_path / "file" / "checkpoints", 1)
 
 
-# ---- publish_folder ----------------------------------------------------------------------------------------------------
+# ---- publish_folder ------------------------------------------------------------------------------------------------
 
 
 def folder_with(path, text):
@@ -277,10 +284,8 @@ def test_failed_publish_leaves_a_whole_folder(tmp_path, name):
         build = folder_with(place / "build", "new")
         with pytest.MonkeyPatch.context() as patch:
             counter = fail_at(patch, os, name, call)
-            try:
+            with suppress(OSError):
                 checkpoint.publish_folder(build, final)
-            except OSError:
-                pass
         assert final.is_dir(), f"{name} call {call}: no model is left"
         assert {(final / "config.json").read_text(), (final / "inner" / "x").read_text()} in ({"old"}, {"new"})
         if counter[0] < call:

@@ -20,8 +20,8 @@ model: {encoder: klue/roberta-large, heads: hierarchical, pooling: markers, drop
 loss: {kind: cross_entropy, reduction: joint, weighting: fixed, label_smoothing: 0}
 optim: {lr: 2.0e-5, head_lr: null, weight_decay: 0.01, warmup: 0.1, schedule: linear, layer_decay: 1.0,
         max_grad_norm: 1.0}
-train: {run_dir: null, epochs: 3, batch_size: 32, accumulate: 1, precision: auto, seed: 42, resume: null, compile: false,
-        gradient_checkpointing: false, early_stop: null}
+train: {run_dir: null, epochs: 3, batch_size: 32, accumulate: 1, precision: auto, seed: 42, resume: null,
+        compile: false, gradient_checkpointing: false, early_stop: null}
 eval: {every: epoch, gate: hard, metric: micro_f1, target_prior: null, batch_size: 128}
 tracking: {trackers: [], project: mtl-re, log_every: 20}
 """
@@ -79,7 +79,9 @@ def test_every_option_has_its_help_beneath_it():
     assert seen > 60
 
 
-@pytest.mark.parametrize(("group", "name", "values"), OUT_OF_RANGE, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("group", "name", "values"), OUT_OF_RANGE, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_out_of_range_is_named(group, name, values):
     for value in values:
         with pytest.raises(MtlReError, match=rf"^{group}\.{name}: .* is out of range; expected"):
@@ -106,7 +108,7 @@ def test_shares(shares):
 
 
 def test_shares_may_be_rounded():
-    check_shares("x", [0.33, 0.33, 0.33])
+    check_shares("x", [0.333, 0.333, 0.333])
 
 
 def test_groups_do_not_share_their_values():

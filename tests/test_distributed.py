@@ -1,7 +1,7 @@
 """Two processes train what one does: the same gradients, the same evaluation, the same ends (laws 7.3 and 7.6).
 
-gloo on CPU through torchrun. `accelerate launch --cpu --num_processes 2` would start one process and exit 0, so every
-run's own count of processes is checked first.
+gloo on CPU, started by torchrun or, faster, as torchrun would. `accelerate launch --cpu --num_processes 2` would start
+one process and exit 0, so every run's own count of processes is checked first.
 """
 
 import json
@@ -20,6 +20,7 @@ from distributed_worker import (
     lines,
     make_config,
     rows_file,
+    run_group,
     shrink,
     torchrun,
     weights,
@@ -58,10 +59,8 @@ def double(job, tmp_path, **options):
     """Train the job on two processes at half the batch size."""
     run_dir = tmp_path / "double"
     halved = job | {"train.batch_size": job["train.batch_size"] // 2, "train.run_dir": str(run_dir)} | options
-    done = torchrun(halved, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert run_group(halved, tmp_path) == [0, 0], (tmp_path / "log-0").read_text()[-3000:]
     assert processes(run_dir) == 2
-    assert done.stdout.splitlines().count(str(run_dir)) <= 2
     return run_dir
 
 
@@ -112,11 +111,9 @@ def test_two_processes_resume_bit_for_bit(rows, tmp_path):
     whole = double(job, tmp_path)
     run_dir = tmp_path / "stopped"
     halved = job | {"train.batch_size": 4, "train.run_dir": str(run_dir)}
-    failed = torchrun(halved | {"stop_rank": [1, 6]}, tmp_path)
-    assert failed.returncode != 0
+    assert 0 not in run_group(halved | {"stop_rank": [1, 6]}, tmp_path)
     assert last_checkpoint(run_dir).path.name == "step-000005"
-    done = torchrun(halved | {"train.resume": "auto"}, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert run_group(halved | {"train.resume": "auto"}, tmp_path) == [0, 0]
     assert_same_run(run_dir, whole)
 
 
@@ -126,7 +123,7 @@ def test_one_process_may_take_up_a_run_of_two(rows, tmp_path, monkeypatch):
     whole = double(job, tmp_path)
     run_dir = tmp_path / "stopped"
     halved = job | {"train.batch_size": 4, "train.run_dir": str(run_dir)}
-    assert torchrun(halved | {"stop_rank": [0, 6]}, tmp_path).returncode != 0
+    assert 0 not in run_group(halved | {"stop_rank": [0, 6]}, tmp_path)
     shrink(monkeypatch, dropout=False)
     train(make_config({k: v for k, v in halved.items() if k != "dropout"} | {"train.resume": "auto"}))
     assert processes(run_dir) == 1
@@ -137,6 +134,13 @@ def test_heads_of_weight_zero_and_checkpointing(rows, tmp_path, single):
     job = STILL | {"data.train": str(rows), "train.batch_size": 16, "train.epochs": 1}
     job |= {"loss.weights": {"org": 0.0}, "train.gradient_checkpointing": True}
     assert_same_tensors(weights(single(job)), weights(double(job, tmp_path)), 1e-6)
+
+
+def test_two_processes_always_end(rows, tmp_path):
+    """Tearing gloo down behind a living DDP module hangs about one run in four."""
+    job = {"data.train": str(rows), "train.batch_size": 4, "train.save_every": 1, "tracking.log_every": 3}
+    for number in range(8):
+        assert run_group(job | {"train.run_dir": str(tmp_path / str(number))}, tmp_path, timeout=60) == [0, 0]
 
 
 @pytest.mark.parametrize("fault", ["bad rows", "directory", "one rank"])
@@ -166,11 +170,11 @@ def test_a_run_in_use_is_refused_to_all_processes(rows, tmp_path):
     (tmp_path / "run").mkdir()
     lock = lock_run_dir(tmp_path / "run")
     try:
-        done = torchrun({"data.train": str(rows), "train.run_dir": str(tmp_path / "run")}, tmp_path, timeout=120)
+        codes = run_group({"data.train": str(rows), "train.run_dir": str(tmp_path / "run")}, tmp_path, timeout=60)
     finally:
         lock.close()
-    assert done.returncode != 0
-    assert "in use by another training process" in done.stderr
+    assert 0 not in codes
+    assert "in use by another training process" in (tmp_path / "log-0").read_text()
 
 
 def test_sigterm_to_the_launcher_saves(rows, tmp_path):

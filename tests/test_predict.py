@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import sample_examples, tiny_model
 
-from mtl_re import evaluation, scorer, gating, writers
+from mtl_re import evaluation, gating, scorer, writers
 from mtl_re.config import EvaluateConfig, PredictConfig
 from mtl_re.data import Example
 from mtl_re.errors import MtlReError
@@ -62,7 +62,7 @@ def assert_same(found, wanted, tolerance=1e-5):
         assert np.allclose(list(a.probs.values()), list(b.probs.values()), atol=tolerance)
 
 
-# ---- Predictor -------------------------------------------------------------------------------------------------------
+# ---- Predictor -----------------------------------------------------------------------------------------------------
 
 
 def test_predictions_are_distributions(expected, few):
@@ -171,7 +171,7 @@ def test_faulty_options(ckpts, few, options, message):
         Predictor.from_pretrained(ckpts[0], **options).predict(few)
 
 
-# ---- mtl-re predict --------------------------------------------------------------------------------------------------
+# ---- mtl-re predict ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -246,7 +246,9 @@ def test_row_the_model_cannot_take_is_a_bad_row_too(ckpts, few, tmp_path, capsys
 
     def run(on_bad_row):
         if command == "evaluate":
-            return evaluation.evaluate(ckpts[0], EvaluateConfig(data=str(data), on_bad_row=on_bad_row, resamples=0))["n"]
+            return evaluation.evaluate(ckpts[0], EvaluateConfig(data=str(data), on_bad_row=on_bad_row, resamples=0))[
+                "n"
+            ]
         options = PredictConfig(data=str(data), output=str(tmp_path / "out.jsonl"), on_bad_row=on_bad_row)
         return predict(ckpts[:1], options)
 
@@ -265,7 +267,7 @@ def test_output_of_an_unknown_kind_is_refused_before_the_work(ckpts, few, tmp_pa
         evaluation.evaluate(ckpts[0], EvaluateConfig(data=str(data), predictions=str(tmp_path / "out.txt")))
 
 
-# ---- writers -----------------------------------------------------------------------------------------------------------
+# ---- writers -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +373,7 @@ def test_place_that_cannot_be_written(taxonomy, tmp_path):
         write_predictions(made(1, taxonomy), tmp_path / "folder.csv", taxonomy)
 
 
-# ---- check_submission ----------------------------------------------------------------------------------------------------
+# ---- check_submission ----------------------------------------------------------------------------------------------
 
 
 def submission(tmp_path, taxonomy, change=lambda lines: lines, count=5):
@@ -419,7 +421,11 @@ FAULTS = {
     "words": (with_probs(lambda p: ["a"] * 30), r"s\.csv:2: probs"),
     "cut short": (lambda lines: [*lines[:2], lines[2].split(',"[')[0], *lines[3:]], r"s\.csv:2: "),
     "label": (
-        lambda lines: [*lines[:2], lines[2].replace(lines[2].split('"')[2].strip(",").split(",")[0], "per:friend"), *lines[3:]],
+        lambda lines: [
+            *lines[:2],
+            lines[2].replace(lines[2].split('"')[2].strip(",").split(",")[0], "per:friend"),
+            *lines[3:],
+        ],
         r"s\.csv:2: pred_label: 'per:friend' is not one of the 30 labels",
     ),
     "header": (lambda lines: ["id,label,probs", *lines[1:]], "header is"),

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,10 +101,11 @@ def stop(job, step, **options):
     gc.collect()
 
 
-# ---- crashes and stops in this process -------------------------------------------------------------------------------
+# ---- crashes and stops in this process -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 7])
+@pytest.mark.slow
 def test_crash_then_resume(job, tmp_path, reference, step):
     crash(job, step, **EVERY)
     assert_same_run(resume(job, **EVERY), reference(**EVERY))
@@ -117,6 +119,7 @@ def test_crash_between_checkpoints_replays_the_steps(job, tmp_path, reference, s
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.slow
 def test_stop_then_resume(job, reference, step):
     stop(job, step)
     assert_same_run(resume(job), reference())
@@ -142,6 +145,7 @@ def test_crash_inside_a_window_of_the_log(job, reference):
     assert_same_run(resume(job, **options), reference(**options))
 
 
+@pytest.mark.slow
 def test_only_one_checkpoint_kept(job, reference):
     options = {"train.save_every": 1, "train.keep": 1}
     crash(job, 5, **options)
@@ -183,11 +187,13 @@ def test_best_model_before_the_crash_is_kept(job, reference, monkeypatch):
     assert json.loads((run_dir / "valid_metrics.json").read_text())["step"] == 4
 
 
+@pytest.mark.slow
 def test_workers_may_change_on_resume(job, reference):
     crash(job, 5, **EVERY)
     assert_same_run(resume(job, **EVERY, **{"train.workers": 2}), reference(**EVERY))
 
 
+@pytest.mark.slow
 def test_saving_more_often_may_change_on_resume(job, reference):
     crash(job, 5)
     run_dir = resume(job, **{"train.save_every": 3, "train.keep": 7})
@@ -195,6 +201,7 @@ def test_saving_more_often_may_change_on_resume(job, reference):
     assert lines(run_dir) == lines(reference())
 
 
+@pytest.mark.slow
 def test_split_of_a_step_may_change_on_resume(job, reference):
     """The checkpoint keeps the rows of a step, so other batch sizes go on with the same steps."""
     crash(job, 5, **EVERY)
@@ -206,16 +213,19 @@ def test_split_of_a_step_may_change_on_resume(job, reference):
     assert last_checkpoint(run_dir).path.name == "step-000008"
 
 
+@pytest.mark.slow
 def test_weight_zero_and_resume(job, reference):
     options = EVERY | {"loss.weights": {"org": 0.0}}
     crash(job, 5, **options)
     assert_same_run(resume(job, **options), reference(**options))
 
 
-# ---- a run that has ended ----------------------------------------------------------------------------------------------
+# ---- a run that has ended ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"eval.every": 100}, {"train.max_steps": 6}, {"data.valid_fraction": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"eval.every": 100}, {"train.max_steps": 6}, {"data.valid_fraction": 0.0}], ids=str
+)
 def test_resuming_a_finished_run_changes_nothing(reference, job, tmp_path, options):
     before = reference(**options)
     copy_run(before, tmp_path / "run")
@@ -243,7 +253,7 @@ def test_resuming_an_early_stopped_run_trains_no_further(job, monkeypatch):
     assert lines(run_dir) == before
 
 
-# ---- kills of another process --------------------------------------------------------------------------------------------
+# ---- kills of another process --------------------------------------------------------------------------------------
 
 
 KILLS = [
@@ -287,7 +297,11 @@ def test_killed_at_any_point(job, tmp_path, reference, kill):
 @pytest.mark.slow
 def test_killed_again_and_again(job, tmp_path, reference):
     options = {"train.save_every": 1, "train.keep": 1, "train.resume": "auto"}
-    for kill in (["mtl_re.train.step", 3, "after"], ["mtl_re.checkpoint.save_file", 4, "before"], ["os.rename", 2, "after"]):
+    for kill in (
+        ["mtl_re.train.step", 3, "after"],
+        ["mtl_re.checkpoint.save_file", 4, "before"],
+        ["os.rename", 2, "after"],
+    ):
         assert run_child(job | options | {"kill": kill}, tmp_path / "log") == -signal.SIGKILL
     assert run_child(job | options, tmp_path / "log") == 0
     assert_same_run(tmp_path / "run", reference(**{"train.save_every": 1, "train.keep": 1}))
@@ -335,7 +349,7 @@ def test_handlers_are_given_back():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-# ---- what a run may not be resumed with --------------------------------------------------------------------------------
+# ---- what a run may not be resumed with ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -366,17 +380,17 @@ def test_changed_options_are_refused_by_name(job, stopped, options, named):
 
 
 def test_changed_rows_are_refused_by_name(job, stopped, tmp_path):
-    made = json.loads(open(job["data.train"], encoding="utf-8").read())
+    made = json.loads(Path(job["data.train"]).read_text(encoding="utf-8"))
     made[0]["label"] = "per:title" if made[0]["label"] != "per:title" else "per:origin"
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(made), encoding="utf-8")
-    with pytest.raises(MtlReError, match="changed since: .*(training|validation) rows"):
+    with pytest.raises(MtlReError, match=r"changed since: .*(training|validation) rows"):
         resume(job | {"data.train": str(path)}, **EVERY)
 
 
 def test_moved_rows_are_the_same_rows(job, stopped, tmp_path, reference):
     path = tmp_path / "elsewhere.json"
-    path.write_bytes(open(job["data.train"], "rb").read())
+    path.write_bytes(Path(job["data.train"]).read_bytes())
     assert_same_run(resume(job | {"data.train": str(path)}, **EVERY), reference(**EVERY))
 
 
@@ -431,7 +445,7 @@ def test_auto_without_a_run_starts_one(job, reference, capsys):
     assert "starting anew" in capsys.readouterr().err
 
 
-# ---- damaged checkpoints -------------------------------------------------------------------------------------------------
+# ---- damaged checkpoints -------------------------------------------------------------------------------------------
 
 
 def flip(path):
@@ -471,7 +485,7 @@ def test_after_damage_to_all_the_new_run_can_be_resumed(job, stopped, reference,
     assert "step-000002" in capsys.readouterr().err
 
 
-# ---- the run directory ---------------------------------------------------------------------------------------------------
+# ---- the run directory ---------------------------------------------------------------------------------------------
 
 
 def test_directory_of_another_run_is_refused(job, stopped):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from distributed_worker import lines, make_config, rows_file, shrink
@@ -18,7 +19,7 @@ def small(monkeypatch):
     shrink(monkeypatch)
 
 
-# ---- metrics.jsonl -----------------------------------------------------------------------------------------------------
+# ---- metrics.jsonl -------------------------------------------------------------------------------------------------
 
 
 def steps(path):
@@ -65,15 +66,13 @@ def test_a_failing_disk_does_not_lose_the_log(tmp_path, monkeypatch):
         raise Killed
 
     monkeypatch.setattr(type(path), "write_text", killed)
-    try:
+    with suppress(Killed):
         MetricsLog(path, 1)
-    except Killed:
-        pass
     monkeypatch.undo()
     assert steps(path)[:1] == [1]
 
 
-# ---- flatten and manifest ------------------------------------------------------------------------------------------------
+# ---- flatten and manifest ------------------------------------------------------------------------------------------
 
 
 def test_flatten():
@@ -112,7 +111,7 @@ def test_git_state_names_commit_and_dirt(monkeypatch, tmp_path):
     assert tracking.git_state()["dirty"] is True
 
 
-# ---- wandb: offline or not -----------------------------------------------------------------------------------------------
+# ---- wandb: offline or not -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -217,7 +216,7 @@ def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
     assert accelerator.ended
 
 
-# ---- real trackers -------------------------------------------------------------------------------------------------------
+# ---- real trackers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -228,11 +227,7 @@ def test_tensorboard_holds_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = rows_file(tmp_path / "rows.json")
     run_dir = tmp_path / "runs" / "one"
-    train(
-        make_config(
-            {"data.train": str(rows), "train.run_dir": str(run_dir), "tracking.trackers": ["tensorboard"]}
-        )
-    )
+    train(make_config({"data.train": str(rows), "train.run_dir": str(run_dir), "tracking.trackers": ["tensorboard"]}))
     files = list(run_dir.rglob("events.out.tfevents.*"))
     assert files, f"not in the run directory but in {list(tmp_path.rglob('events.out.tfevents.*'))}"
     scalars = {}

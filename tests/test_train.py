@@ -168,7 +168,7 @@ def test_default_run_directories_do_not_collide(rows, tmp_path, monkeypatch):
     assert made[0].parent.name == "runs"
 
 
-# ---- learning --------------------------------------------------------------------------------------------------------
+# ---- learning ------------------------------------------------------------------------------------------------------
 
 
 def test_loss_falls_and_every_head_learns(go):
@@ -301,9 +301,10 @@ def test_gradient_of_a_step_is_that_of_the_mean_loss(go, no_dropout, monkeypatch
     assert compare.calls == 4
 
 
-# ---- options -----------------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -420,7 +421,7 @@ def test_target_prior_that_does_not_fit_is_refused_before_training(go, tmp_path)
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or not lines(tmp_path / "run")
 
 
-# ---- choosing the model ------------------------------------------------------------------------------------------------
+# ---- choosing the model --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -479,13 +480,14 @@ def test_target_prior_weighs_the_selection_only(rows, go):
         assert a["selection"] == pytest.approx(a["micro_f1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "auprc", "accuracy"])
 def test_selection_uses_the_named_metric(go, metric):
     for line in lines(go(**{"eval.metric": metric, "train.epochs": 1}), "valid"):
         assert line["selection"] == pytest.approx(line[metric])
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------------------------
 
 
 def broken(tmp_path, size=40):
@@ -513,7 +515,7 @@ def test_skipped_rows_are_recorded(go, tmp_path, capsys):
 
 
 def test_rows_too_long_for_the_model_are_bad_rows(go):
-    with pytest.raises(MtlReError, match="row sample_train_.*on_bad_row skip"):
+    with pytest.raises(MtlReError, match=r"row sample_train_.*on_bad_row skip"):
         go(**{"data.max_length": 16})
     run_dir = go("skipped", **{"data.max_length": 18, "data.on_bad_row": "skip"})
     rejected = [json.loads(line) for line in (run_dir / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -544,7 +546,7 @@ def test_unlabelled_rows_cannot_train(go, tmp_path):
     made[5]["label"] = 100
     path = tmp_path / "unlabelled.json"
     path.write_text(json.dumps(made), encoding="utf-8")
-    with pytest.raises(MtlReError, match="1 rows have no label.*sample_train_00005"):
+    with pytest.raises(MtlReError, match=r"1 rows have no label.*sample_train_00005"):
         go(**{"data.train": str(path)})
 
 
@@ -558,7 +560,7 @@ def test_the_sample_trains_by_name(go):
     assert json.loads((run_dir / "manifest.json").read_text())["data"]["train"]["sha256"]
 
 
-# ---- a loss that is not finite -------------------------------------------------------------------------------------------
+# ---- a loss that is not finite -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -596,7 +598,7 @@ def test_gradient_that_is_not_finite_stops_the_run(go, monkeypatch):
         go()
 
 
-# ---- global counts -------------------------------------------------------------------------------------------------------
+# ---- global counts -------------------------------------------------------------------------------------------------
 
 
 def test_global_counts_are_of_the_whole_step(plain_run, rows, tmp_path):

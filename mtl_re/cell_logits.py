@@ -1,0 +1,232 @@
+"""A finished cell → its logits on the rows it is scored on, kept beside it; readings of them are arithmetic.
+
+Every head's logits of every cell are computed once and cached (`logits-*.npz` in the run directory). Gates, priors,
+type restriction and compositions of several networks then cost nothing, and the test rows are read by nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mtl_re import calibration, gating
+from mtl_re.errors import MtlReError
+from mtl_re.inference import probabilities
+from mtl_re.metrics import Floats, Indices
+from mtl_re.scorer import Reading, Scorer, parse_shares
+from mtl_re.study import Cell, Study, checked_config
+from mtl_re.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from mtl_re.data import Example
+
+
+@dataclass(frozen=True)
+class CellLogits:
+    """What a checkpoint says about rows, before any reading.
+
+    Attributes:
+        logits: head → (rows, classes) float32. gold: (rows,) indices into `taxonomy.labels`.
+        subjects: (rows,) entity types of the subjects.
+        trained: shares of the coarse classes in training, in taxonomy order.
+        temperatures: by head.
+        rows: digest of the rows; what is compared must agree in it.
+    """
+
+    logits: Mapping[str, np.ndarray]
+    gold: Indices
+    subjects: Sequence[str]
+    taxonomy: Taxonomy
+    trained: Sequence[float] | None
+    temperatures: Mapping[str, float]
+    rows: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows as a reading sees them.
+
+    Attributes:
+        gold: (rows,). probs: (rows, labels) float64. hard, soft: (rows,) labels under each gate; `labels` is the one
+            that the reading counts.
+        prior: what was done to the coarse prior, in words. rows: digest of the rows.
+    """
+
+    gold: Indices
+    probs: Floats
+    hard: Indices
+    soft: Indices
+    reading: Reading
+    taxonomy: Taxonomy
+    prior: str
+    rows: str
+
+    @property
+    def labels(self) -> Indices:
+        """(rows,) predicted labels."""
+        return self.hard if self.reading.gate == "hard" else self.soft
+
+
+def read(cell: CellLogits, reading: Reading) -> Read:
+    """Probabilities and labels: temperatures, then prior, then restriction, then gate, as in `Scorer.read`.
+
+    Raises:
+        MtlReError: a prior is asked for, and the checkpoint does not know the one it was trained under.
+    """
+    taxonomy, said = cell.taxonomy, "none"
+    together = np.concatenate([cell.logits[head.name] for head in taxonomy.heads], axis=1)
+    probs = torch.from_numpy(probabilities(together, taxonomy, dict(cell.temperatures)))
+    if reading.prior != "none":
+        if cell.trained is None:
+            raise MtlReError("prior: a checkpoint does not record the prior it was trained under")
+        em = reading.prior == "em"
+        coarse = gating.coarse(probs, taxonomy).numpy()
+        shares = calibration.em_prior(coarse, cell.trained) if em else parse_shares(reading.prior)
+        probs = gating.shift_prior(probs, taxonomy, shares, cell.trained)
+        said = f"{'em: ' if em else ''}{', '.join(f'{share:.4f}' for share in shares)}"
+    if reading.restrict == "subject_type":
+        probs = gating.restrict(probs, taxonomy, cell.subjects)
+    hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in ("hard", "soft"))
+    return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows)
+
+
+def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
+    """One model out of several: the logits (and temperature) of each head from the part named for it.
+
+    Args:
+        parts: head → cell, all on the same rows and with the same heads. The training prior is the root head's.
+
+    Raises:
+        MtlReError: a head without a part, or parts that differ in rows or heads.
+    """
+    first = next(iter(parts.values()))
+    heads = [head.name for head in first.taxonomy.heads]
+    if sorted(parts) != sorted(heads):
+        raise MtlReError(f"composition: the heads are {heads}, given were {sorted(parts)}")
+    for head, part in parts.items():
+        if part.taxonomy.heads != first.taxonomy.heads or part.rows != first.rows:
+            raise MtlReError(f"composition: the network for {head} has other heads or was scored on other rows")
+    return replace(
+        first,
+        logits={head: parts[head].logits[head] for head in heads},
+        temperatures={head: parts[head].temperatures.get(head, 1.0) for head in heads},
+        trained=parts[first.taxonomy.root.name].trained,
+    )
+
+
+# ---- from a run directory ------------------------------------------------------------------------------------
+
+
+def cell_logits(study: Study, cell: Cell) -> CellLogits:
+    """A finished cell's logits: on the study's test rows, or without any on the cell's own validation rows.
+
+    Raises:
+        MtlReError: the cell left no model, or the rows cannot be read.
+    """
+    folder = study.run_dir(cell)
+    weights = folder / "model" / "model.safetensors"
+    if not weights.is_file():
+        raise MtlReError(f"{folder}: holds no model; was this cell trained on another machine?")
+    examples = labelled_rows(study.test, _heads(cell)) if study.test is not None else valid_rows(cell)
+    rows = _digest(examples)
+    cache = folder / f"logits-{'test' if study.test is not None else 'valid'}.npz"
+    mark = {"rows": rows, "model": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    found = _cached(cache, mark, examples)
+    if found is None:
+        found = _computed(folder, examples, cell, rows)
+        _keep(cache, mark, found)
+    return found
+
+
+def _computed(folder: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
+    scorer = Scorer.load(str(folder / "model"))
+    together = scorer.logits(examples, checked_config(cell.config).eval.batch_size)
+    widths = [len(head.classes) for head in scorer.taxonomy.heads]
+    parts = np.split(together, np.cumsum(widths)[:-1], axis=1)
+    return CellLogits(
+        logits={head.name: part for head, part in zip(scorer.taxonomy.heads, parts, strict=True)},
+        gold=_gold(examples, scorer.taxonomy),
+        subjects=[example.subject.type for example in examples],
+        taxonomy=scorer.taxonomy,
+        trained=scorer.root.config.training_prior,
+        temperatures=scorer.temperatures,
+        rows=rows,
+    )
+
+
+def _keep(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
+    about = {"taxonomy": cell.taxonomy.to_dict(), "trained": cell.trained, "temperatures": dict(cell.temperatures)}
+    text = json.dumps({**about, "mark": mark}, ensure_ascii=False)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    with partial.open("wb") as file:
+        np.savez(file, about=np.array(text), **{f"head {name}": part for name, part in cell.logits.items()})  # type: ignore[arg-type]
+    os.replace(partial, path)
+
+
+def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) -> CellLogits | None:
+    """What was kept, if it is of this model and these rows."""
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as kept:
+        about: dict[str, Any] = json.loads(str(kept["about"]))
+        if about["mark"] != mark:
+            return None
+        logits = {name.removeprefix("head "): kept[name] for name in kept.files if name.startswith("head ")}
+    taxonomy = Taxonomy.from_dict(about["taxonomy"])
+    subjects = [example.subject.type for example in examples]
+    gold = _gold(examples, taxonomy)
+    return CellLogits(logits, gold, subjects, taxonomy, about["trained"], about["temperatures"], mark["rows"])
+
+
+@lru_cache(maxsize=4)
+def labelled_rows(spec: str, heads: str) -> tuple[Example, ...]:
+    """Labelled rows of a DATA.
+
+    Raises:
+        MtlReError: they cannot be read, or one has no label.
+    """
+    from mtl_re.data import load_examples
+
+    examples, _ = load_examples(spec, Taxonomy.from_option(heads), "error")
+    return tuple(examples)
+
+
+def valid_rows(cell: Cell) -> tuple[Example, ...]:
+    """The validation rows of a cell, split off again as its training did.
+
+    Raises:
+        MtlReError: it had none.
+    """
+    from mtl_re.prepare import read_rows
+
+    config = checked_config(cell.config)
+    rows = read_rows(config, Taxonomy.from_option(config.model.heads)).valid
+    if not rows:
+        raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")
+    return tuple(rows)
+
+
+def _heads(cell: Cell) -> str:
+    return str(cell.config.get("model", {}).get("heads", "hierarchical"))
+
+
+def _gold(examples: Sequence[Example], taxonomy: Taxonomy) -> Indices:
+    from mtl_re.evaluation import gold_indices
+
+    return gold_indices(examples, taxonomy)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.key, example.subject.type, example.object.type, example.label)).encode())
+    return digest.hexdigest()
