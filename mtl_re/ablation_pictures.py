@@ -33,7 +33,7 @@ def scores(arms: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], names:
                 axes.plot(values, [place] * len(values), "o", color="#222222", markersize=3, alpha=0.7)
             axes.set_title(f"{name}, %")
             dots = [figures[key] for _, by_seed in arms for figures in by_seed.values()]
-            room = max(0.75 * (max(dots) - min(dots)), 0.5)  # an interval from few seeds may leave the picture
+            room = max(0.3 * (max(dots) - min(dots)), 0.5)  # an interval from few seeds may leave the picture
             axes.set_xlim(min(dots) - room, max(dots) + room)
         panels[0].set_yticks(range(len(arms)), drawable([name for name, _ in arms]))
         panels[0].set_ylim(len(arms) - 0.5, -0.5)
@@ -121,11 +121,15 @@ def over_axes(points: Mapping[str, Sequence[tuple[Any, float]]], what: str, path
             axes.plot([place[value] for value, _ in found], [score for _, score in found], "o", color=color, alpha=0.7)
             if len(known) < len(found):
                 means = [np.mean([score for value, score in found if value == one]) for one in known]
-                axes.plot([place[value] for value in known], means, "-", color=color)
+                mean = {"linestyle": "-"} if numbers else {"linestyle": "", "marker": "_", "markersize": 22}
+                axes.plot([place[value] for value in known], means, color=color, **mean)
             if not numbers:
                 axes.set_xticks(range(len(known)), drawable([str(value) for value in known]))
+                axes.margins(x=0.25)
             elif min(known) > 0 and max(known) >= 30 * min(known):
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter("")
             axes.set_xlabel(drawable([key])[0])
             axes.grid(axis="both")
         panels[0].set_ylabel("mean over seeds, %")

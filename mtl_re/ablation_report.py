@@ -131,7 +131,7 @@ def compare_entries(study: Study, entries: Sequence[Entry], resamples: int, fold
         return []
     arm, reading = study.baseline
     by_name = {(entry.arm, entry.reading): entry for entry in entries}
-    found = []
+    found: list[Difference] = []
     for entry in tqdm(entries, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
         base = by_name.get((arm, reading or entry.reading))
         if base is None or base is entry or not set(base.reads) & set(entry.reads):

@@ -166,6 +166,9 @@ def _made(kind: type, options: Namespace) -> Any:
 
 
 def _train(options: Namespace) -> Callable[[], Any]:
+    for name in config.GROUPS:
+        if not isinstance(options[name], Namespace):
+            raise MtlReError(f"{name}: expected a group of options, found {options[name]!r}")
     made = config.Config(**{name: group(**vars(options[name])) for name, group in config.GROUPS.items()})
     given = options.config
     name = Path(str(given[-1])).stem if given else "train"

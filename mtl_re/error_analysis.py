@@ -112,13 +112,13 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     examples, bad = loaded or (None, [])
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []
-    for place, (where, row) in enumerate(significance._rows(path)):
+    for place, (where, row) in enumerate(significance.prediction_rows(path)):
         if place == 0 and isinstance(given := row.get("probs"), dict) and (odd := sorted(given.keys() ^ index.keys())):
             raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
         row = row if examples is None else _joined(where, row, place, examples, str(options.data))
         if row.get("gold") is None:
             raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")
-        name, gold, pred, values = significance._parsed((where, row), index)
+        name, gold, pred, values = significance.parsed_row((where, row), index)
         ids.append(str(name))
         labels.append((gold, pred))
         probs.append(values)
@@ -164,7 +164,7 @@ def error_kinds(rows: Rows) -> npt.NDArray[np.str_]:
     cells = rows.gold * size + rows.pred
     for cell in np.unique(cells[rows.gold != rows.pred]):
         counts = np.bincount([cell], minlength=size**2).reshape(size, size).astype(float)
-        kinds = metrics._errors(counts, rows.taxonomy)
+        kinds = metrics.error_counts(counts, rows.taxonomy)
         found[cells == cell] = max(kinds, key=kinds.__getitem__)
     return found
 

@@ -178,7 +178,7 @@ def learning_curves(lines: Sequence[Line], path: Path) -> None:
             draw(axes, part)
             axes.set_xlim(0, 1.02 * max(line["step"] for line in lines))
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(axis="both")
+            axes.grid(True, axis="both")
             axes.tick_params(labelbottom=True)
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         grid[-1].set_xlabel("optimizer step")
@@ -287,7 +287,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 def escape(text: str) -> str:
     """Text on one line that cannot end a table's cell or start markup."""
-    for character in "\\`*|<":
+    for character in "\\`*|<[":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
 

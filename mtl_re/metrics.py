@@ -272,7 +272,7 @@ def report(
         "coarse": _coarse(counts, taxonomy),
         "gate": _gate(counts, taxonomy),
         "fine": _fine(gold, probs, taxonomy),
-        "errors": _errors(counts, taxonomy),
+        "errors": error_counts(counts, taxonomy),
         "disagreement": 100 - accuracy(pred_hard, pred_soft),
         "ece": ece(probs[np.arange(len(gold)), pred], gold == pred),
         "per_label": _per_label(counts, auprc_by_class(gold, probs), taxonomy),
@@ -312,7 +312,7 @@ def _fine(gold: Indices, probs: Floats, taxonomy: Taxonomy) -> dict[str, float |
     return found
 
 
-def _errors(counts: Floats, taxonomy: Taxonomy) -> dict[str, int]:
+def error_counts(counts: Floats, taxonomy: Taxonomy) -> dict[str, int]:
     """Every wrong row in exactly one of four kinds."""
     related, group = _related(taxonomy), np.array(taxonomy.group_of_label)
     both, same = related[:, None] & related, group[:, None] == group

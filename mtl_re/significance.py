@@ -204,15 +204,15 @@ def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Flo
     index: dict[str, int] = {}
     labels: list[tuple[int, int, int]] = []  # gold, predicted by a, predicted by b
     probs: tuple[list[Floats], list[Floats]] = ([], [])
-    for line_a, line_b in zip_longest(_rows(a), _rows(b)):
+    for line_a, line_b in zip_longest(prediction_rows(a), prediction_rows(b)):
         if line_a is None or line_b is None:
             (where, row), short = (line_a, b) if line_b is None else (line_b, a)
             raise MtlReError(
                 f"{where}: id: {row.get('id')!r} has no counterpart; {short} ends after {len(labels)} row(s)"
             )
         index = index or _label_index(*line_a)
-        id_a, gold, pred_a, probs_a = _parsed(line_a, index)
-        id_b, gold_b, pred_b, probs_b = _parsed(line_b, index)
+        id_a, gold, pred_a, probs_a = parsed_row(line_a, index)
+        id_b, gold_b, pred_b, probs_b = parsed_row(line_b, index)
         for key, differs in (("id", id_a != id_b), ("gold", gold != gold_b)):
             if differs:
                 values = f"{line_b[1][key]!r}, but {line_a[0]} has {line_a[1][key]!r}"
@@ -226,7 +226,7 @@ def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Flo
     return columns[0], columns[1], columns[2], np.stack(probs[0]), np.stack(probs[1]), tuple(index)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def prediction_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", row) of each line; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8") as lines:
@@ -251,7 +251,7 @@ def _label_index(where: str, row: dict[str, Any]) -> dict[str, int]:
     return {label: position for position, label in enumerate(probs)}
 
 
-def _parsed(line: tuple[str, dict[str, Any]], index: dict[str, int]) -> tuple[str | int, int, int, Floats]:
+def parsed_row(line: tuple[str, dict[str, Any]], index: dict[str, int]) -> tuple[str | int, int, int, Floats]:
     """Id, gold index, predicted index and probabilities (L,) of one row."""
     where, row = line
     name = row.get("id")

@@ -97,7 +97,6 @@ class Trackers:
         self.accelerator, self.names, self.run_dir = accelerator, names, run_dir
         if not names:
             return
-        accelerator.project_configuration.set_directories(str(run_dir))
         options = {"dir": str(run_dir), "name": run_dir.name}
         if "wandb" in names and (reason := _wandb_offline()):
             options["mode"] = "offline"

@@ -16,7 +16,7 @@ from mtl_re import cli, evaluation, model
 from mtl_re import train as train_module
 from mtl_re.cli import main
 
-COMMANDS = ["sample", "check", "train", "evaluate", "predict", "compare"]
+COMMANDS = ["sample", "check", "explore", "train", "evaluate", "predict", "calibrate", "errors", "compare"]
 TINY = [
     *("--model.encoder", "scratch:tiny", "--data.max_length", "96", "--train.precision", "no"),
     *("--train.batch_size", "8", "--train.epochs", "1"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -461,7 +462,7 @@ def test_early_stop(go, scripted, capsys):
     scripted(10.0, 20.0, 5.0, 20.0, 99.0)
     run_dir = go(**{"train.epochs": 9, "train.early_stop": 2})
     assert [line["step"] for line in lines(run_dir, "valid")] == [4, 8, 12, 16]
-    assert "stopping early" in capsys.readouterr().err
+    assert "stopped early" in capsys.readouterr().err
     assert json.loads((run_dir / "valid_metrics.json").read_text())["step"] == 8
 
 
@@ -602,9 +603,9 @@ def test_gradient_that_is_not_finite_stops_the_run(go, monkeypatch):
 
 
 def test_global_counts_are_of_the_whole_step(plain_run, rows, tmp_path):
-    run = prepare_module.prepare(
-        make_config({"data.train": str(rows), "train.run_dir": str(tmp_path / "counts"), "train.batch_size": 2}), "x"
-    )
+    options = {"data.train": str(rows), "train.run_dir": str(tmp_path / "counts"), "train.batch_size": 2}
+    with ExitStack() as resources:
+        run = prepare_module.prepare(make_config(options), "x", resources)
     chosen = np.array([0, 3, 5, 7, 11, 12, 20, 31])
     counts, labelled = train_module.global_counts(run, chosen)
     labels = [run.rows.train[row].label for row in chosen]
