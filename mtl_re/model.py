@@ -88,7 +88,7 @@ class MtlReModel(PreTrainedModel):
         pooling, dim = POOLINGS[config.pooling], int(self.encoder.config.hidden_size)
         self.pool = pooling.function
         self.pair = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.Tanh(), nn.Dropout(config.dropout)
+            nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.GELU(), nn.Dropout(config.dropout)
         )
         try:
             self.heads = nn.ModuleDict({head.name: nn.Linear(dim, len(head.classes)) for head in self.taxonomy.heads})
