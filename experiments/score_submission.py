@@ -16,7 +16,7 @@ ORDER = """no_relation org:top_members/employees org:members org:product per:tit
 org:place_of_headquarters per:product org:number_of_employees/members per:children per:place_of_residence
 per:alternate_names per:other_family per:colleagues per:origin per:siblings per:spouse org:founded
 org:political/religious_affiliation org:member_of per:parents org:dissolved per:schools_attended per:date_of_death
-per:date_of_birth per:place_of_birth per:place_of_death org:founded_by per:religion""".split()
+per:date_of_birth per:place_of_birth per:place_of_death org:founded_by per:religion""".split()  # noqa: SIM905
 
 with open(sys.argv[1], encoding="utf-8", newline="") as file:
     rows = list(csv.DictReader(file))
@@ -29,4 +29,5 @@ predicted = np.array([ORDER.index(row["pred_label"]) for row in rows])
 probs = np.array([ast.literal_eval(row["probs"]) for row in rows])
 f1 = 100 * f1_score(gold, predicted, labels=list(range(1, 30)), average="micro")
 areas = [precision_recall_curve(gold == label, probs[:, label])[:2] for label in range(30)]
-print(f"n {len(gold)}  micro-F1 {f1:.4f}  AUPRC {100 * np.mean([auc(recall, precision) for precision, recall in areas]):.4f}")
+auprc = 100 * np.mean([auc(recall, precision) for precision, recall in areas])
+print(f"n {len(gold)}  micro-F1 {f1:.4f}  AUPRC {auprc:.4f}")

@@ -6,18 +6,16 @@ all stop. Rows are read by every rank: the batch order is computed from them, no
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from mtl_re import checkpoint, data, encoders, markers
+from mtl_re import data, encoders, markers
 from mtl_re.collate import Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -38,6 +36,7 @@ from mtl_re.losses import loss_named, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
+from mtl_re.run_dir import claim_run_dir
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.tracking import Trackers, manifest
 from mtl_re.weighting import Weighting, weighting_named
@@ -190,60 +189,6 @@ def make_accelerator(config: Config) -> Accelerator:
     if kind not in {"NO", "MULTI_CPU", "MULTI_GPU"}:
         raise MtlReError(f"accelerate launches {kind}; mtl-re trains on one device or data parallel (DDP)")
     return accelerator
-
-
-# ---- run directory -------------------------------------------------------------------------------------------
-
-
-def claim_run_dir(config: Config, name: str, resources: ExitStack) -> Path:
-    """Choose, make and lock the run's directory.
-
-    Raises:
-        MtlReError: it holds another run and `train.resume` is not set, or cannot be made.
-    """
-    option, resume = config.train.run_dir, config.train.resume
-    if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
-        raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a folder checkpoints/step-NNNNNN")
-    if option is not None:
-        run_dir = Path(option)
-    elif resume is not None and resume != "auto":
-        run_dir = Path(resume).absolute().parent.parent
-    elif resume == "auto":
-        raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
-    else:
-        run_dir = _fresh(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / ".lock").touch()
-    except OSError as error:
-        raise MtlReError(f"train.run_dir: {run_dir} cannot be written ({error.strerror})") from error
-    if resume is None and (run_dir / "metrics.jsonl").exists():
-        raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
-    resources.enter_context(lock_run_dir(run_dir))
-    return run_dir
-
-
-def _fresh(path: Path) -> Path:
-    candidate, number = path, 2
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate
-
-
-def lock_run_dir(run_dir: Path) -> IO[str]:
-    """Hold the run directory for this process; the system frees it however the process ends.
-
-    Raises:
-        MtlReError: another process holds it.
-    """
-    lock = (run_dir / ".lock").open("w")
-    try:
-        # lockf, not flock: loader workers must not inherit it, or a killed run stays locked until they notice
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process") from error
-    return lock
 
 
 def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:

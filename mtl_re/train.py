@@ -5,7 +5,7 @@ loss is divided by counts over the whole step (`global_counts`). So the gradient
 step was split. DDP averages gradients over processes where the algebra wants their sum: the loss is multiplied by the
 number of processes once, in `step`.
 
-All that the loop would need to go on is in `State` plus tensors, written by `save_state` and read by `resume`.
+What the loop needs to go on after a kill is in `train_state`, what it says of itself in `train_log`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import gc
 import math
 import shutil
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,51 +34,11 @@ from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import Run, on_main, prepare, write_records
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import MetricsLog
+from mtl_re.train_log import Clock, add_step, write_window
+from mtl_re.train_state import State, resume, save_state
 
 _MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
-
-
-@dataclass
-class State:
-    """Where a run stands. Plain JSON values; equal states continue equally.
-
-    Attributes:
-        step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
-        step_rows: rows of a full step, over all processes and passes.
-        best_score, best_step, evaluations_without_gain: model selection.
-        skipped: fp16 steps skipped for overflow, in all and in a row.
-        window: sums since the last line of metrics.jsonl.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    step_rows: int = 0
-    best_score: float | None = None
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluated_step: int = -1
-    window: Window = field(default_factory=lambda: Window())
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last logged line, over all processes.
-
-    Attributes:
-        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens: as read, without
-            padding. norm: the last step's gradient norm. weights: of every step, where they move.
-    """
-
-    losses: dict[str, Any] = field(default_factory=dict)  # tensors until they are read: no synchronisation a step
-    counts: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
-    tokens: int = 0
-    norm: Any = 0.0
-    weights: list[dict[str, float]] = field(default_factory=list)
 
 
 class Parts(Dataset[Batch]):
@@ -237,7 +195,7 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if run.optimizer.step_was_skipped else 0
     state.skipped += run.optimizer.step_was_skipped
     _update_weighting(run, batches, sums, counts)
-    _add(run, state.window, sums, counts, rows, norm)
+    add_step(run, state.window, sums, counts, rows, norm)
     if run.config.loss.weighting != "fixed":
         state.window.weights.append(weights)
 
@@ -319,93 +277,6 @@ def _check_finite(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor],
     )
 
 
-# ---- logging -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Clock:
-    """Time since the last logged line, evaluations and checkpoints left out.
-
-    Attributes:
-        rows, tokens: of the window that were counted before this clock started (after a resume).
-    """
-
-    began: float = field(default_factory=time.perf_counter)
-    rows: int = 0
-    tokens: int = 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count what happens inside."""
-        stopped = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - stopped
-
-
-def _add(
-    run: Run, window: Window, sums: dict[str, Tensor], counts: dict[str, int], rows: np.ndarray, norm: Tensor
-) -> None:
-    for name, value in sums.items():
-        window.losses[name] = window.losses.get(name, 0.0) + value
-        window.counts[name] = window.counts.get(name, 0) + counts[name]
-    window.rows += len(rows)
-    window.tokens += int(run.train_table.lengths[rows].sum())
-    window.norm = norm
-
-
-def settle(run: Run, window: Window) -> None:
-    """Turn the window's tensors into numbers over all processes (synchronises)."""
-    if not any(isinstance(value, Tensor) for value in window.losses.values()):
-        return
-    names = list(window.losses)
-    local = torch.stack([torch.as_tensor(window.losses[name], device=run.accelerator.device) for name in names])
-    total = run.accelerator.reduce(local.double() if local.device.type != "mps" else local, "sum")
-    # Numbers that were already global must be counted once: they sit on rank 0 alone (see below).
-    values = [float(value) for value in total]
-    window.losses = dict(zip(names, values if run.main else [0.0] * len(names), strict=True))
-    window.norm = float(window.norm)
-
-
-def _rates(run: Run) -> dict[str, float]:
-    """The encoder's (its top layer's) and the heads' learning rate."""
-    rates: dict[str, float] = {"lr": 0.0, "head_lr": 0.0}
-    for group in run.optimizer.param_groups:
-        for name in group["names"]:
-            key = "lr" if name.startswith("encoder.") else "head_lr"
-            rates[key] = max(rates[key], group["lr"])
-    return rates
-
-
-def write_window(run: Run, state: State, log: MetricsLog | None, clock: Clock, bar: Any) -> None:
-    """One line of metrics.jsonl: raw losses by head (mean over labelled rows), weights, rates."""
-    window = state.window
-    settle(run, window)
-    now = time.perf_counter()
-    seconds = max(now - clock.began, 1e-9)
-    means = {name: window.losses[name] / max(window.counts[name], 1) for name in window.losses}
-    line = {
-        "kind": "train",
-        "step": state.step,
-        "epoch": round(state.epoch + state.position * state.step_rows / len(run.train_table), 4),
-        "loss": means,
-        "labelled_rows": dict(window.counts),
-        "weights": window.weights[-1] if window.weights else run.weights,
-        **_rates(run),
-        "grad_norm": window.norm,
-        "skipped_steps": state.skipped,
-        "rows_per_s": round((window.rows - clock.rows) / seconds, 2),
-        "tokens_per_s": round((window.tokens - clock.tokens) / seconds, 1),
-    }
-    if log is not None:
-        log.write(line | ({"weights_by_step": window.weights} if window.weights else {}))
-        bar.set_postfix(
-            {name: f"{value:.3f}" for name, value in means.items()} | {"tok/s": f"{window.tokens / seconds:.0f}"}
-        )
-    run.trackers.log(line, state.step)
-    state.window = Window()
-    clock.began, clock.rows, clock.tokens = now, 0, 0
-
-
 # ---- evaluation and selection --------------------------------------------------------------------------------
 
 
@@ -478,112 +349,6 @@ def _final_scores(run: Run) -> dict[str, Any]:
     """The best model's validation scores; empty without validation rows."""
     path = run.run_dir / "valid_metrics.json"
     return report.read_json(path) if run.trackers.names and path.exists() else {}
-
-
-# ---- state on disk -------------------------------------------------------------------------------------------
-
-
-def save_state(run: Run, state: State) -> None:
-    """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes."""
-    settle(run, state.window)
-    generators = _generators(run)
-    if run.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        generators = {
-            f"{rank}/{name}": t for rank, part in enumerate(gather_object([generators])) for name, t in part.items()
-        }
-    else:
-        generators = {f"0/{name}": tensor for name, tensor in generators.items()}
-    scaler = run.accelerator.scaler
-    record = {
-        "state": asdict(state),
-        "processes": run.accelerator.num_processes,
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "weighting": run.weighting.state(),
-        "identity": run.identity,
-    }
-    tensors = {"model": run.plain_model.state_dict(), "optimizer": _optimizer_tensors(run), "random": generators}
-
-    def write() -> None:
-        checkpoint.save(run.run_dir / "checkpoints", state.step, tensors, record, run.config.train.keep)
-
-    on_main(run.accelerator, write)
-
-
-def resume(run: Run) -> tuple[State, MetricsLog | None]:
-    """The state to start from: a checkpoint's, as `train.resume` asks, or a fresh one.
-
-    Raises:
-        MtlReError: the checkpoint is damaged, or belongs to other options or rows.
-    """
-    options = run.config.train
-    state = State(step_rows=options.batch_size * options.accumulate * run.accelerator.num_processes)
-    found = None
-    if options.resume == "auto":
-        found, faults = checkpoint.newest(run.run_dir / "checkpoints")
-        for fault in faults:
-            run.say(f"passed over: {fault}")
-        run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
-    elif options.resume is not None:
-        found = checkpoint.load(Path(options.resume))
-    if found is not None:
-        _check_identity(run, found)
-        state = _restore(run, found)
-    log = None
-    if run.main:
-        log = MetricsLog(run.run_dir / "metrics.jsonl", state.step)
-    return state, log
-
-
-def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
-    before = found.state["identity"]
-    if changed := [name for name, digest in run.identity.items() if before.get(name) != digest]:
-        raise MtlReError(f"{found.path}: cannot go on, because these have changed since: {', '.join(changed)}")
-
-
-def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
-    run.plain_model.load_state_dict(found.tensors["model"])
-    for group in run.optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            prefix = f"{name}//"
-            moments = {k.removeprefix(prefix): t for k, t in found.tensors["optimizer"].items() if k.startswith(prefix)}
-            run.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
-    if run.accelerator.scaler is not None and found.state["scaler"] is not None:
-        run.accelerator.scaler.load_state_dict(found.state["scaler"])
-    run.weighting.restore(found.state["weighting"])
-    rank = run.accelerator.process_index
-    mine = {k.removeprefix(f"{rank}/"): t for k, t in found.tensors["random"].items() if k.startswith(f"{rank}/")}
-    if found.state["processes"] == run.accelerator.num_processes:
-        torch.set_rng_state(mine["cpu"])
-        if "cuda" in mine and torch.cuda.is_available():
-            torch.cuda.set_rng_state(mine["cuda"], run.accelerator.device)
-    else:
-        run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
-        torch.manual_seed(run.config.train.seed + 1_000_003 * rank + found.state["state"]["step"])
-    values = dict(found.state["state"])
-    window = Window(**values.pop("window"))
-    if not run.main:
-        window.losses = dict.fromkeys(window.losses, 0.0)
-    return State(**values, window=window)
-
-
-def _generators(run: Run) -> dict[str, Tensor]:
-    """This process's random states; only dropout draws from them."""
-    states = {"cpu": torch.get_rng_state()}
-    if run.accelerator.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(run.accelerator.device)
-    return states
-
-
-def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
-    """Adam's moments and counters by parameter name, so that their order cannot matter."""
-    return {
-        f"{name}//{key}": value
-        for group in run.optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in run.optimizer.state.get(parameter, {}).items()
-    }
 
 
 # ---- stopping ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_rates_count_the_time_of_all_their_rows(go, monkeypatch):
     real = train_module.step
 
     def slow(*arguments):
-        train_module.time.sleep(0.04)
+        time.sleep(0.04)
         real(*arguments)
 
     monkeypatch.setattr(train_module, "step", slow)
@@ -162,7 +163,7 @@ def test_head_rate_is_logged_as_the_heads(go):
 
 def test_default_run_directories_do_not_collide(rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare_module.time, "strftime", lambda form: "20250101-000000")
+    monkeypatch.setattr(time, "strftime", lambda form: "20250101-000000")
     options = {"data.train": str(rows), "train.max_steps": 1, "data.valid_fraction": 0.0}
     made = [train(make_config(options), "mine") for _ in range(2)]
     assert [path.name for path in made] == ["mine-20250101-000000", "mine-20250101-000000-2"]

@@ -1,0 +1,178 @@
+"""Where a training run stands: what a step leaves behind, written to disk and read back exactly.
+
+`State` is plain JSON; weights, Adam's moments and random states go beside it as tensors by name. A run is resumed only
+into the same options and the same rows (`prepare.identity`); equal states then continue equally, bit for bit on CPU and
+with the same number of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl_re import checkpoint
+from mtl_re.errors import MtlReError
+from mtl_re.prepare import Run, on_main
+from mtl_re.tracking import MetricsLog
+
+
+@dataclass
+class State:
+    """Where a run stands. Plain JSON values; equal states continue equally.
+
+    Attributes:
+        step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
+        step_rows: rows of a full step, over all processes and passes.
+        best_score, best_step, evaluations_without_gain: model selection.
+        skipped: fp16 steps skipped for overflow, in all and in a row.
+        window: sums since the last line of metrics.jsonl.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    step_rows: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated_step: int = -1
+    window: Window = field(default_factory=lambda: Window())
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last logged line, over all processes.
+
+    Attributes:
+        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens: as read, without
+            padding. norm: the last step's gradient norm. weights: of every step, where they move.
+    """
+
+    losses: dict[str, Any] = field(default_factory=dict)  # tensors until they are read: no synchronisation a step
+    counts: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+    norm: Any = 0.0
+    weights: list[dict[str, float]] = field(default_factory=list)
+
+
+def settle(run: Run, window: Window) -> None:
+    """Turn the window's tensors into numbers over all processes (synchronises)."""
+    if not any(isinstance(value, Tensor) for value in window.losses.values()):
+        return
+    names = list(window.losses)
+    local = torch.stack([torch.as_tensor(window.losses[name], device=run.accelerator.device) for name in names])
+    total = run.accelerator.reduce(local.double() if local.device.type != "mps" else local, "sum")
+    # Numbers that were already global must be counted once: they sit on rank 0 alone (see below).
+    values = [float(value) for value in total]
+    window.losses = dict(zip(names, values if run.main else [0.0] * len(names), strict=True))
+    window.norm = float(window.norm)
+
+
+def save_state(run: Run, state: State) -> None:
+    """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes."""
+    settle(run, state.window)
+    generators = _generators(run)
+    if run.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        generators = {
+            f"{rank}/{name}": t for rank, part in enumerate(gather_object([generators])) for name, t in part.items()
+        }
+    else:
+        generators = {f"0/{name}": tensor for name, tensor in generators.items()}
+    scaler = run.accelerator.scaler
+    record = {
+        "state": asdict(state),
+        "processes": run.accelerator.num_processes,
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "weighting": run.weighting.state(),
+        "identity": run.identity,
+    }
+    tensors = {"model": run.plain_model.state_dict(), "optimizer": _optimizer_tensors(run), "random": generators}
+
+    def write() -> None:
+        checkpoint.save(run.run_dir / "checkpoints", state.step, tensors, record, run.config.train.keep)
+
+    on_main(run.accelerator, write)
+
+
+def resume(run: Run) -> tuple[State, MetricsLog | None]:
+    """The state to start from: a checkpoint's, as `train.resume` asks, or a fresh one.
+
+    Raises:
+        MtlReError: the checkpoint is damaged, or belongs to other options or rows.
+    """
+    options = run.config.train
+    state = State(step_rows=options.batch_size * options.accumulate * run.accelerator.num_processes)
+    found = None
+    if options.resume == "auto":
+        found, faults = checkpoint.newest(run.run_dir / "checkpoints")
+        for fault in faults:
+            run.say(f"passed over: {fault}")
+        run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
+    elif options.resume is not None:
+        found = checkpoint.load(Path(options.resume))
+    if found is not None:
+        _check_identity(run, found)
+        state = _restore(run, found)
+    log = None
+    if run.main:
+        log = MetricsLog(run.run_dir / "metrics.jsonl", state.step)
+    return state, log
+
+
+def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
+    before = found.state["identity"]
+    if changed := [name for name, digest in run.identity.items() if before.get(name) != digest]:
+        raise MtlReError(f"{found.path}: cannot go on, because these have changed since: {', '.join(changed)}")
+
+
+def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
+    run.plain_model.load_state_dict(found.tensors["model"])
+    for group in run.optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            prefix = f"{name}//"
+            moments = {k.removeprefix(prefix): t for k, t in found.tensors["optimizer"].items() if k.startswith(prefix)}
+            run.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+    if run.accelerator.scaler is not None and found.state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(found.state["scaler"])
+    run.weighting.restore(found.state["weighting"])
+    rank = run.accelerator.process_index
+    mine = {k.removeprefix(f"{rank}/"): t for k, t in found.tensors["random"].items() if k.startswith(f"{rank}/")}
+    if found.state["processes"] == run.accelerator.num_processes:
+        torch.set_rng_state(mine["cpu"])
+        if "cuda" in mine and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["cuda"], run.accelerator.device)
+    else:
+        run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
+        torch.manual_seed(run.config.train.seed + 1_000_003 * rank + found.state["state"]["step"])
+    values = dict(found.state["state"])
+    window = Window(**values.pop("window"))
+    if not run.main:
+        window.losses = dict.fromkeys(window.losses, 0.0)
+    return State(**values, window=window)
+
+
+def _generators(run: Run) -> dict[str, Tensor]:
+    """This process's random states; only dropout draws from them."""
+    states = {"cpu": torch.get_rng_state()}
+    if run.accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(run.accelerator.device)
+    return states
+
+
+def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
+    """Adam's moments and counters by parameter name, so that their order cannot matter."""
+    return {
+        f"{name}//{key}": value
+        for group in run.optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in run.optimizer.state.get(parameter, {}).items()
+    }
