@@ -104,7 +104,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
     accelerator = make_accelerator(config)
     run_dir = on_main(accelerator, lambda: claim_run_dir(config, name, resources))
-    accelerator.project_configuration.set_directories(str(run_dir))  # TensorBoard writes there
+    accelerator.project_configuration.logging_dir = str(run_dir)  # TensorBoard writes there
     rows = read_rows(config, taxonomy)
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
     featurizer = Featurizer(

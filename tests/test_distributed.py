@@ -165,7 +165,7 @@ def test_a_fault_ends_all_processes_soon(rows, tmp_path, fault):
 
 
 def test_a_run_in_use_is_refused_to_all_processes(rows, tmp_path):
-    from mtl_re.prepare import lock_run_dir
+    from mtl_re.run_dir import lock_run_dir
 
     (tmp_path / "run").mkdir()
     lock = lock_run_dir(tmp_path / "run")
