@@ -42,11 +42,14 @@ class DataConfig:
     on_overlap: Literal["drop", "error"] = "drop"
     """Training rows that are validation rows too (same sentence, same spans): `drop` and count them, or `error`."""
     limit: int | None = None
-    """Use this many training rows only, drawn by `train.seed` (None: all)."""
+    """Use this many training rows only, drawn by `split_seed` (None: all)."""
+    split_seed: int = 42
+    """Seed of `limit` and of the validation split; apart from `train.seed`, so that the seeds of a study share rows."""
 
     def __post_init__(self) -> None:
         _between("data.valid_fraction", self.valid_fraction, 0, 0.9)
         _between("data.max_length", self.max_length, 8, 65536)
+        _between("data.split_seed", self.split_seed, 0, 2**32 - 1)
         if self.limit is not None:
             _between("data.limit", self.limit, 1, math.inf)
 
@@ -139,7 +142,7 @@ class TrainConfig:
     """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16), else fp16 on CUDA, else fp32
     (`no`)."""
     seed: int = 42
-    """Seed of the split, the batch order, the heads' initial weights and dropout."""
+    """Seed of the batch order, the heads' initial weights and dropout."""
     resume: str | None = None
     """`auto`: go on from the newest whole checkpoint of `run_dir`, if there is one; or a checkpoint's path."""
     save_every: int | Literal["epoch"] = "epoch"

@@ -260,14 +260,14 @@ def read_rows(config: Config, taxonomy: Taxonomy) -> Rows:
     train, bad = data.load_examples(options.train, taxonomy, options.on_bad_row)
     rows = Rows(train, [], list(bad))
     if options.limit is not None and options.limit < len(train):
-        chosen = np.random.default_rng(config.train.seed).permutation(len(train))[: options.limit]
+        chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
         rows.train = [train[index] for index in sorted(chosen)]
     if options.valid is not None:
         rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
         rows.bad += bad
         rows.train, rows.overlap = data.drop_overlap(rows.train, rows.valid, options.on_overlap)
     elif options.valid_fraction > 0:
-        rows.train, rows.valid = data.split_by_sentence(rows.train, options.valid_fraction, config.train.seed)
+        rows.train, rows.valid = data.split_by_sentence(rows.train, options.valid_fraction, options.split_seed)
     for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):
         if missing := [example.id for example in examples if example.label is None]:
             raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is row {missing[0]}")
