@@ -4,6 +4,13 @@ The command line prints its text as a single line and exits with 1; everything e
 traceback under `--debug`. A message says what was wrong, where (file, row, field), and what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class MtlReError(Exception):
     """A fault of the input, the configuration or the machine; `str(error)` is meant for the user."""
@@ -21,3 +28,14 @@ class RowError(MtlReError):
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def entry(option: str, name: str, registry: Mapping[str, T]) -> T:
+    """What a registry holds under a name that came from an option.
+
+    Raises:
+        MtlReError: nothing; the text lists what it holds.
+    """
+    if name not in registry:
+        raise MtlReError(f"{option}: {name!r}; expected one of {', '.join(registry)}")
+    return registry[name]

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_re.config import LossConfig
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, entry
 from mtl_re.taxonomy import IGNORE
 
 
@@ -74,7 +74,7 @@ def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConf
         targets: (batch, heads), columns in the same order.
         options: which loss and its parameters.
     """
-    function = loss_named(options.kind)
+    function = entry("loss.kind", options.kind, LOSSES)
     return {
         name: HeadLoss(function(scores.float(), column, options), (column != IGNORE).sum())
         for (name, scores), column in zip(logits.items(), targets.unbind(1), strict=True)
@@ -118,14 +118,3 @@ def normalise(weights: Mapping[str, float], heads: Sequence[str]) -> dict[str, f
     if total <= 0:
         raise MtlReError("loss.weights: all weights are 0; at least one head must be trained")
     return {name: weight * len(heads) / total for name, weight in full.items()}
-
-
-def loss_named(kind: str) -> Loss:
-    """The loss of that name.
-
-    Raises:
-        MtlReError: there is none.
-    """
-    if kind not in LOSSES:
-        raise MtlReError(f"loss.kind: {kind!r}; expected one of {', '.join(LOSSES)}")
-    return LOSSES[kind]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import RowError, entry
 
 Role = Literal["subject", "object"]
 
@@ -100,21 +100,10 @@ ADDS_TOKENS = frozenset({"special", "typed_special"})
 """Schemes whose pieces are added to the vocabulary as special tokens."""
 
 
-def scheme_named(name: str) -> Scheme:
-    """The scheme of that name.
-
-    Raises:
-        MtlReError: there is none.
-    """
-    if name not in MARKERS:
-        raise MtlReError(f"data.markers: {name!r}; expected one of {', '.join(MARKERS)}")
-    return MARKERS[name]
-
-
 def pieces(name: str, types: Sequence[str]) -> list[str]:
     """Every piece (space-separated) that the scheme writes for these entity types, each once, in a fixed order."""
     roles: tuple[Role, Role] = ("subject", "object")
-    texts = [text for role in roles for kind in types for text in scheme_named(name)(role, kind)]
+    texts = [text for role in roles for kind in types for text in entry("data.markers", name, MARKERS)(role, kind)]
     return list(dict.fromkeys(piece for text in texts for piece in text.split()))
 
 
@@ -127,7 +116,7 @@ def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
     Raises:
         RowError: the spans overlap or leave the sentence, or the scheme does not know a type.
     """
-    scheme = scheme_named(name)
+    scheme = entry("data.markers", name, MARKERS)
     entities: list[tuple[Role, Span]] = sorted(
         [("subject", subject), ("object", object)], key=lambda entity: entity[1].start
     )
@@ -154,7 +143,7 @@ def unmark(marked: Marked, subject: Span, object: Span, name: str) -> tuple[str,
     """The two entity words read back out of a marked text: the inverse of `mark` for what must survive."""
     words = []
     for role, span, entity in (("subject", marked.subject, subject), ("object", marked.object, object)):
-        before, after = scheme_named(name)(role, entity.type)  # type: ignore[arg-type]
+        before, after = entry("data.markers", name, MARKERS)(role, entity.type)  # type: ignore[arg-type]
         inside = marked.text[span[0] : span[1]]
         words.append(inside.removeprefix(before + " ").removesuffix(" " + after))
     return words[0], words[1]

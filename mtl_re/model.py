@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, entry
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
 
@@ -80,12 +80,10 @@ class MtlReModel(PreTrainedModel):
 
     def __init__(self, config: MtlReConfig) -> None:
         super().__init__(config)
-        if config.pooling not in POOLINGS:
-            raise MtlReError(f"model.pooling: {config.pooling!r}; expected one of {', '.join(POOLINGS)}")
         self.taxonomy = Taxonomy.from_dict(config.taxonomy)
         self.encoder = AutoModel.from_config(encoder_config(config))
         drop_pooler(self.encoder)
-        pooling, dim = POOLINGS[config.pooling], int(self.encoder.config.hidden_size)
+        pooling, dim = entry("model.pooling", config.pooling, POOLINGS), int(self.encoder.config.hidden_size)
         self.pool = pooling.function
         self.pair = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.GELU(), nn.Dropout(config.dropout)

@@ -27,19 +27,19 @@ from mtl_re import data, encoders, markers
 from mtl_re.collate import Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
 from mtl_re.features import FeatureTable, Featurizer
 from mtl_re.inference import resolve_precision
-from mtl_re.losses import loss_named, normalise
+from mtl_re.losses import LOSSES, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
 from mtl_re.run_dir import claim_run_dir
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.tracking import Trackers, manifest
-from mtl_re.weighting import Weighting, weighting_named
+from mtl_re.weighting import WEIGHTINGS, Weighting
 
 T = TypeVar("T")
 _PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
@@ -140,8 +140,8 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         plain_model=accelerator.unwrap_model(prepared),
         optimizer=optimizer,
         weights=weights,
-        weighting=weighting_named(
-            config.loss.weighting, [head for head, weight in weights.items() if weight > 0], config.train.seed
+        weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
+            [head for head, weight in weights.items() if weight > 0], config.train.seed
         ),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets),
         trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
@@ -325,17 +325,21 @@ def _featurize(
     return [example for example in examples if id(example) not in lost], table
 
 
+def check_entries(config: Config) -> None:
+    """Raise unless every name that a registry owns stands in it."""
+    entry("data.markers", config.data.markers, markers.MARKERS)
+    entry("model.pooling", config.model.pooling, POOLINGS)
+    entry("loss.kind", config.loss.kind, LOSSES)
+    entry("loss.weighting", config.loss.weighting, WEIGHTINGS)
+
+
 def _check_names(config: Config, taxonomy: Taxonomy) -> None:
     """Names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
     target = config.eval.target_prior
     if target is not None and len(target) != len(taxonomy.groups):
         names = ", ".join(taxonomy.groups)
         raise MtlReError(f"eval.target_prior: {len(target)} shares for {len(taxonomy.groups)} coarse classes ({names})")
-    markers.scheme_named(config.data.markers)
-    loss_named(config.loss.kind)
-    weighting_named(config.loss.weighting, [], 0)
-    if config.model.pooling not in POOLINGS:
-        raise MtlReError(f"model.pooling: {config.model.pooling!r}; expected one of {', '.join(POOLINGS)}")
+    check_entries(config)
 
 
 def _announce(run: Run) -> None:

@@ -162,18 +162,11 @@ def _parser() -> Any:
 
 
 def _check_names(config: Config) -> None:
-    from mtl_re.losses import loss_named, normalise
-    from mtl_re.markers import scheme_named
-    from mtl_re.pooling import POOLINGS
-    from mtl_re.weighting import weighting_named
+    from mtl_re.losses import normalise
+    from mtl_re.prepare import check_entries
 
-    heads = [head.name for head in Taxonomy.from_option(config.model.heads).heads]
-    normalise(config.loss.weights, heads)
-    weighting_named(config.loss.weighting, heads, config.train.seed)
-    loss_named(config.loss.kind)
-    scheme_named(config.data.markers)
-    if config.model.pooling not in POOLINGS:
-        raise MtlReError(f"model.pooling: {config.model.pooling!r}; expected one of {', '.join(POOLINGS)}")
+    normalise(config.loss.weights, [head.name for head in Taxonomy.from_option(config.model.heads).heads])
+    check_entries(config)
 
 
 # ---- checks over the whole study -----------------------------------------------------------------------------

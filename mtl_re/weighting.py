@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from mtl_re.errors import MtlReError
-
 Losses = Mapping[str, float]
 """Raw mean loss by head; a head without a labelled row in the step is absent."""
 
@@ -203,17 +201,6 @@ WEIGHTINGS: dict[str, Callable[[Sequence[str], int], Weighting]] = {
     "rlw": Random,
     "famo": Famo,
 }
-
-
-def weighting_named(name: str, heads: Sequence[str], seed: int) -> Weighting:
-    """A fresh weighting of that name.
-
-    Raises:
-        MtlReError: there is none.
-    """
-    if name not in WEIGHTINGS:
-        raise MtlReError(f"loss.weighting: {name!r}; expected one of {', '.join(WEIGHTINGS)}")
-    return WEIGHTINGS[name](heads, seed)
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from conftest import TAXONOMIES
 from mtl_re import gating
 from mtl_re.collate import Collator, step_parts
 from mtl_re.config import LossConfig
-from mtl_re.errors import MtlReError
-from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, loss_named, normalise
+from mtl_re.errors import MtlReError, entry
+from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, normalise
 from mtl_re.taxonomy import IGNORE
 from mtl_re.train import global_counts
 
@@ -303,7 +303,7 @@ def test_weights_that_mean_nothing():
 
 def test_an_unknown_loss_lists_the_known_ones():
     with pytest.raises(MtlReError, match=r"loss\.kind: 'hinge'; expected one of cross_entropy, focal"):
-        loss_named("hinge")
+        entry("loss.kind", "hinge", LOSSES)
 
 
 def test_columns_must_match_the_heads():

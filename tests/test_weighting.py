@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from mtl_re.errors import MtlReError
-from mtl_re.weighting import WEIGHTINGS, weighting_named
+from mtl_re.errors import MtlReError, entry
+from mtl_re.weighting import WEIGHTINGS
 
 HEADS = ("coarse", "org", "per")
 
@@ -22,7 +22,7 @@ def losses(step: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_factors_are_positive_and_sum_to_the_number_of_heads(name: str) -> None:
-    weighting = weighting_named(name, HEADS, 3)
+    weighting = WEIGHTINGS[name](HEADS, 3)
     for step in range(40):
         factors = weighting.factors(step)
         assert tuple(factors) == HEADS
@@ -45,17 +45,17 @@ def test_a_restored_weighting_goes_on_exactly(name: str, cut: int) -> None:
                 weighting.end_epoch()  # type: ignore[attr-defined]
         return seen
 
-    whole = weighting_named(name, HEADS, 3)
+    whole = WEIGHTINGS[name](HEADS, 3)
     expected = advance(whole, range(40))[cut:]
-    first = weighting_named(name, HEADS, 3)
+    first = WEIGHTINGS[name](HEADS, 3)
     advance(first, range(cut))
-    second = weighting_named(name, HEADS, 3)
+    second = WEIGHTINGS[name](HEADS, 3)
     second.restore(json.loads(json.dumps(first.state())))
     assert advance(second, range(cut, 40)) == expected
 
 
 def test_uncertainty_favours_the_small_loss_and_settles_at_its_optimum() -> None:
-    weighting = weighting_named("uncertainty", HEADS, 0)
+    weighting = WEIGHTINGS["uncertainty"](HEADS, 0)
     for _ in range(20_000):
         weighting.update({"coarse": 0.5, "org": 1.0, "per": 2.0}, None)
     factors = weighting.factors(0)  # the optimum of exp(-s)·L + s is exp(-s) = 1 / L
@@ -64,7 +64,7 @@ def test_uncertainty_favours_the_small_loss_and_settles_at_its_optimum() -> None
 
 
 def test_dwa_favours_the_head_that_learns_slowest() -> None:
-    weighting = weighting_named("dwa", HEADS, 0)
+    weighting = WEIGHTINGS["dwa"](HEADS, 0)
     for epoch in range(2):
         assert set(weighting.factors(0).values()) == {1.0}
         weighting.update({"coarse": 1.0 - 0.5 * epoch, "org": 1.0, "per": 1.0 - 0.1 * epoch}, None)
@@ -74,7 +74,7 @@ def test_dwa_favours_the_head_that_learns_slowest() -> None:
 
 
 def test_rlw_is_a_pure_function_of_seed_and_step() -> None:
-    one, other, third = (weighting_named("rlw", HEADS, seed) for seed in (1, 1, 2))
+    one, other, third = (WEIGHTINGS["rlw"](HEADS, seed) for seed in (1, 1, 2))
     assert one.factors(5) == other.factors(5)
     assert one.factors(5) != one.factors(6)
     assert one.factors(5) != third.factors(5)
@@ -83,7 +83,7 @@ def test_rlw_is_a_pure_function_of_seed_and_step() -> None:
 
 
 def test_famo_takes_weight_from_the_head_that_falls_fastest() -> None:
-    weighting = weighting_named("famo", HEADS, 0)
+    weighting = WEIGHTINGS["famo"](HEADS, 0)
     for _ in range(30):
         weighting.update(dict.fromkeys(HEADS, 1.0), {"coarse": 0.5, "org": 0.9, "per": 0.99})
     factors = weighting.factors(0)
@@ -94,4 +94,4 @@ def test_famo_takes_weight_from_the_head_that_falls_fastest() -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(MtlReError, match=r"'nash'; expected one of fixed, uncertainty"):
-        weighting_named("nash", HEADS, 0)
+        entry("loss.weighting", "nash", WEIGHTINGS)
