@@ -113,8 +113,13 @@ def _prior(
         def guessed(values: np.ndarray) -> np.ndarray:
             return gating.coarse(torch.from_numpy(values), scorer.taxonomy).numpy().argmax(axis=1)
 
-        bbse = calibration.bbse_prior(guessed(probs), groups[gold], guessed(plain), len(scorer.taxonomy.groups))
-        found |= {"target": scored.shares, "by": f"EM on {options.unlabelled} ({len(rows)} rows)", "bbse": bbse}
+        found |= {"target": scored.shares, "by": f"EM on {options.unlabelled} ({len(rows)} rows)"}
+        try:  # a cross-check: where it cannot be had, the estimate stands and the reason is told
+            found["bbse"] = calibration.bbse_prior(
+                guessed(probs), groups[gold], guessed(plain), len(scorer.taxonomy.groups)
+            )
+        except MtlReError as error:
+            found["bbse"] = str(error)
     return found
 
 
