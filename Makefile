@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test fast check format bench clean
+.PHONY: demo test fast check format clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m mtl_re.quickstart
