@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtl_re import calibration, gating
+from mtl_re import gating
 from mtl_re.errors import MtlReError
 from mtl_re.inference import probabilities
 from mtl_re.metrics import Floats, Indices
-from mtl_re.scorer import Reading, Scorer, parse_shares
+from mtl_re.scorer import Reading, Scorer, apply_reading
 from mtl_re.study import Cell, Study, checked_config
 from mtl_re.taxonomy import Taxonomy
 
@@ -77,7 +77,7 @@ class Read:
 
 
 def read(cell: CellLogits, reading: Reading) -> Read:
-    """Probabilities and labels: temperatures, then prior, then restriction, then gate, as in `Scorer.read`.
+    """Probabilities and labels: temperatures, then the reading (`scorer.apply_reading`), then both gates.
 
     Raises:
         MtlReError: a prior is asked for, and the checkpoint does not know the one it was trained under.
@@ -85,16 +85,9 @@ def read(cell: CellLogits, reading: Reading) -> Read:
     taxonomy, said = cell.taxonomy, "none"
     together = np.concatenate([cell.logits[head.name] for head in taxonomy.heads], axis=1)
     probs = torch.from_numpy(probabilities(together, taxonomy, dict(cell.temperatures)))
-    if reading.prior != "none":
-        if cell.trained is None:
-            raise MtlReError("prior: a checkpoint does not record the prior it was trained under")
-        em = reading.prior == "em"
-        coarse = gating.coarse(probs, taxonomy).numpy()
-        shares = calibration.em_prior(coarse, cell.trained) if em else parse_shares(reading.prior)
-        probs = gating.shift_prior(probs, taxonomy, shares, cell.trained)
-        said = f"{'em: ' if em else ''}{', '.join(f'{share:.4f}' for share in shares)}"
-    if reading.restrict == "subject_type":
-        probs = gating.restrict(probs, taxonomy, cell.subjects)
+    probs, shares = apply_reading(probs, taxonomy, cell.trained, cell.subjects, reading)
+    if shares is not None:
+        said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in shares)}"
     hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in ("hard", "soft"))
     return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows)
 

@@ -20,6 +20,7 @@ from mtl_re.errors import MtlReError, RowError
 from mtl_re.features import Featurizer
 from mtl_re.inference import all_logits, default_device, probabilities, resolve_precision
 from mtl_re.model import MtlReModel, load
+from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from mtl_re.data import Example
@@ -115,25 +116,37 @@ class Scorer:
     def read(self, logits: np.ndarray, examples: Sequence[Example], reading: Reading) -> Scored:
         """Logits → probabilities and labels under a reading."""
         probs = torch.from_numpy(probabilities(logits, self.taxonomy, self.temperatures))
-        shares: list[float] | None = None
-        if reading.prior != "none" and len(probs):
-            shares = self._target(probs, reading.prior)
-            probs = gating.shift_prior(probs, self.taxonomy, shares, self._trained())
-        if reading.restrict == "subject_type":
-            probs = gating.restrict(probs, self.taxonomy, [example.subject.type for example in examples])
-        applied = replace(reading, prior="none" if shares is None else reading.prior)
-        return Scored(probs.numpy(), self, applied, shares)
+        subjects = [example.subject.type for example in examples]
+        probs, shares = apply_reading(probs, self.taxonomy, self.root.config.training_prior, subjects, reading)
+        return Scored(probs.numpy(), self, replace(reading, prior="none" if shares is None else reading.prior), shares)
 
-    def _target(self, probs: torch.Tensor, prior: str) -> list[float]:
-        if prior == "em":
-            return calibration.em_prior(gating.coarse(probs, self.taxonomy).numpy(), self._trained())
-        return parse_shares(prior)
 
-    def _trained(self) -> list[float]:
-        trained: list[float] | None = self.root.config.training_prior
+def apply_reading(
+    probs: torch.Tensor, taxonomy: Taxonomy, trained: Sequence[float] | None, subjects: Sequence[str], reading: Reading
+) -> tuple[torch.Tensor, list[float] | None]:
+    """A reading's prior, then its restriction: the one place that knows their order.
+
+    Args:
+        probs: (rows, labels) after temperatures. trained: the training prior, if known.
+        subjects: (rows,) entity types of the subjects.
+
+    Returns:
+        The probabilities, and the target shares if a prior was applied.
+
+    Raises:
+        MtlReError: a prior is asked for, and the training prior is unknown.
+    """
+    shares: list[float] | None = None
+    if reading.prior != "none" and len(probs):
         if trained is None:
             raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
-        return trained
+        em = reading.prior == "em"
+        coarse = gating.coarse(probs, taxonomy).numpy()
+        shares = calibration.em_prior(coarse, trained) if em else parse_shares(reading.prior)
+        probs = gating.shift_prior(probs, taxonomy, shares, trained)
+    if reading.restrict == "subject_type":
+        probs = gating.restrict(probs, taxonomy, subjects)
+    return probs, shares
 
 
 @dataclass(frozen=True)
