@@ -1,8 +1,9 @@
-"""Features → padded batches, in an order that is a pure function of lengths, seed and epoch.
+"""Features → padded batches, in an order that is a pure function of row count, seed and epoch.
 
-`epoch_steps` fixes which rows every optimizer step takes, `step_parts` which of them each process sees in each
-forward pass. Nothing about the order lives in a loader's state: resuming is "go on at step k", and every process
-knows the whole step without asking the others. Rows of similar length go together, so little is padding.
+`epoch_steps` fixes which rows every optimizer step takes, a plain shuffle: steps of rows of like length would pad less,
+but they learn markedly slower (experiments/LOG.md). `step_parts` saves the padding inside the step instead: it splits
+the step into forward passes of like length, which leaves its gradient as it was. Nothing about the order lives in a
+loader's state: resuming is "go on at step k", and every process knows the whole step without asking the others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 
 from mtl_re.features import FeatureTable
 
-_POOL = 50  # steps' worth of rows that are sorted together: enough to pad little, few enough to stay random
+PASS_COST = {"cpu": 64, "cuda": 2048}
+"""What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill."""
 
 
 class Batch(TypedDict, total=False):
@@ -32,36 +34,56 @@ class Batch(TypedDict, total=False):
     token_type_ids: torch.Tensor
 
 
-def epoch_steps(lengths: np.ndarray, step_rows: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_steps(rows: int, step_rows: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Rows of every optimizer step of an epoch.
 
     Args:
-        lengths: (rows,) tokens of each row.
+        rows: in the table.
         step_rows: rows of a step over all processes and forward passes; the last step may have fewer.
-        seed, epoch: with `lengths`, all that the order depends on.
+        seed, epoch: with `rows`, all that the order depends on.
 
     Returns:
-        One array of row numbers a step, sorted by length within the step; together each row once.
+        One array of row numbers a step; together each row once.
     """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    steps: list[np.ndarray] = []
-    for start in range(0, len(order), step_rows * _POOL):
-        pool = order[start : start + step_rows * _POOL]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        steps += [pool[begin : begin + step_rows] for begin in range(0, len(pool), step_rows)]
-    return [steps[index] for index in generator.permutation(len(steps))]
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return [order[start : start + step_rows] for start in range(0, rows, step_rows)]
 
 
-def step_parts(rows: np.ndarray, processes: int, passes: int) -> list[list[np.ndarray]]:
-    """Deal the rows of a step to `passes` forward passes on each of `processes` processes.
+def step_parts(
+    rows: np.ndarray, lengths: np.ndarray, processes: int, batch_size: int, pass_cost: int
+) -> list[list[np.ndarray]]:
+    """Deal the rows of a step to the processes, and each share to forward passes of like length.
+
+    Args:
+        rows: (n,) of the step.
+        lengths: (n,) their tokens.
+        processes: each gets about as many rows, and as long ones, as the others.
+        batch_size: rows of one pass at most.
+        pass_cost: see `PASS_COST`.
 
     Returns:
-        parts[process][pass], contiguous in length so that the processes of one pass do like work. Parts are empty
-        where rows run out.
+        parts[process][pass]; a process for which no row is left has one empty part. The number of passes may differ
+        between processes: they meet at the end of the step.
     """
-    parts = np.array_split(rows, processes * passes)
-    return [[parts[step * processes + rank] for step in range(passes)] for rank in range(processes)]
+    order = np.argsort(lengths, kind="stable")
+    shares = [order[process::processes] for process in range(processes)]
+    return [[rows[part] for part in _passes(share, lengths[share], batch_size, pass_cost)] for share in shares]
+
+
+def _passes(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: int) -> list[np.ndarray]:
+    """Cut a share, sorted by length, where padded tokens plus the passes' own cost are least (dynamic programming)."""
+    count = len(share)
+    least = np.zeros(count + 1)  # of the first k rows
+    begins = np.zeros(count + 1, np.int64)  # where the last pass over them begins
+    for end in range(1, count + 1):
+        starts = np.arange(max(0, end - batch_size), end)
+        costs = least[starts] + lengths[end - 1] * (end - starts) + pass_cost
+        best = int(costs.argmin())
+        least[end], begins[end] = costs[best], starts[best]
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(int(begins[cuts[-1]]))
+    return [share[begin:end] for end, begin in zip(cuts, cuts[1:], strict=False)][::-1] or [share]
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

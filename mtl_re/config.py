@@ -139,8 +139,8 @@ class TrainConfig:
     accumulate: int = 1
     """Forward passes a step on each process."""
     precision: Precision = "auto"
-    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16), else fp16 on CUDA, else fp32
-    (`no`)."""
+    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16 or avx512_bf16), else fp16 on
+    CUDA, else fp32 (`no`)."""
     seed: int = 42
     """Seed of the batch order, the heads' initial weights and dropout."""
     resume: str | None = None
@@ -159,6 +159,13 @@ class TrainConfig:
     """Stop after this many steps, the schedule ending there too (None: `epochs` decides)."""
     workers: int = 0
     """Processes that pad batches ahead of the model (0: the training process does)."""
+    on_bad_step: Literal["stop", "rollback"] = "stop"
+    """A step whose loss or gradient is not finite, or spikes (`spike`): `stop`, or `rollback` to the newest whole
+    checkpoint and go on from there without that step's rows."""
+    spike: float | None = None
+    """A gradient norm above this many times the median of the last 50 steps is a bad step too (None: it is not)."""
+    max_rollbacks: int = 5
+    """Steps that `on_bad_step: rollback` may leave out; the next bad one stops the run."""
 
     def __post_init__(self) -> None:
         _between("train.epochs", self.epochs, 1, 100_000)
@@ -167,6 +174,9 @@ class TrainConfig:
         _between("train.seed", self.seed, 0, 2**32 - 1)
         _between("train.keep", self.keep, 1, 1_000_000)
         _between("train.workers", self.workers, 0, 256)
+        _between("train.max_rollbacks", self.max_rollbacks, 0, 1_000_000)
+        if self.spike is not None:
+            _between("train.spike", self.spike, 1, math.inf)
         for name in ("early_stop", "max_steps", "save_every"):
             if isinstance(value := getattr(self, name), int):
                 _between(f"train.{name}", value, 1, math.inf)
@@ -315,12 +325,14 @@ class PredictConfig:
     """Order of the probabilities (None: boostcamp in a .csv where the labels are KLUE's, else the checkpoint's)."""
     batch_size: int = 128
     """Rows of one forward pass."""
-    window: int = 4096
-    """Rows sorted by length together; memory grows with it, not with the input."""
+    window: int = 1024
+    """Rows sorted by length together, and kept at once on the disk; memory grows with it, not with the input."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
     on_bad_row: OnBadRow = "error"
-    """Stop at a bad row, or leave it out of the output and count it."""
+    """Stop at a bad row, or leave it out of the output, count it and list it in OUTPUT.rejected.jsonl."""
+    resume: bool = False
+    """Go on with an interrupted prediction of the same rows by the same checkpoints and options."""
 
     def __post_init__(self) -> None:
         _between("batch_size", self.batch_size, 1, 1_000_000)
@@ -403,6 +415,75 @@ class ErrorsConfig:
     def __post_init__(self) -> None:
         _between("examples", self.examples, 0, 1000)
         _between("resamples", self.resamples, 0, 1_000_000)
+
+
+@dataclass
+class ExtractConfig:
+    """Options of `mtl-re extract`."""
+
+    sentence: str
+    """The sentence."""
+    entity: list[str]
+    """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word stands several times (START counts characters
+    from 0)."""
+    threshold: float = 0.5
+    """Least probability of a triple's relation."""
+    gate: Gate | None = None
+    """`hard` or `soft` (None: the checkpoint's own)."""
+    prior: str = "none"
+    """Coarse prior of such pairs: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    restrict: Restrict = "none"
+    """`subject_type`: rule labels out whose coarse class does not take subjects of the pair's type."""
+    format: Literal["text", "json"] = "text"
+    """`text`: score, subject, relation, object, tabs between; `json`: one object a line."""
+
+    def __post_init__(self) -> None:
+        _between("threshold", self.threshold, 0, 1)
+
+
+@dataclass
+class CooccurrenceConfig:
+    """Options of `mtl-re cooccurrence`."""
+
+    data: str | None = None
+    """The rows that were predicted, in the same order: for entity types, and for gold labels where the predictions
+    have none."""
+    output: str | None = None
+    """Write the rates here as JSON (what `mtl-re export --cooccurrence` takes)."""
+    threshold: float | None = None
+    """The rate is of rows whose 1 - p(no_relation) reaches this (None: of rows predicted as related)."""
+    thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    """Thresholds with a row of their own."""
+    heads: str = "hierarchical"
+    """The label set, as model.heads."""
+    on_bad_row: OnBadRow = "error"
+    """Stop at a bad row of `data`, or leave it out, as the predictions did."""
+
+    def __post_init__(self) -> None:
+        for value in [*self.thresholds, *([] if self.threshold is None else [self.threshold])]:
+            _between("threshold", value, 0, 1)
+
+
+@dataclass
+class DemoConfig:
+    """Options of `mtl-re demo`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; only this machine reaches the default one. The page asks for no password."""
+    port: int = 7860
+    """Port to listen on (0: any free one)."""
+    max_rows: int = 10_000
+    """Rows of an uploaded file."""
+    max_megabytes: float = 20.0
+    """Size of an uploaded file."""
+    batch_size: int = 32
+    """Rows of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _between("port", self.port, 0, 65_535)
+        _between("max_rows", self.max_rows, 1, 10_000_000)
+        _between("max_megabytes", self.max_megabytes, 0.001, 10_000)
+        _between("batch_size", self.batch_size, 1, 1_000_000)
 
 
 def check_shares(name: str, shares: list[float]) -> None:

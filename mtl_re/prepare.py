@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from mtl_re import data, encoders, markers
 from mtl_re.collate import Collator
@@ -42,6 +42,7 @@ from mtl_re.tracking import Trackers, manifest
 from mtl_re.weighting import WEIGHTINGS, Weighting
 
 T = TypeVar("T")
+_BAD_STEPS = ("on_bad_step", "spike", "max_rollbacks")  # a run that stopped at one may go on by leaving it out
 _PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
 
 
@@ -78,6 +79,11 @@ class Run:
     identity: dict[str, str]
 
     @property
+    def taught(self) -> list[str]:
+        """Heads that are trained: those whose weight is not 0."""
+        return [name for name, weight in self.weights.items() if weight > 0]
+
+    @property
     def main(self) -> bool:
         """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
@@ -105,7 +111,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     accelerator = make_accelerator(config)
     run_dir = on_main(accelerator, lambda: claim_run_dir(config, name, resources))
     accelerator.project_configuration.logging_dir = str(run_dir)  # TensorBoard writes there
-    rows = read_rows(config, taxonomy)
+    rows = on_all(accelerator, lambda: read_rows(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
     featurizer = Featurizer(
         tokenizer,
@@ -115,8 +121,10 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         config.data.max_length,
         model.config.entity_types,
     )
-    rows.train, train_table = _featurize(rows.train, featurizer, config, rows.bad)
-    rows.valid, valid_table = _featurize(rows.valid, featurizer, config, rows.bad)
+    rows.train, train_table = on_all(accelerator, lambda: _featurize(rows.train, featurizer, config, rows.bad))
+    rows.valid, valid_table = on_all(accelerator, lambda: _featurize(rows.valid, featurizer, config, rows.bad))
+    if not rows.train:
+        raise MtlReError("data.train: no row fits data.max_length; raise it")
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
     if config.train.gradient_checkpointing:
@@ -148,6 +156,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         precision=precision,
         identity=identity(config, weights, train_table, valid_table),
     )
+    _same_everywhere(run)
     _announce(run)
     return run
 
@@ -172,6 +181,41 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     return result
 
 
+def on_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on every rank and give each its own result; where one fails all raise, or the others would wait for it.
+
+    Raises:
+        MtlReError: what `work` raised, naming the rank unless it raised the same on all.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    result, fault = None, None
+    try:
+        result = work()
+    except MtlReError as error:
+        fault = str(error)
+    faults = gather_object([fault])
+    if found := next(((rank, text) for rank, text in enumerate(faults) if text is not None), None):
+        rank, text = found
+        raise MtlReError(text if len(set(faults)) == 1 else f"process {rank} of {len(faults)}: {text}")
+    return result  # type: ignore[return-value] # `work` came to its end
+
+
+def _same_everywhere(run: Run) -> None:
+    """Every rank computes the batch order from its own rows: different rows would train in silence on nonsense.
+
+    Raises:
+        MtlReError: the ranks read different rows, or run under different options.
+    """
+    if run.accelerator.num_processes == 1:
+        return
+    identities = gather_object([run.identity])
+    for rank, other in enumerate(identities):
+        if differ := [name for name, value in identities[0].items() if other[name] != value]:
+            what = f"process {rank} of {len(identities)} has other {', '.join(differ)} than process 0"
+            raise MtlReError(f"{what}; give every node the same files and options")
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """The accelerator; how many processes there are and on what is the launcher's decision.
 
@@ -192,22 +236,35 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
-    """Digests of all that must be the same for a resumed run to be the same run: options that change the result, and
-    rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
+    """All that must be the same for a resumed run to be the same run, as text: options that change the result, and
+    digests of the rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
     options = config.to_dict()
     options["loss"]["weights"] = weights  # normalised: equal ratios are the same run
     del options["tracking"]["trackers"], options["tracking"]["project"], options["eval"]["batch_size"]
-    for name in ("run_dir", "resume", "keep", "save_every", "workers", "compile", "batch_size", "accumulate"):
+    for name in (
+        "run_dir",
+        "resume",
+        "keep",
+        "save_every",
+        "workers",
+        "compile",
+        "batch_size",
+        "accumulate",
+        *_BAD_STEPS,
+    ):
         del options["train"][name]  # batch_size and accumulate: the checkpoint keeps the rows of a step
     del options["data"]["train"], options["data"]["valid"]  # files may move; their rows may not change
-    groups = {f"options {name}": json.dumps(group, sort_keys=True) for name, group in options.items()}
-    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in groups.items()}
+    same = {
+        f"options {group}.{name}": json.dumps(value, sort_keys=True, ensure_ascii=False)
+        for group, values in options.items()
+        for name, value in values.items()
+    }
     for name, table in (("training rows", train), ("validation rows", valid)):
         digest = hashlib.sha256()
         for array in (table.ids, table.starts, table.positions, table.targets):
             digest.update(np.ascontiguousarray(array).tobytes())
-        digests[name] = digest.hexdigest()
-    return digests
+        same[name] = digest.hexdigest()
+    return same
 
 
 def write_records(run: Run) -> None:

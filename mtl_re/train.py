@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mtl_re import checkpoint, evaluation, inference, report
-from mtl_re.collate import Batch, Collator, epoch_steps, step_parts
+from mtl_re.bad_steps import BadStepError, check_step, roll_back
+from mtl_re.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
 from mtl_re.errors import MtlReError
 from mtl_re.losses import HeadLoss, combine, head_losses, normalise
+from mtl_re.model import first_line
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import Run, on_main, prepare, write_records
 from mtl_re.taxonomy import IGNORE
@@ -37,7 +39,6 @@ from mtl_re.tracking import MetricsLog
 from mtl_re.train_log import Clock, add_step, write_window
 from mtl_re.train_state import State, resume, save_state
 
-_MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
@@ -89,12 +90,20 @@ def _leave(run: Run) -> None:
 def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
     """All remaining epochs; False if a signal ended them early (a checkpoint of that moment stands)."""
     total, epochs = planned_steps(run, state)
+    if state.step == 0 and run.config.train.on_bad_step == "rollback":
+        save_state(run, state)  # the first steps too need a place to go back to
     bar = tqdm(total=total, initial=state.step, unit="step", disable=not run.main, dynamic_ncols=True, smoothing=0.05)
     with stop_signals() as stopped, bar:
         clock = Clock(rows=state.window.rows, tokens=state.window.tokens)
         while state.epoch < epochs and state.step < total and not _gave_up(run, state):
             bar.set_description(f"epoch {state.epoch + 1}/{epochs}")
-            if not epoch(run, state, log, total, bar, stopped, clock):
+            try:
+                going = epoch(run, state, log, total, bar, stopped, clock)
+            except BadStepError as bad:
+                roll_back(run, state, log, bad)
+                clock, bar.n = Clock(rows=state.window.rows, tokens=state.window.tokens), state.step
+                continue
+            if not going:
                 save_state(run, state)
                 run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
                 return False
@@ -125,33 +134,31 @@ def epoch(
     """The rest of one epoch; False if a signal asks to stop."""
     options = run.config
     accelerator = run.accelerator
-    steps = epoch_steps(run.train_table.lengths, state.step_rows, options.train.seed, state.epoch)
-    per_pass = options.train.batch_size * accelerator.num_processes
-    passes = max(1, math.ceil(state.step_rows / per_pass))  # more passes where fewer processes take up a run
-    mine = [
-        part
-        for rows in steps[state.position :]
-        for part in step_parts(rows, accelerator.num_processes, passes)[accelerator.process_index]
-    ]
+    steps = epoch_steps(len(run.train_table), state.step_rows, options.train.seed, state.epoch)
+    parts = [own_parts(run, rows) for rows in steps[state.position :]]
     batches = iter(
         DataLoader(
-            Parts(mine, run.collate),
+            Parts([part for passes in parts for part in passes], run.collate),
             batch_size=None,
             num_workers=options.train.workers,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from the generator that dropout uses
         )
     )
-    for rows in steps[state.position :]:
+    for rows, passes in zip(steps[state.position :], parts, strict=True):
         if state.step >= total:
             break
-        step(run, state, rows, [next(batches) for _ in range(passes)], total)
+        taken = [next(batches) for _ in passes]
+        if state.step in state.left_out:
+            state.step += 1
+        else:
+            step(run, state, rows, taken, total)
         state.position += 1
         finished = state.position == len(steps)
         if finished:
             state.epoch, state.position = state.epoch + 1, 0
             run.weighting.end_epoch()
-        if state.step % options.tracking.log_every == 0 or state.step == total:
+        if state.window.rows and (state.step % options.tracking.log_every == 0 or state.step == total):
             write_window(run, state, log, clock, bar)
         bar.update(1)
         if _due(options.eval.every, state.step, finished):
@@ -165,6 +172,17 @@ def epoch(
         if _gave_up(run, state):
             break
     return True
+
+
+def own_parts(run: Run, rows: np.ndarray) -> list[np.ndarray]:
+    """This process's forward passes over a step's rows. Rows that teach no head are not read at all: under fixed
+    weights a head of weight 0 is never taught, so one network a head costs what its own rows cost."""
+    columns = [head.name in run.taught for head in run.taxonomy.heads]
+    taught = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
+    accelerator, lengths = run.accelerator, run.train_table.lengths[taught]
+    cost = PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
+    parts = step_parts(taught, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
+    return parts[accelerator.process_index]
 
 
 def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], total: int) -> None:
@@ -188,7 +206,7 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
         _gather(sums, losses)
     norm = _clip(run)
     set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
-    _check_finite(run, state, norm, sums, rows)
+    check_step(run, state, norm, sums, rows)
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.step += 1
@@ -259,24 +277,6 @@ def _clip(run: Run) -> Tensor:
     return norm
 
 
-def _check_finite(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> None:
-    """Stop before a step that would ruin the weights; the norm is of the summed gradients, so all ranks agree.
-
-    Under fp16 an overflow is normal: the scaler skips the step and lowers its scale. Only a long run of them is not.
-    """
-    if run.precision == "fp16" and state.skipped_in_a_row < _MAX_SKIPPED:
-        return
-    if torch.isfinite(norm):
-        return
-    shown = ", ".join(run.rows.train[row].id for row in rows[:8])
-    losses = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
-    raise MtlReError(
-        f"step {state.step + 1}: the loss or its gradient is not finite (gradient norm {float(norm):g}; loss sums on "
-        f"this process: {losses}). Rows of this step: {shown}{', ...' if len(rows) > 8 else ''} ({len(rows)} in all). "
-        "Nothing was saved after it; lower optim.lr, or look at these rows"
-    )
-
-
 # ---- evaluation and selection --------------------------------------------------------------------------------
 
 
@@ -330,8 +330,12 @@ def write_model(run: Run) -> None:
         run.plain_model.save_pretrained(build)
         run.tokenizer.save_pretrained(build)
         checkpoint.publish_folder(build, run.run_dir / "model")
-    except OSError as error:
-        raise MtlReError(f"{run.run_dir / 'model'}: the model cannot be written ({error.strerror or error})") from error
+    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
+        shutil.rmtree(build, ignore_errors=True)
+        what = first_line(error)
+        raise MtlReError(
+            f"{run.run_dir / 'model'}: the model cannot be written ({what}); the old one stands"
+        ) from error
 
 
 def _conclude(run: Run, state: State) -> None:

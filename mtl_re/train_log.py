@@ -43,8 +43,8 @@ def add_step(
     run: Run, window: Window, sums: dict[str, Tensor], counts: dict[str, int], rows: np.ndarray, norm: Tensor
 ) -> None:
     """Count a step into the window; its tensors stay on the device until the line is written."""
-    for name, value in sums.items():
-        window.losses[name] = window.losses.get(name, 0.0) + value
+    for name in run.taught:  # an untaught head's rows need not have been read: it has no loss to speak of
+        window.losses[name] = window.losses.get(name, 0.0) + sums[name]
         window.counts[name] = window.counts.get(name, 0) + counts[name]
     window.rows += len(rows)
     window.tokens += int(run.train_table.lengths[rows].sum())
@@ -78,6 +78,7 @@ def write_window(run: Run, state: State, log: MetricsLog | None, clock: Clock, b
         **_rates(run),
         "grad_norm": window.norm,
         "skipped_steps": state.skipped,
+        "left_out_steps": len(state.left_out),
         "rows_per_s": round((window.rows - clock.rows) / seconds, 2),
         "tokens_per_s": round((window.tokens - clock.tokens) / seconds, 1),
     }

@@ -1,5 +1,7 @@
 """The batch order is a pure function, deals every row once, and padding changes nothing but shapes."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def lengths_of(rows: int, seed: int = 0) -> np.ndarray:
 @quick
 @given(rows=st.integers(1, 700), step_rows=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 99))
 def test_an_epoch_takes_every_row_once(rows, step_rows, seed, epoch):
-    steps = epoch_steps(lengths_of(rows), step_rows, seed, epoch)
+    steps = epoch_steps(rows, step_rows, seed, epoch)
     assert sorted(np.concatenate(steps).tolist()) == list(range(rows))
     sizes = sorted(len(step) for step in steps)
     assert len(steps) == -(-rows // step_rows), "as many steps as the schedule counts on"
@@ -36,52 +38,80 @@ def flat(steps):
     return [step.tolist() for step in steps]
 
 
-def test_the_order_is_a_function_of_lengths_seed_and_epoch():
-    lengths = lengths_of(300)
-    first = flat(epoch_steps(lengths, 16, 7, 2))
+def test_the_order_is_a_function_of_row_count_seed_and_epoch():
+    first = flat(epoch_steps(300, 16, 7, 2))
     np.random.seed(5)
     torch.manual_seed(5)
-    assert flat(epoch_steps(lengths.copy(), 16, 7, 2)) == first
-    for other in (epoch_steps(lengths, 16, 7, 3), epoch_steps(lengths, 16, 8, 2), epoch_steps(lengths[::-1], 16, 7, 2)):
+    assert flat(epoch_steps(300, 16, 7, 2)) == first
+    for other in (epoch_steps(300, 16, 7, 3), epoch_steps(300, 16, 8, 2), epoch_steps(301, 16, 7, 2)):
         assert flat(other) != first
 
 
 def test_the_order_of_a_known_case_does_not_change():
     """A changed order breaks the resuming of runs that were started before."""
-    assert flat(epoch_steps(np.array([5, 3, 9, 1, 7, 2]), 2, 42, 0)) == [[4, 2], [3, 5], [1, 0]]
+    assert flat(epoch_steps(6, 2, 42, 0)) == [[3, 2], [5, 4], [1, 0]]
 
 
 def test_rows_meet_other_rows_in_another_epoch():
-    lengths = lengths_of(3000)
-    neighbours = [{frozenset(step.tolist()) for step in epoch_steps(lengths, 8, 0, epoch)} for epoch in range(2)]
+    neighbours = [{frozenset(step.tolist()) for step in epoch_steps(3000, 8, 0, epoch)} for epoch in range(2)]
     assert len(neighbours[0] & neighbours[1]) < 5
 
 
-def test_short_and_long_steps_are_mixed():
-    lengths = lengths_of(3000)
-    means = [lengths[step].mean() for step in epoch_steps(lengths, 32, 0, 0)]
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
-
-
-def test_little_of_a_step_is_padding():
-    lengths = np.random.default_rng(0).lognormal(3.7, 0.4, 4000).astype(int) + 10
-    padded = sum(lengths[step].max() * len(step) for step in epoch_steps(lengths, 32, 0, 0))
-    assert 1 - lengths.sum() / padded < 0.05
-    unsorted = lengths.reshape(-1, 32).max(axis=1).sum() * 32
-    assert 1 - lengths.sum() / unsorted > 0.3, "the case is one where sorting matters"
+def test_steps_are_not_sorted_by_anything():
+    """Every step is a plain sample of the rows: steps of like length learn slower."""
+    means = np.array([step.mean() for step in epoch_steps(3200, 32, 0, 0)])
+    assert abs(means.std() / (3200 / np.sqrt(12 * 32)) - 1) < 0.2, "means spread as those of random samples do"
 
 
 @quick
-@given(rows=st.integers(0, 70), processes=st.integers(1, 5), passes=st.integers(1, 5))
-def test_parts_of_a_step(rows, processes, passes):
-    step = np.arange(rows) * 3
-    parts = step_parts(step, processes, passes)
+@given(
+    rows=st.integers(0, 70),
+    processes=st.integers(1, 5),
+    batch_size=st.integers(1, 40),
+    cost=st.sampled_from([0, 64, 10**6]),
+)
+def test_parts_of_a_step(rows, processes, batch_size, cost):
+    step, lengths = np.arange(rows) * 3, lengths_of(rows)
+    parts = step_parts(step, lengths, processes, batch_size, cost)
     assert len(parts) == processes
-    assert all(len(part) == passes for part in parts)
-    dealt = [parts[rank][number] for number in range(passes) for rank in range(processes)]
-    assert np.concatenate(dealt).tolist() == step.tolist(), "each row once, contiguous over the processes of one pass"
-    sizes = [len(part) for part in dealt]
-    assert max(sizes) - min(sizes) <= 1
+    assert sorted(row for process in parts for part in process for row in part) == step.tolist(), "each row once"
+    shares = [sum(map(len, process)) for process in parts]
+    assert max(shares) - min(shares) <= 1
+    for process, share in zip(parts, shares, strict=True):
+        assert all(0 < len(part) <= batch_size for part in process) or (share == 0 and len(process) == 1)
+        taken = [lengths[row // 3] for part in process for row in part]
+        assert taken == sorted(taken), "like lengths together"
+    if cost == 10**6:
+        fewest = [max(1, -(-share // batch_size)) for share in shares]
+        assert [len(process) for process in parts] == fewest, "a dear pass is made only where rows do not fit"
+
+
+def padding(parts, lengths):
+    padded = sum(lengths[part].max() * len(part) for part in parts)
+    return 1 - lengths.sum() / padded
+
+
+def test_the_cuts_cost_least():
+    """Against every way to cut a small step."""
+    lengths = np.array([3, 4, 9, 10, 11, 30])
+    rows, cost = np.arange(6), 5
+    best = min(
+        sum(lengths[part].max() * len(part) + cost for part in np.split(rows, cuts))
+        for number in range(6)
+        for cuts in map(list, combinations(range(1, 6), number))
+    )
+    (found,) = step_parts(rows, lengths, 1, 6, cost)
+    assert sum(lengths[part].max() * len(part) + cost for part in found) == best
+    assert [part.tolist() for part in found] == [[0, 1], [2, 3, 4], [5]]
+
+
+def test_little_of_a_step_is_padding():
+    lengths = np.random.default_rng(0).lognormal(3.7, 0.4, 32).astype(int) + 10
+    rows = np.arange(32)
+    (found,) = step_parts(rows, lengths, 1, 32, 64)
+    assert padding(found, lengths) < 0.15 < 0.35 < padding([rows], lengths)
+    (one,) = step_parts(rows, lengths, 1, 32, 10**6)
+    assert len(one) == 1
 
 
 @quick

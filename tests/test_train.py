@@ -241,6 +241,28 @@ def test_head_of_weight_zero_keeps_its_first_values(go, monkeypatch, decay):
 
 
 @pytest.mark.parametrize("reduction", ["joint", "per_head"])
+def test_rows_that_teach_no_head_are_not_read_and_not_missed(go, no_dropout, monkeypatch, reduction):
+    same = no_dropout | {"loss.reduction": reduction, "loss.weights": {"coarse": 0.0, "org": 1.0, "per": 0.0}}
+    read, real = [], train_module.own_parts
+
+    def watch(run, rows):
+        parts = real(run, rows)
+        read.extend(run.train_table.targets[row, 1] != IGNORE for part in parts for row in part)
+        return parts
+
+    monkeypatch.setattr(train_module, "own_parts", watch)
+    skipped = go("skipped", **same)
+    assert len(read) > 5
+    assert all(read), "only rows with an org label"
+    monkeypatch.setattr(train_module, "own_parts", lambda run, rows: [rows])
+    everything = go("everything", **same)
+    assert_same_tensors(weights(skipped), weights(everything), 1e-6)
+    assert [set(line["loss"]) for line in lines(skipped, "train")][0] == {"org"}
+    for a, b in zip(lines(skipped, "train"), lines(everything, "train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["joint", "per_head"])
 def test_accumulation_does_not_change_a_step(go, no_dropout, reduction):
     same = no_dropout | {"loss.reduction": reduction, "data.valid_fraction": 0.0, "train.epochs": 1}
     whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})  # 40 rows: 16, 16, 8
@@ -254,8 +276,8 @@ def test_accumulation_does_not_change_a_step(go, no_dropout, reduction):
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
-def test_a_step_with_fewer_rows_than_passes(go, no_dropout):
-    """33 rows in steps of 32: the last step is one row over four passes, three of them empty."""
+def test_a_step_of_one_row(go, no_dropout):
+    """33 rows in steps of 32: the last step is one row."""
     same = no_dropout | {"data.valid_fraction": 0.0, "data.limit": 33, "train.epochs": 1}
     whole = go("whole", **same, **{"train.batch_size": 32})
     split = go("split", **same, **{"train.batch_size": 8, "train.accumulate": 4})
