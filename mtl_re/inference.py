@@ -7,6 +7,7 @@ a share and all get the whole.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +22,8 @@ from mtl_re.features import FeatureTable
 from mtl_re.model import MtlReModel
 from mtl_re.taxonomy import Taxonomy
 
+Tick = Callable[[int], object]
+"""Told how many rows have just been finished."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -32,6 +35,7 @@ def table_logits(
     precision: str = "no",
     share: tuple[int, int] = (0, 1),
     progress: str | None = None,
+    tick: Tick | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a table's rows.
 
@@ -41,6 +45,7 @@ def table_logits(
         precision: `no`, `fp16` or `bf16` for the encoder's arithmetic.
         share: (rank, processes): this process takes every so-manieth batch.
         progress: title of a progress bar (None: no bar).
+        tick: called after every batch with its rows.
 
     Returns:
         Row numbers (n,) and their logits (n, all heads' classes side by side) float32; both cover all rows if
@@ -62,6 +67,8 @@ def table_logits(
             parts.append(torch.cat([logits[head.name] for head in heads], dim=-1).float().cpu())
             rows.append(batch_rows)
             bar.update(len(batch_rows))
+            if tick is not None:
+                tick(len(batch_rows))
     model.train(was_training)
     width = sum(len(head.classes) for head in heads)
     if not parts:
@@ -82,11 +89,12 @@ def all_logits(
     precision: str = "no",
     accelerator: Any = None,
     progress: str | None = None,
+    tick: Tick | None = None,
 ) -> np.ndarray:
     """(rows, all heads' classes) logits in row order; with an accelerator the processes share the work and all get
     the whole."""
     share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    parts = [table_logits(model, table, pad_id, batch_size, precision, share, progress)]
+    parts = [table_logits(model, table, pad_id, batch_size, precision, share, progress, tick)]
     if share[1] > 1:
         from accelerate.utils import gather_object
 
@@ -115,8 +123,8 @@ def default_device() -> torch.device:
 def resolve_precision(option: str, device: torch.device | None = None) -> str:
     """`auto` → what the device computes fast.
 
-    bf16 on CUDA from compute capability 8.0 and on CPUs that multiply bf16 (amx_bf16, or avx512_bf16 as on AMD since Zen 4:
-    1.4× fp32's training rate there; elsewhere it is emulated, 5× slower), else fp16 on CUDA, else fp32.
+    bf16 on CUDA from compute capability 8.0 and on CPUs that multiply bf16 (amx_bf16; or avx512_bf16 as on AMD since
+    Zen 4, 1.4× fp32's training rate there; elsewhere it is emulated, 5× slower), else fp16 on CUDA, else fp32.
 
     Raises:
         MtlReError: fp16 was asked for without CUDA.

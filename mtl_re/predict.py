@@ -1,4 +1,4 @@
-"""A checkpoint as a Python object, and `mtl-re predict`.
+"""A checkpoint as a Python object (the command `mtl-re predict` is `predict_run`).
 
 Rows stream through in windows: each window is tokenised, sorted by length, batched, and put back in input order, so
 memory depends on the window and not on the input. Several checkpoints vote softly: the mean of their probabilities.
@@ -6,25 +6,23 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from mtl_re import evaluation, gating
-from mtl_re.config import Gate, PredictConfig, Restrict
+from mtl_re import gating, triples
+from mtl_re.config import Backend, Gate, Restrict
 from mtl_re.errors import MtlReError
-from mtl_re.inference import resolve_precision
+from mtl_re.inference import Tick, resolve_precision
 from mtl_re.scorer import Reading, Scorer, parse_shares
-from mtl_re.writers import Prediction, check_suffix, label_order, write_predictions
+from mtl_re.writers import Prediction
 
 if TYPE_CHECKING:
     from mtl_re.data import Example
+    from mtl_re.triples import Given, Triple
 
 
 class Predictor:
@@ -64,6 +62,7 @@ class Predictor:
         restrict: Restrict = "none",
         batch_size: int = 128,
         precision: str = "no",
+        backend: Backend = "torch",
     ) -> Predictor:
         """Load CKPT directories or hub ids (or maps from head to checkpoint, see `Scorer`); several vote softly.
 
@@ -72,25 +71,41 @@ class Predictor:
             gate: `hard` or `soft` (None: the first checkpoint's own).
             prior: `none`, or shares of the coarse classes such as `0.6,0.17,0.23`.
             restrict: `none` or `subject_type`.
+            backend: `torch`, or a graph of an exported directory, run by onnxruntime on the CPU: `onnx`, `onnx-int8`.
+
+        Raises:
+            MtlReError: a checkpoint cannot be loaded, or a precision was asked of a graph, whose file fixes it.
         """
-        members = [Scorer.load(checkpoint, device) for checkpoint in checkpoints]
+        if backend != "torch" and precision not in ("no", "auto"):
+            raise MtlReError(f"precision {precision}: the backend {backend} computes as its file says; leave it out")
+        precision = "no" if backend != "torch" else precision
+        members = [Scorer.load(checkpoint, device, backend) for checkpoint in checkpoints]
         reading = Reading(gate or members[0].config.gate, prior, restrict)
         return cls(members, reading, batch_size, precision)
 
-    def probabilities(self, examples: Sequence[Example]) -> np.ndarray:
-        """(rows, labels) float64 in the order of `taxonomy.labels`, the mean over the members."""
+    def probabilities(self, examples: Sequence[Example], tick: Tick | None = None) -> np.ndarray:
+        """(rows, labels) float64 in the order of `taxonomy.labels`, the mean over the members.
+
+        Args:
+            tick: called after every batch with its rows; each of the `networks` goes through all rows.
+        """
         total = np.zeros((len(examples), len(self.taxonomy.labels)))
         for member in self.members:
-            logits = member.logits(examples, self.batch_size, self.precision)
+            logits = member.logits(examples, self.batch_size, self.precision, tick=tick)
             columns = [member.taxonomy.labels.index(label) for label in self.taxonomy.labels]
             total += member.read(logits, examples, self.reading).probs[:, columns]
         return total / len(self.members)
 
-    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        """One prediction a row, in order."""
+    @property
+    def networks(self) -> int:
+        """Distinct networks that a row goes through."""
+        return sum(len({id(model) for model, _ in member.networks.values()}) for member in self.members)
+
+    def predict(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Prediction]:
+        """One prediction a row, in order; `tick` as for `probabilities`."""
         if not examples:
             return []
-        probs = self.probabilities(examples)
+        probs = self.probabilities(examples, tick)
         labels = gating.labels(
             torch.from_numpy(probs), self.taxonomy, self.reading.gate, self.reading.threshold
         ).numpy()
@@ -99,35 +114,25 @@ class Predictor:
             for row, example in enumerate(examples)
         ]
 
+    def extract(self, sentence: str, entities: Sequence[Given], threshold: float = 0.5) -> list[Triple]:
+        """The relations between the entities of one sentence, the surest first.
+
+            >>> predictor.extract("세종대왕은 조선의 왕이다.", [(0, 3, "PER"), (6, 7, "LOC"), (10, 10, "POH")])
+            [Triple(subject=Entity(word='세종대왕', ...), relation='per:title', object=Entity(word='왕', ...), ...)]
+
+        Args:
+            entities: each an `Entity`, (start, end, type), or a map of start, end, type and perhaps word; spans are
+                inclusive Python characters. Every ordered pair of disjoint ones is scored, at once, whose subject
+                type the taxonomy's relations take.
+            threshold: least score; a triple's score is the probability p(coarse)·p(fine | coarse) of its relation.
+
+        Raises:
+            MtlReError: an entity is at fault; the text names it.
+        """
+        return triples.extract(self, sentence, entities, threshold)
+
     def predict_stream(self, examples: Iterable[Example], window: int = 4096) -> Iterator[Prediction]:
         """As `predict` for any number of rows, holding `window` of them at a time."""
         rows = iter(examples)
         while chunk := list(islice(rows, window)):
             yield from self.predict(chunk)
-
-
-def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:
-    """`mtl-re predict`: read, predict, write; returns the number of rows written."""
-    from mtl_re.data import read_examples
-
-    path = Path(options.output)
-    check_suffix(path)
-    given: list[str | dict[str, str]] = list(checkpoints)
-    if options.compose:
-        given.append(evaluation.checkpoint_or_composed(None, options.compose))
-    if not given:
-        raise MtlReError("give a checkpoint, or --compose HEAD=CKPT ... for one a head")
-    members = [Scorer.load(checkpoint) for checkpoint in given]
-    reading = evaluation.reading_of(options, members[0])
-    predictor = Predictor(members, reading, options.batch_size, options.precision)
-    order = label_order(options.label_order, predictor.taxonomy, path.suffix)
-    lost: list[object] = []
-    examples = read_examples(options.data, predictor.taxonomy, options.on_bad_row, lost.append)
-    if options.on_bad_row == "skip":
-        for member in members:
-            examples = member.usable(examples, lambda example, error: lost.append(error))
-    stream = predictor.predict_stream(examples, options.window)
-    with tqdm(stream, desc=f"predict {options.data}", unit="row", file=sys.stderr) as bar:
-        count = write_predictions(bar, path, predictor.taxonomy, order)
-    evaluation.tell_lost(options.data, len(lost))
-    return count

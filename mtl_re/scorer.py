@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from mtl_re import calibration, gating
-from mtl_re.config import Gate, Restrict, check_shares
+from mtl_re.config import Backend, Gate, Restrict, check_shares
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features import Featurizer
-from mtl_re.inference import all_logits, default_device, probabilities, resolve_precision
+from mtl_re.inference import Tick, all_logits, default_device, probabilities, resolve_precision
 from mtl_re.model import MtlReModel, load
 from mtl_re.taxonomy import Taxonomy
 
@@ -71,14 +71,17 @@ class Scorer:
         return cls({head.name: (model, tokenizer) for head in model.taxonomy.heads})
 
     @classmethod
-    def load(cls, checkpoint: str | Mapping[str, str], device: str | None = None) -> Scorer:
-        """From a CKPT, or from one for each head; a CKPT named twice is loaded once."""
-        place = default_device() if device is None else torch.device(device)
+    def load(cls, checkpoint: str | Mapping[str, str], device: str | None = None, backend: Backend = "torch") -> Scorer:
+        """From a CKPT, or from one for each head; a CKPT named twice is loaded once.
+
+        Args:
+            backend: `torch`, or a graph of an exported directory: `onnx`, `onnx-int8`; both run on the CPU.
+
+        Raises:
+            MtlReError: a checkpoint cannot be loaded, or a graph was asked onto another device.
+        """
         names = {checkpoint} if isinstance(checkpoint, str) else set(checkpoint.values())
-        loaded = {}
-        for name in sorted(names):
-            model, tokenizer = load(name)
-            loaded[name] = (model.to(place), tokenizer)  # type: ignore[arg-type] # transformers wraps `to` untyped
+        loaded = {name: _network(name, device, backend) for name in sorted(names)}
         if isinstance(checkpoint, str):
             return cls.of(*loaded[checkpoint])
         return cls({head: loaded[name] for head, name in checkpoint.items()})
@@ -96,9 +99,14 @@ class Scorer:
         yield from examples
 
     def logits(
-        self, examples: Sequence[Example], batch_size: int, precision: str = "no", progress: str | None = None
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        precision: str = "no",
+        progress: str | None = None,
+        tick: Tick | None = None,
     ) -> np.ndarray:
-        """(rows, all heads' classes side by side) float32; every distinct network runs once."""
+        """(rows, all heads' classes side by side) float32; every distinct network runs once, and ticks."""
         done: dict[int, np.ndarray] = {}
         columns, start = [], 0
         for head in self.taxonomy.heads:
@@ -106,9 +114,8 @@ class Scorer:
             if id(model) not in done:
                 table = featurizer_of(model, tokenizer).table(examples)
                 title = progress if len(done) == 0 else f"{progress} ({head.name})" if progress else None
-                done[id(model)] = all_logits(
-                    model, table, tokenizer.pad_token_id, batch_size, resolve_precision(precision), progress=title
-                )
+                pad_id, arithmetic = tokenizer.pad_token_id, resolve_precision(precision)
+                done[id(model)] = all_logits(model, table, pad_id, batch_size, arithmetic, None, title, tick)
             columns.append(done[id(model)][:, start : start + len(head.classes)])
             start += len(head.classes)
         return np.concatenate(columns, axis=1)
@@ -119,6 +126,19 @@ class Scorer:
         subjects = [example.subject.type for example in examples]
         probs, shares = apply_reading(probs, self.taxonomy, self.root.config.training_prior, subjects, reading)
         return Scored(probs.numpy(), self, replace(reading, prior="none" if shares is None else reading.prior), shares)
+
+
+def _network(name: str, device: str | None, backend: Backend) -> tuple[Any, Any]:
+    """One CKPT's network and tokenizer, on its device."""
+    if backend == "torch":
+        model, tokenizer = load(name)
+        place = default_device() if device is None else torch.device(device)
+        return model.to(place), tokenizer  # type: ignore[arg-type] # transformers wraps `to` untyped
+    from mtl_re.onnx_model import load_onnx
+
+    if device not in (None, "cpu"):
+        raise MtlReError(f"device {device!r}: the backend {backend} runs on the cpu; take backend torch for others")
+    return load_onnx(name, backend)
 
 
 def apply_reading(

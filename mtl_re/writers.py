@@ -1,31 +1,37 @@
 """Predictions → files: contest submission (.csv), .jsonl, .parquet.
 
-A file appears whole or not at all: rows go to a temporary name beside it, a submission is read back and checked
-(row count, ids in order, 30 finite probabilities that sum to 1, known labels), and only then is it renamed. Nothing
-holds more than one row (parquet: one row group) in memory.
+A file appears whole or not at all: rows go to a temporary name beside it, which is read back and checked (row count,
+ids in order, finite probabilities that sum to 1, known labels), and only then is it renamed. On the way rows are bytes
+(`encode`): a CSV's or a JSON line each, so that whoever collects them in parts can keep the parts on disk. Nothing
+holds more than a chunk of rows (parquet: one row group) in memory.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
+from mtl_re.checkpoint import sync
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CSV_HEADER = ("id", "pred_label", "probs")
 _GROUP = 4096  # rows of a parquet row group
+_CHUNK = 1024  # rows that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -94,26 +100,55 @@ def write_predictions(
         order: label order of the probabilities (None: `label_order`'s default).
 
     Raises:
-        MtlReError: unknown suffix, the place cannot be written, or the submission fails its own check.
+        MtlReError: unknown suffix, the place cannot be written, or the file fails its own check.
     """
     check_suffix(path)
     order = order or label_order(None, taxonomy, path.suffix)
+    digest = IdDigest()
+    rows = iter(predictions)
+
+    def chunks() -> Iterator[bytes]:
+        while chunk := list(islice(rows, _CHUNK)):
+            for prediction in chunk:
+                digest.add(prediction.id)
+            yield encode(chunk, path.suffix, order)
+
+    publish(chunks(), path, taxonomy, order, lambda: [(digest.count, digest.hexdigest())])
+    return digest.count
+
+
+def publish(
+    chunks: Iterable[bytes],
+    path: Path,
+    taxonomy: Taxonomy,
+    order: Sequence[str],
+    expected: Callable[[], Iterable[tuple[int, str]]],
+) -> None:
+    """Put encoded rows into a file that appears whole and checked, or not at all.
+
+    Args:
+        chunks: what `encode` made of the rows, in order.
+        path, taxonomy, order: as for `write_predictions`.
+        expected: called when all is written; number and `IdDigest` of the rows, by runs of rows.
+
+    Raises:
+        MtlReError: the place cannot be written, or the file fails its check; an old file stands.
+    """
     partial = path.with_name(f".partial-{path.name}")
-    digest = _IdDigest()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[path.suffix](digest.watch(predictions), partial, order)
-        if path.suffix == ".csv":
-            check_submission(partial, order, digest.count, digest.hexdigest())
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with _SINKS[path.suffix](partial, taxonomy, order) as sink:
+            for chunk in chunks:
+                sink.add(chunk)
+        check_file(partial, path.suffix, order, expected())
+        sync(partial)
         os.replace(partial, path)
+        sync(path.parent)
     except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return digest.count
 
 
 def check_suffix(path: Path) -> None:
@@ -122,100 +157,210 @@ def check_suffix(path: Path) -> None:
         raise MtlReError(f"{path}: unknown kind of output {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
 
 
-class _IdDigest:
+def unwritable(path: Path, error: OSError) -> MtlReError:
+    """The system's refusal to write an output, as the user's message."""
+    return MtlReError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+class IdDigest:
     """Counts and hashes ids as they pass, so that their order can be compared without keeping them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Iterable[str] = ()) -> None:
         self.count = 0
         self._hash = hashlib.sha256()
+        for id in ids:
+            self.add(id)
 
     def add(self, id: str) -> None:
         self.count += 1
         self._hash.update(f"{len(id)}:{id}".encode())
 
-    def watch(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        for prediction in predictions:
-            self.add(prediction.id)
-            yield prediction
-
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
 
 
-def _write_csv(predictions: Iterable[Prediction], path: Path, order: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_HEADER)
-        for prediction in predictions:
-            writer.writerow([prediction.id, prediction.label, str([prediction.probs[label] for label in order])])
+# ---- rows as bytes -----------------------------------------------------------------------------------------------
 
 
-def _write_jsonl(predictions: Iterable[Prediction], path: Path, order: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(_ordered(prediction, order), ensure_ascii=False) + "\n")
+def encode(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
+    """Rows in the form in which they are collected: lines of a .csv without its header, else JSON lines.
 
-
-def _write_parquet(predictions: Iterable[Prediction], path: Path, order: Sequence[str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    writer, records = None, []
+    Raises:
+        MtlReError: probabilities that no file may hold, with the row's id: the model is at fault.
+    """
+    known = set(order)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     for prediction in predictions:
-        records.append({"gold": None, **_ordered(prediction, order)})
-        if writer is None:
-            schema = _parquet_schema(list(prediction.coarse), order)
-            writer = pq.ParquetWriter(path, schema)
-        if len(records) == _GROUP:
-            writer.write_table(pa.Table.from_pylist(records, schema))
-            records = []
-    if writer is None:
-        schema = _parquet_schema([], order)
-        writer = pq.ParquetWriter(path, schema)
-    writer.write_table(pa.Table.from_pylist(records, schema))
-    writer.close()
+        probs = [prediction.probs[label] for label in order]
+        if fault := _fault_of(prediction.label, probs, known):
+            raise MtlReError(
+                f"prediction of row {prediction.id}: {fault}; the checkpoint or the arithmetic is at fault"
+            )
+        if suffix == ".csv":
+            writer.writerow([prediction.id, prediction.label, str(probs)])
+        else:
+            record = prediction.record() | {"probs": dict(zip(order, probs, strict=True))}
+            text.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return text.getvalue().encode()
+
+
+class _TextSink(AbstractContextManager["_TextSink"]):
+    """A file of lines: the encoded rows as they are."""
+
+    def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
+        self._file = path.open("wb")
+        if path.suffix == ".csv":
+            self._file.write((",".join(CSV_HEADER) + "\n").encode())
+
+    def add(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError) if kind else nullcontext():  # what failed first is what is told
+            self._file.close()
+
+
+class _ParquetSink(AbstractContextManager["_ParquetSink"]):
+    """Row groups of a fixed size, however the rows come."""
+
+    def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema = _parquet_schema(list(taxonomy.groups), order)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._records: list[dict[str, Any]] = []
+
+    def add(self, chunk: bytes) -> None:
+        for line in chunk.split(b"\n")[:-1]:
+            self._records.append({"gold": None, **json.loads(line)})
+            if len(self._records) == _GROUP:
+                self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._records, self._schema))
+        self._records = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write()
+        self._writer.close()
 
 
 def _parquet_schema(coarse: Sequence[str], order: Sequence[str]) -> Any:
     import pyarrow as pa
 
     def shares(names: Sequence[str]) -> Any:
-        return pa.struct([(name, pa.float64()) for name in names or ("none",)])
+        return pa.struct([(name, pa.float64()) for name in names])
 
     texts = [(name, pa.string()) for name in ("gold", "id", "label")]
     return pa.schema([*texts, ("score", pa.float64()), ("coarse", shares(coarse)), ("probs", shares(order))])
 
 
-def _ordered(prediction: Prediction, order: Sequence[str]) -> dict[str, Any]:
-    return prediction.record() | {"probs": {label: prediction.probs[label] for label in order}}
+_SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], _TextSink | _ParquetSink]] = {
+    ".csv": _TextSink,
+    ".jsonl": _TextSink,
+    ".parquet": _ParquetSink,
+}
 
 
-_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+# ---- checking ----------------------------------------------------------------------------------------------------
 
 
 def check_submission(path: Path, order: Sequence[str], rows: int, ids: str) -> None:
     """Read a submission back and make sure a contest server would take it.
 
     Args:
-        rows: expected rows. ids: `_IdDigest.hexdigest` of the ids in input order.
+        rows: expected rows. ids: `IdDigest.hexdigest` of the ids in input order.
 
     Raises:
         MtlReError: naming the row and column at fault.
     """
-    seen, known = _IdDigest(), set(order)
+    check_file(path, ".csv", order, [(rows, ids)])
+
+
+def check_file(path: Path, suffix: str, order: Sequence[str], expected: Iterable[tuple[int, str]]) -> None:
+    """Read a file of predictions back: labels, probabilities, number of rows, ids in order.
+
+    Args:
+        suffix: its kind (its name may be a temporary one).
+        expected: number and `IdDigest` of the rows, by runs of rows.
+
+    Raises:
+        MtlReError: naming the row and column at fault.
+    """
+    known, wanted, seen, wrong = set(order), 0, 0, False
+    rows = _READERS[suffix](path)
+    for count, ids in expected:
+        digest = IdDigest()
+        for id, label, probs in islice(rows, count):
+            digest.add(id)
+            _check_row(f"{path.name}:{seen + digest.count}", label, probs, known)
+        seen, wanted = seen + digest.count, wanted + count
+        wrong = wrong or digest.hexdigest() != ids
+    for _, label, probs in rows:
+        seen += 1
+        _check_row(f"{path.name}:{seen}", label, probs, known)
+    if wrong or seen != wanted:
+        raise MtlReError(f"{path.name}: {seen} rows were written for {wanted}, or their ids are out of order")
+
+
+def _check_row(where: str, label: str, probs: Sequence[float], known: set[str]) -> None:
+    if fault := _fault_of(label, probs, known):
+        raise MtlReError(f"{where}: {fault}")
+
+
+def _fault_of(label: str, probs: Sequence[float], known: set[str]) -> str | None:
+    """What is wrong with a row of an output, if anything."""
+    if label not in known:
+        return f"pred_label: {label!r} is not one of the {len(known)} labels"
+    if len(probs) != len(known) or not all(math.isfinite(p) and 0 <= p <= 1 + 1e-9 for p in probs):
+        return f"probs: expected {len(known)} finite probabilities"
+    if abs(sum(probs) - 1) > 1e-6:
+        return f"probs: they sum to {sum(probs)}, not 1"
+    return None
+
+
+Row = tuple[str, str, Sequence[float]]
+"""Id, predicted label and probabilities, as read back."""
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in _csv_rows(file, path):
-            seen.add(row["id"])
-            where = f"{path.name}:{seen.count}"
-            if row["pred_label"] not in known:
-                raise MtlReError(f"{where}: pred_label: {row['pred_label']!r} is not one of the {len(known)} labels")
-            probs = _listed(row["probs"])
-            if len(probs) != len(order) or not all(math.isfinite(p) and 0 <= p <= 1 + 1e-9 for p in probs):
-                raise MtlReError(f"{where}: probs: expected {len(order)} finite probabilities")
-            if abs(sum(probs) - 1) > 1e-6:
-                raise MtlReError(f"{where}: probs: they sum to {sum(probs)}, not 1")
-    if seen.count != rows or seen.hexdigest() != ids:
-        raise MtlReError(f"{path.name}: {seen.count} rows were written for {rows}, or their ids are out of order")
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != CSV_HEADER:
+            raise MtlReError(f"{path.name}: header is {reader.fieldnames}, expected {list(CSV_HEADER)}")
+        for row in reader:
+            yield row["id"], row["pred_label"], _listed(row["probs"])
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for line in file:
+            row = json.loads(line)
+            yield row["id"], row["label"], list(row["probs"].values())
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=_CHUNK, columns=["id", "label", "probs"]):
+            for row in batch.to_pylist():
+                yield row["id"], row["label"], list(row["probs"].values())
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    ".jsonl": _json_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def _listed(text: str | None) -> list[float]:
@@ -227,10 +372,3 @@ def _listed(text: str | None) -> list[float]:
         return [float(part) for part in inside[1:-1].split(",")]
     except ValueError:
         return []
-
-
-def _csv_rows(file: IO[str], path: Path) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(file)
-    if tuple(reader.fieldnames or ()) != CSV_HEADER:
-        raise MtlReError(f"{path.name}: header is {reader.fieldnames}, expected {list(CSV_HEADER)}")
-    yield from reader

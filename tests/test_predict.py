@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,8 @@ from mtl_re import evaluation, gating, scorer, writers
 from mtl_re.config import EvaluateConfig, PredictConfig
 from mtl_re.data import Example
 from mtl_re.errors import MtlReError
-from mtl_re.predict import Predictor, predict
+from mtl_re.predict import Predictor
+from mtl_re.predict_run import predict
 from mtl_re.scorer import Scorer
 from mtl_re.taxonomy import BOOSTCAMP, KLUE, Taxonomy
 from mtl_re.writers import Prediction, check_submission, label_order, write_predictions
@@ -379,7 +381,7 @@ def test_place_that_cannot_be_written(taxonomy, tmp_path):
 def submission(tmp_path, taxonomy, change=lambda lines: lines, count=5):
     """A sound submission after `change` of its lines, with its row count and the digest of its ids."""
     path = tmp_path / "s.csv"
-    digest = writers._IdDigest()
+    digest = writers.IdDigest()
     predictions = made(count, taxonomy)
     write_predictions(predictions, path, taxonomy)
     for p in predictions:
@@ -446,9 +448,39 @@ def test_faulty_predictions_never_become_a_submission(tmp_path, taxonomy):
     path.write_text("old")
     bad = made(3, taxonomy)
     bad[1].probs["per:title"] = float("nan")
-    with pytest.raises(MtlReError, match=":2: probs"):
+    with pytest.raises(MtlReError, match="row 번호,1: probs: expected 30 finite"):
         write_predictions(bad, path, taxonomy)
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("fault", ["row missing", "row twice", "ids swapped", "sum"])
+def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, monkeypatch, suffix, fault):
+    """Rows spoiled on their way to the disk."""
+    real = writers.encode
+
+    def encode(predictions, suffix, order):
+        lines = real(predictions, suffix, order).splitlines(keepends=True)
+        match fault:
+            case "row missing":
+                del lines[3]
+            case "row twice":
+                lines.insert(3, lines[3])
+            case "ids swapped":
+                lines[2:4] = lines[3:1:-1]
+            case "sum":
+                lines[4] = re.sub(rb"0\.\d+([\]}]+\"?\n)", rb"0.99\1", lines[4])
+        return b"".join(lines)
+
+    monkeypatch.setattr(writers, "encode", encode)
+    path = tmp_path / f"p{suffix}"
+    path.write_text("old")
+    expected = {"row missing": "8 rows were written for 9", "row twice": "10 rows were written for 9"}
+    expected |= {"ids swapped": "ids are out of order", "sum": rf"p{suffix}:5: probs: they sum to"}
+    with pytest.raises(MtlReError, match=expected[fault]):
+        write_predictions(made(9, taxonomy), path, taxonomy)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_checking_a_submission_leaves_the_csv_reader_alone(tmp_path, taxonomy):
