@@ -44,7 +44,7 @@ def product(
 def coarse(probs: Tensor, taxonomy: Taxonomy) -> Tensor:
     """Probabilities of the coarse classes: (batch, labels) → (batch, groups)."""
     groups = torch.tensor(taxonomy.group_of_label, device=probs.device)
-    return torch.zeros(len(probs), len(taxonomy.groups), dtype=probs.dtype, device=probs.device).index_add(
+    return torch.zeros(probs.shape[0], len(taxonomy.groups), dtype=probs.dtype, device=probs.device).index_add(
         1, groups, probs
     )
 
