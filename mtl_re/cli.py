@@ -122,6 +122,13 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     for name, group in config.GROUPS.items():
         sub.add_class_arguments(group, name)
 
+    help = "Adapt an encoder to your text by masked-language modelling; prints the run directory last."
+    sub = command("adapt", _adapt, help)
+    for name, group in config.ADAPT_GROUPS.items():
+        sub.add_class_arguments(group, name)
+    help = "Evaluation sentences (any form of data.train): texts that share words with them are dropped and counted."
+    sub.add_argument("--exclude", type=str, nargs="+", default=[], metavar="DATA", help=help)
+
     sub = command("evaluate", _evaluate, "Score a checkpoint on labelled rows.", "CKPT ")
     help = "A run's directory or model/ folder, an exported directory, or a hub id."
     sub.add_argument("ckpt", type=str | None, nargs="?", help=help)
@@ -130,8 +137,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
 
     sub = command("predict", _predict, "Predict rows; several checkpoints vote softly.", "CKPT ... ")
     sub.add_argument("ckpt", type=str, nargs="*", help="Checkpoints, as for evaluate.")
+    sub.add_argument("--resume", action="store_true", help="Go on with an interrupted prediction of the same rows.")
     _compose(sub)
-    sub.add_class_arguments(config.PredictConfig, skip={"compose"})
+    sub.add_class_arguments(config.PredictConfig, skip={"compose", "resume"})
 
     sub = command("calibrate", _calibrate, "Fit temperatures and a threshold, store them.", "CKPT ")
     sub.add_argument("ckpt", type=str, help="A run's directory or a checkpoint directory.")
@@ -146,6 +154,35 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     sub = command("errors", _errors, help, "PREDICTIONS.jsonl ")
     sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
     sub.add_class_arguments(config.ErrorsConfig)
+
+    help = "How often unrelated entities of one sentence come out related."
+    sub = command("cooccurrence", _cooccurrence, help, "PREDICTIONS.jsonl ")
+    sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
+    sub.add_class_arguments(config.CooccurrenceConfig)
+
+    sub = command("extract", _extract, "The triples between the entities of one sentence.", "CKPT ")
+    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate.")
+    help = "An entity of the sentence, WORD:TYPE or WORD@START:TYPE; give the option once for each."
+    sub.add_argument("--entity", type=str, action="append", required=True, metavar="WORD:TYPE", help=help)
+    sub.add_class_arguments(config.ExtractConfig, skip={"entity"})
+
+    sub = command("demo", _demo, "A web page on this machine to try a checkpoint.", "CKPT ")
+    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate.")
+    sub.add_class_arguments(config.DemoConfig)
+
+    sub = command("export", _export, "One directory for PyTorch, ONNX and the hub, usable elsewhere.", "CKPT DIR ")
+    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate; a run directory for --average.")
+    sub.add_argument("directory", type=str, help="Where to write; it must be empty or not exist (see --overwrite).")
+    flags = {
+        "onnx": "Write model.onnx too: token ids to probabilities and label, checked against PyTorch.",
+        "int8": "Write model.int8.onnx too (implies --onnx), its loss measured and bounded.",
+        "force": "Keep an int8 graph that is over the bounds.",
+        "overwrite": "Replace an older export in DIR.",
+        "private": "Make the hub repository private.",
+    }
+    for name, help in flags.items():
+        sub.add_argument(f"--{name}", action="store_true", help=help)
+    sub.add_class_arguments(config.ExportConfig, skip=set(flags))
 
     sub = command("ablate", _ablate, "Run or continue a study of many trainings; writes its report.", "STUDY.yaml ")
     sub.add_argument("study", type=str, help="The study file (see experiments/ablations/).")
@@ -165,11 +202,16 @@ def _made(kind: type, options: Namespace) -> Any:
     return kind(**{field.name: options[field.name] for field in fields(kind)})
 
 
-def _train(options: Namespace) -> Callable[[], Any]:
-    for name in config.GROUPS:
+def _groups(kinds: dict[str, Any], options: Namespace) -> dict[str, Any]:
+    """The dataclasses of a command whose options stand in groups."""
+    for name in kinds:
         if not isinstance(options[name], Namespace):
             raise MtlReError(f"{name}: expected a group of options, found {options[name]!r}")
-    made = config.Config(**{name: group(**vars(options[name])) for name, group in config.GROUPS.items()})
+    return {name: kind(**vars(options[name])) for name, kind in kinds.items()}
+
+
+def _train(options: Namespace) -> Callable[[], Any]:
+    made = config.Config(**_groups(config.GROUPS, options))
     given = options.config
     name = Path(str(given[-1])).stem if given else "train"
 
@@ -177,6 +219,20 @@ def _train(options: Namespace) -> Callable[[], Any]:
         from mtl_re.train import train
 
         run_dir = train(made, name)
+        if os.environ.get("RANK", "0") == "0":
+            print(run_dir)
+
+    return call
+
+
+def _adapt(options: Namespace) -> Callable[[], Any]:
+    made = config.AdaptConfig(**_groups(config.ADAPT_GROUPS, options), exclude=options.exclude)
+    name = Path(str(options.config[-1])).stem if options.config else "adapt"
+
+    def call() -> None:
+        from mtl_re.adapt import adapt
+
+        run_dir = adapt(made, name)
         if os.environ.get("RANK", "0") == "0":
             print(run_dir)
 
@@ -237,10 +293,11 @@ def _predict(options: Namespace) -> Callable[[], Any]:
     made = _made(config.PredictConfig, options)
 
     def call() -> None:
-        from mtl_re.predict import predict
+        from mtl_re.predict_run import predict
 
         count = predict(options.ckpt or [], made)
-        print(f"{count} predictions in {made.output}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{count} predictions in {made.output}")
 
     return call
 
@@ -275,6 +332,54 @@ def _errors(options: Namespace) -> Callable[[], Any]:
         from mtl_re.error_analysis import write_errors
 
         print(write_errors(Path(options.predictions), made))
+
+    return call
+
+
+def _cooccurrence(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.CooccurrenceConfig, options)
+
+    def call() -> None:
+        from mtl_re.cooccurrence import cooccurrence, summary
+
+        print(summary(cooccurrence(Path(options.predictions), made)))
+
+    return call
+
+
+def _extract(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.ExtractConfig, options)
+
+    def call() -> None:
+        from mtl_re.predict import Predictor
+        from mtl_re.triples import find_entity, render
+
+        entities = [find_entity(made.sentence, text) for text in made.entity]
+        predictor = Predictor.from_pretrained(options.ckpt, gate=made.gate, prior=made.prior, restrict=made.restrict)
+        print(render(predictor.extract(made.sentence, entities, made.threshold), made))
+
+    return call
+
+
+def _demo(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.DemoConfig, options)
+
+    def call() -> None:
+        from mtl_re.demo import demo
+
+        demo(options.ckpt, made)
+
+    return call
+
+
+def _export(options: Namespace) -> Callable[[], Any]:
+    made = _made(config.ExportConfig, options)
+
+    def call() -> None:
+        from mtl_re.export import export, summary
+
+        print(summary(export(options.ckpt, options.directory, made)))
+        print(options.directory)
 
     return call
 

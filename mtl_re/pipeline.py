@@ -1,0 +1,103 @@
+"""`transformers.pipeline("relation-extraction")`: a checkpoint behind the interface that transformers users know.
+
+Importing this module registers the task:
+
+    import mtl_re.pipeline
+    from transformers import pipeline
+
+    ask = pipeline("relation-extraction", model="runs/NAME/model")
+    ask({"sentence": "세종대왕은 조선의 왕이다.", "subject": (0, 3, "PER"), "object": (10, 10, "POH")})
+
+Enters: a map of sentence, subject and object (an entity as `triples.Given`), or a list of them. Leaves: for each a map
+of label, score, coarse and probs, equal to `Predictor`'s, because both read logits through `scorer` (`gate`, `prior`,
+`restrict` and `threshold` of a `Reading` may be given, to the pipeline or to a call). Every entity is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from mtl_re.collate import Collator
+from mtl_re.data import Example, shown
+from mtl_re.errors import MtlReError, RowError
+from mtl_re.model import MtlReModel
+from mtl_re.scorer import Reading, Scorer, featurizer_of
+from mtl_re.taxonomy import Taxonomy
+from mtl_re.triples import entity_at, pair_example
+from mtl_re.writers import Prediction
+
+TASK = "relation-extraction"
+KEYS = ("sentence", "subject", "object")
+READINGS = tuple(field.name for field in fields(Reading))
+
+
+class RelationExtractionPipeline(Pipeline):
+    """Rows one by one (or `batch_size` at a time) through a checkpoint of ours.
+
+    Raises:
+        MtlReError: a row is at fault, an option is unknown, or the model is not an `MtlReModel`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model, tokenizer = self.model, self.tokenizer
+        if not isinstance(model, MtlReModel) or tokenizer is None:
+            raise MtlReError(f"{TASK}: expected an mtl-re checkpoint with its tokenizer, found {type(model).__name__}")
+        tokenizer.padding_side = "right"  # positions count from the left, as in training
+        self.scorer, self.featurizer = Scorer.of(model, tokenizer), featurizer_of(model, tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """A map → one result; a list of maps → a list; a generator or a data set → results as they are consumed."""
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown := set(options) - set(READINGS):
+            raise MtlReError(f"{TASK}: unknown option(s) {sorted(unknown)}; known are {', '.join(READINGS)}")
+        return {}, {}, options
+
+    def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
+        """One row → tensors of one row, and the row itself."""
+        example = row_of(input_, self.scorer.taxonomy)
+        table = self.featurizer.table([example])
+        takes_types = self.scorer.root.takes_types
+        batch = Collator(table, self.pad_id, takes_types, [0] * len(self.scorer.taxonomy.heads))([0])
+        return {**{name: tensor for name, tensor in batch.items() if name != "targets"}, "example": example}
+
+    def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
+        example = input_tensors.pop("example")
+        logits = self.model(**input_tensors)
+        heads = [logits[head.name] for head in self.scorer.taxonomy.heads]
+        return {"logits": torch.cat(heads, dim=-1).float(), "example": example}
+
+    def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Logits (1, all heads' classes) → label, score, coarse, probs."""
+        reading = Reading(**{"gate": self.scorer.config.gate, **options})
+        example: Example = model_outputs["example"]
+        scored = self.scorer.read(np.asarray(model_outputs["logits"].cpu()), [example], reading)
+        label = int(scored.labels()[0])
+        made = Prediction.of(example.id, scored.probs[0], label, self.scorer.taxonomy, None)
+        return {"label": made.label, "score": made.score, "coarse": made.coarse, "probs": made.probs}
+
+
+def row_of(given: Any, taxonomy: Taxonomy) -> Example:
+    """A map of sentence, subject and object → an example.
+
+    Raises:
+        MtlReError: of another form, or an entity is at fault.
+    """
+    if not isinstance(given, Mapping) or set(given) != set(KEYS):
+        raise RowError("row", f"expected a map of {', '.join(KEYS)}, found {shown(given)}")
+    subject, object = (entity_at(given["sentence"], given[role], role) for role in KEYS[1:])
+    return pair_example("row", given["sentence"], subject, object, taxonomy)
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RelationExtractionPipeline, pt_model=AutoModel)
