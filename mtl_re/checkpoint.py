@@ -1,9 +1,9 @@
 """Resumable training state on disk: whole or absent, never half.
 
 `checkpoints/step-000120/` holds safetensors files, `state.json` and a `manifest.json` with the size and SHA-256 of
-each, written last. The folder is built under a temporary name, every file is fsynced, then it is renamed, and only
-then are older ones pruned; so at every moment at least one good checkpoint lies there. Nothing here knows what the
-tensors mean: `train` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
+each and of itself, written last. The folder is built under a temporary name, every file is fsynced, then it is renamed,
+and only then are older ones pruned; so at every moment at least one good checkpoint lies there. Nothing here knows what
+the tensors mean: `train` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,21 @@ def save(
         files = {
             file.name: {"size": file.stat().st_size, "sha256": _digest(file)} for file in sorted(partial.iterdir())
         }
-        _write(partial / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+        _write(partial / MANIFEST, json.dumps({"step": step, "files": files, "sha256": _seal(step, files)}, indent=1))
         publish_folder(partial, final)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
-    others = [path for path in whole_names(folder) if path != final]
-    later = [path for path in others if path.name > final.name and not _is_whole(path)]
-    for old in later + [path for path in others if path not in later][keep - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # what cannot be pruned now is pruned behind the next one
+        _prune(folder, final, keep)
     return final
+
+
+def _prune(folder: Path, final: Path, keep: int) -> None:
+    found = whole_names(folder)
+    later = [path for path in found[: found.index(final)] if not _is_whole(path)]
+    for old in later + [path for path in found if path not in later and path != final][keep - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -112,7 +118,10 @@ def load(path: Path) -> Checkpoint:
         MtlReError: naming the file that is missing or damaged.
     """
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["sha256"] != _seal(manifest["step"], files):
+            raise MtlReError(f"{path}: {MANIFEST} is damaged (its own SHA-256 differs)")
         for name, expected in files.items():
             file = path / name
             if Path(name).name != name or not file.is_file():
@@ -128,8 +137,15 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of one safetensors file, on CPU."""
-    return load_file(path)
+    """Tensors of one safetensors file, on CPU.
+
+    Raises:
+        MtlReError: it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except _UNREADABLE as error:
+        raise MtlReError(f"{path}: not readable ({type(error).__name__}: {error})") from error
 
 
 def _is_whole(path: Path) -> bool:
@@ -178,7 +194,8 @@ def recover(folder: Path) -> None:
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            os.rename(aside, final)
+            with suppress(OSError):  # a disk that still fails: whoever needs the folder will say so
+                os.rename(aside, final)
 
 
 def sync(path: Path) -> None:
@@ -188,6 +205,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _seal(step: int, files: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says: a file that it no longer lists would not be missed otherwise."""
+    return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,6 +18,8 @@ from mtl_re.features import FeatureTable
 
 PASS_COST = {"cpu": 64, "cuda": 2048}
 """What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill."""
+LENGTH_STEP = 8
+"""Training passes are padded to a multiple of this: kernels and memory are kept for every shape that occurs."""
 
 
 class Batch(TypedDict, total=False):
@@ -67,7 +69,8 @@ def step_parts(
     """
     order = np.argsort(lengths, kind="stable")
     shares = [order[process::processes] for process in range(processes)]
-    return [[rows[part] for part in _passes(share, lengths[share], batch_size, pass_cost)] for share in shares]
+    padded = -(-lengths // LENGTH_STEP) * LENGTH_STEP
+    return [[rows[part] for part in _passes(share, padded[share], batch_size, pass_cost)] for share in shares]
 
 
 def _passes(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: int) -> list[np.ndarray]:
@@ -103,15 +106,19 @@ class Collator:
             targets, so that a process without rows still takes part in the step and adds exactly nothing.
     """
 
-    def __init__(self, table: FeatureTable, pad_id: int, token_types: bool, no_targets: Sequence[int]) -> None:
-        self.table, self.pad_id, self.token_types = table, pad_id, token_types
+    def __init__(
+        self, table: FeatureTable, pad_id: int, token_types: bool, no_targets: Sequence[int], length_step: int = 1
+    ) -> None:
+        self.table, self.pad_id, self.token_types, self.length_step = table, pad_id, token_types, length_step
         self.no_targets = np.array([no_targets], np.int64)
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
         chosen = np.asarray(rows if len(rows) else [0], np.int64)
         table = self.table
         lengths = table.lengths[chosen]
-        ids = np.full((len(chosen), int(lengths.max())), self.pad_id, np.int64)
+        rounded = -(-int(lengths.max()) // self.length_step) * self.length_step
+        longest = min(rounded, int(table.lengths.max()))
+        ids = np.full((len(chosen), longest), self.pad_id, np.int64)
         for line, row in enumerate(chosen):
             ids[line, : lengths[line]] = table.ids[table.starts[row] : table.starts[row + 1]]
         column = np.arange(ids.shape[1])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -19,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from mtl_re.errors import MtlReError, entry
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
+from mtl_re.trust import check_shapes, checked
 
 hf_logging.disable_progress_bar()  # its bars for loading and saving weights would break into ours
 
@@ -81,7 +83,7 @@ class MtlReModel(PreTrainedModel):
     def __init__(self, config: MtlReConfig) -> None:
         super().__init__(config)
         self.taxonomy = Taxonomy.from_dict(config.taxonomy)
-        self.encoder = AutoModel.from_config(encoder_config(config))
+        self.encoder = AutoModel.from_config(encoder_config(config), trust_remote_code=False)
         drop_pooler(self.encoder)
         pooling, dim = entry("model.pooling", config.pooling, POOLINGS), int(self.encoder.config.hidden_size)
         self.pool = pooling.function
@@ -187,29 +189,48 @@ def checkpoint_folder(path: str) -> Path:
 
 
 def load(path: str) -> tuple[MtlReModel, Any]:
-    """Model (eval mode, fp32) and tokenizer of a CKPT directory or hub id.
+    """Model (eval mode, fp32) and tokenizer of a CKPT directory or hub id. Runs no code and unpickles nothing.
 
     Raises:
-        MtlReError: not a checkpoint of ours, or damaged.
+        MtlReError: not a checkpoint of ours, damaged, or asking for what `trust` refuses.
     """
-    if Path(path).exists():
-        path = str(checkpoint_folder(path))
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise MtlReError(f"{path}: no such checkpoint directory")
+    if not Path(path).exists():
+        path = _fetched(path)
+    path = str(checkpoint_folder(path))
+    config, stored = checked(Path(path))
     try:
+        check_shapes(Path(path), _shapes(config), stored)
         loaded: Any = MtlReModel.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         model, info = loaded
         if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
             raise MtlReError(f"{path}: model.safetensors does not fit config.json ({', '.join(wrong[:3])})")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except MtlReError:
-        raise
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if len(tokenizer) > (known := model.encoder.get_input_embeddings().num_embeddings):
+            raise MtlReError(f"{path}: the tokenizer has {len(tokenizer):,} pieces, the encoder knows {known:,}")
+    except MtlReError as error:
+        raise error if path in str(error) else MtlReError(f"{path}: {error}") from error
     except Exception as error:  # transformers, safetensors and json each raise their own kinds for a damaged file
         raise MtlReError(f"{path}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
     model.eval()
     return model, tokenizer
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that a config asks for; none is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in MtlReModel(MtlReConfig(**config)).state_dict().items()}
+
+
+def _fetched(name: str) -> str:
+    """The local folder of a hub id's checkpoint: weights, config and tokenizer, and no other file."""
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise MtlReError(f"{name}: no such checkpoint directory")
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"])
+    except Exception as error:  # the hub client raises dozens of kinds
+        raise MtlReError(f"{name}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from mtl_re import data, encoders, markers
-from mtl_re.collate import Collator
+from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
@@ -151,7 +152,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
             [head for head, weight in weights.items() if weight > 0], config.train.seed
         ),
-        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets),
+        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
         trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
         precision=precision,
         identity=identity(config, weights, train_table, valid_table),
@@ -223,6 +224,7 @@ def make_accelerator(config: Config) -> Accelerator:
         MtlReError: a distributed mode other than data parallel.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
     accelerator = Accelerator(
         mixed_precision=resolve_precision(config.train.precision, device),
         log_with=list(config.tracking.trackers) or None,

@@ -13,33 +13,53 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mtl_re.errors import MtlReError
+
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; after a resume it first drops the lines behind the resumed step."""
+    """Appends lines to metrics.jsonl; after a resume it first drops the lines behind the resumed step.
+
+    Raises:
+        MtlReError: the file cannot be read or written.
+    """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _step(line) <= resumed_step] if resumed_step else []
-        partial = path.with_name(f".partial-{path.name}")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        self.forget(resumed_step)
+
+    def forget(self, step: int) -> None:
+        """Drop the lines behind a step, and any that a kill or a full disk cut short."""
+        with self._faults():
+            text = self.path.read_bytes() if self.path.exists() else b""
+            kept = [line + b"\n" for line in text.split(b"\n") if _step(line) <= step] if step else []
+            partial = self.path.with_name(f".partial-{self.path.name}")
+            partial.write_bytes(b"".join(kept))
+            os.replace(partial, self.path)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._faults(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"{self.path}: cannot be written ({error.strerror or error})"
+            raise MtlReError(f"{what}; mend that and go on with --train.resume auto") from error
 
-def _step(line: str) -> float:
+
+def _step(line: bytes) -> float:
     """The step of a line; a line cut short by a kill is behind every step."""
     try:
         return float(json.loads(line)["step"])

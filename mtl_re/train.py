@@ -69,13 +69,27 @@ def train(config: Config, name: str = "train") -> Path:
         run = prepare(config, name, resources)
         state, log = resume(run)
         on_main(run.accelerator, lambda: write_records(run))
-        finished = fit(run, state, log)
-        if finished:
-            on_main(run.accelerator, lambda: _conclude(run, state))
-        run.accelerator.wait_for_everyone()
+        with _peers_named(run):
+            finished = fit(run, state, log)
+            if finished:
+                on_main(run.accelerator, lambda: _conclude(run, state))
+            run.accelerator.wait_for_everyone()
         run.trackers.finish(_final_scores(run) if finished else {}, state.step)
         _leave(run)
         return run.run_dir
+
+
+@contextmanager
+def _peers_named(run: Run) -> Iterator[None]:
+    """Say in words what gloo and NCCL say when a process that they talk to is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = ("Connection closed", "Connection reset", "onnection was closed", "roken pipe", "imed out", "NCCL")
+        if run.accelerator.num_processes == 1 or not any(word in str(error) for word in gone):
+            raise
+        what = f"another process of this run has ended or stands still ({first_line(error)})"
+        raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
 
 
 def _leave(run: Run) -> None:
@@ -206,12 +220,12 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
         _gather(sums, losses)
     norm = _clip(run)
     set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
-    check_step(run, state, norm, sums, rows)
+    skipped = check_step(run, state, norm, sums, rows)
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.step += 1
-    state.skipped_in_a_row = state.skipped_in_a_row + 1 if run.optimizer.step_was_skipped else 0
-    state.skipped += run.optimizer.step_was_skipped
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+    state.skipped += skipped
     _update_weighting(run, batches, sums, counts)
     add_step(run, state.window, sums, counts, rows, norm)
     if run.config.loss.weighting != "fixed":

@@ -7,16 +7,19 @@ with the same number of processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from mtl_re import checkpoint
 from mtl_re.errors import MtlReError
-from mtl_re.prepare import Run, on_main
+from mtl_re.prepare import Run, on_all, on_main
 from mtl_re.tracking import MetricsLog
 
 
@@ -29,6 +32,8 @@ class State:
         step_rows: rows of a full step, over all processes and passes.
         best_score, best_step, evaluations_without_gain: model selection.
         skipped: fp16 steps skipped for overflow, in all and in a row.
+        left_out: steps whose rows a rollback left out, by number. norms: the last steps' gradient norms, where
+            `train.spike` asks for them.
         window: sums since the last line of metrics.jsonl.
     """
 
@@ -42,6 +47,8 @@ class State:
     skipped: int = 0
     skipped_in_a_row: int = 0
     evaluated_step: int = -1
+    left_out: list[int] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
     window: Window = field(default_factory=lambda: Window())
 
 
@@ -78,15 +85,7 @@ def settle(run: Run, window: Window) -> None:
 def save_state(run: Run, state: State) -> None:
     """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes."""
     settle(run, state.window)
-    generators = _generators(run)
-    if run.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        generators = {
-            f"{rank}/{name}": t for rank, part in enumerate(gather_object([generators])) for name, t in part.items()
-        }
-    else:
-        generators = {f"0/{name}": tensor for name, tensor in generators.items()}
+    generators = random_tensors(run.accelerator)
     scaler = run.accelerator.scaler
     record = {
         "state": asdict(state),
@@ -95,9 +94,15 @@ def save_state(run: Run, state: State) -> None:
         "weighting": run.weighting.state(),
         "identity": run.identity,
     }
-    tensors = {"model": run.plain_model.state_dict(), "optimizer": _optimizer_tensors(run), "random": generators}
+    tensors = {
+        "model": run.plain_model.state_dict(),
+        "optimizer": optimizer_tensors(run.optimizer),
+        "random": generators,
+    }
 
     def write() -> None:
+        if (log := run.run_dir / "metrics.jsonl").exists():
+            checkpoint.sync(log)  # not even a power cut may leave a checkpoint ahead of the log
         checkpoint.save(run.run_dir / "checkpoints", state.step, tensors, record, run.config.train.keep)
 
     on_main(run.accelerator, write)
@@ -111,48 +116,64 @@ def resume(run: Run) -> tuple[State, MetricsLog | None]:
     """
     options = run.config.train
     state = State(step_rows=options.batch_size * options.accumulate * run.accelerator.num_processes)
-    found = None
-    if options.resume == "auto":
-        found, faults = checkpoint.newest(run.run_dir / "checkpoints")
-        for fault in faults:
-            run.say(f"passed over: {fault}")
-        run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
-    elif options.resume is not None:
-        found = checkpoint.load(Path(options.resume))
-    if found is not None:
+    path = on_main(run.accelerator, lambda: _choose(run)) if options.resume == "auto" else options.resume
+    if path is not None:
+        state = restore(run, Path(path))
+    log = on_main(run.accelerator, lambda: MetricsLog(run.run_dir / "metrics.jsonl", state.step))
+    return state, log if run.main else None
+
+
+def _choose(run: Run) -> str | None:
+    """The newest whole checkpoint of the run. Rank 0 looks for all: it also puts back what a kill left aside."""
+    checkpoint.recover(run.run_dir)
+    found, faults = checkpoint.newest(run.run_dir / "checkpoints")
+    for fault in faults:
+        run.say(f"passed over: {fault}")
+    run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
+    return None if found is None else str(found.path)
+
+
+def restore(run: Run, path: Path) -> State:
+    """Make the run what it was at a checkpoint.
+
+    Raises:
+        MtlReError: the checkpoint is damaged, or belongs to other options or rows.
+    """
+    found = on_all(run.accelerator, lambda: checkpoint.load(path))
+    try:
         _check_identity(run, found)
-        state = _restore(run, found)
-    log = None
-    if run.main:
-        log = MetricsLog(run.run_dir / "metrics.jsonl", state.step)
-    return state, log
+        return _restore(run, found)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # whole, but written by something else
+        raise MtlReError(f"{path}: is no checkpoint of such a run ({type(error).__name__}: {error})") from error
 
 
 def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
-    before = found.state["identity"]
-    if changed := [name for name, digest in run.identity.items() if before.get(name) != digest]:
+    """Raise unless options and rows are those of the checkpoint; what has changed since is named, with both values."""
+    before, places = found.state["identity"], {"training rows": "train", "validation rows": "valid"}
+    changed = []
+    for name, now in run.identity.items():
+        if (then := before.get(name)) == now:
+            continue
+        if name in places:
+            changed.append(f"{name} (data.{places[name]}: {getattr(run.config.data, places[name])})")
+        else:
+            changed.append(f"{name} ({then} then, {now} now)")
+    if changed:
         raise MtlReError(f"{found.path}: cannot go on, because these have changed since: {', '.join(changed)}")
 
 
 def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
+    """Put weights, moments, random states and the weighting back."""
     run.plain_model.load_state_dict(found.tensors["model"])
-    for group in run.optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            prefix = f"{name}//"
-            moments = {k.removeprefix(prefix): t for k, t in found.tensors["optimizer"].items() if k.startswith(prefix)}
-            run.optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+    put_optimizer(run.optimizer, found.tensors["optimizer"])
     if run.accelerator.scaler is not None and found.state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
     run.weighting.restore(found.state["weighting"])
-    rank = run.accelerator.process_index
-    mine = {k.removeprefix(f"{rank}/"): t for k, t in found.tensors["random"].items() if k.startswith(f"{rank}/")}
-    if found.state["processes"] == run.accelerator.num_processes:
-        torch.set_rng_state(mine["cpu"])
-        if "cuda" in mine and torch.cuda.is_available():
-            torch.cuda.set_rng_state(mine["cuda"], run.accelerator.device)
-    else:
+    if not put_random(run.accelerator, found):
         run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
-        torch.manual_seed(run.config.train.seed + 1_000_003 * rank + found.state["state"]["step"])
+        torch.manual_seed(
+            run.config.train.seed + 1_000_003 * run.accelerator.process_index + found.state["state"]["step"]
+        )
     values = dict(found.state["state"])
     window = Window(**values.pop("window"))
     if not run.main:
@@ -160,19 +181,41 @@ def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
     return State(**values, window=window)
 
 
-def _generators(run: Run) -> dict[str, Tensor]:
-    """This process's random states; only dropout draws from them."""
+def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Every process's random states, by `rank/device`; only dropout draws from them."""
     states = {"cpu": torch.get_rng_state()}
-    if run.accelerator.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(run.accelerator.device)
-    return states
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    parts = gather_object([states]) if accelerator.num_processes > 1 else [states]
+    return {f"{rank}/{name}": tensor for rank, part in enumerate(parts) for name, tensor in part.items()}
 
 
-def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
+def put_random(accelerator: Accelerator, found: checkpoint.Checkpoint) -> bool:
+    """Put this process's random states back; False where the run had another number of processes."""
+    if found.state["processes"] != accelerator.num_processes:
+        return False
+    own = f"{accelerator.process_index}/"
+    mine = {k.removeprefix(own): tensor for k, tensor in found.tensors["random"].items() if k.startswith(own)}
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)
+    return True
+
+
+def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
     """Adam's moments and counters by parameter name, so that their order cannot matter."""
     return {
         f"{name}//{key}": value
-        for group in run.optimizer.param_groups
+        for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in run.optimizer.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def put_optimizer(optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            prefix = f"{name}//"
+            moments = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}

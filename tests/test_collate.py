@@ -93,8 +93,8 @@ def padding(parts, lengths):
 
 def test_the_cuts_cost_least():
     """Against every way to cut a small step."""
-    lengths = np.array([3, 4, 9, 10, 11, 30])
-    rows, cost = np.arange(6), 5
+    lengths = np.array([24, 32, 72, 80, 88, 240])  # multiples of 8: nothing is rounded
+    rows, cost = np.arange(6), 40
     best = min(
         sum(lengths[part].max() * len(part) + cost for part in np.split(rows, cuts))
         for number in range(6)
@@ -160,6 +160,15 @@ def test_token_types_only_where_asked_for_and_padding_is_the_tokenizers():
     batch = Collator(small_table(), 7, False, NO_TARGETS)(np.array([1, 0]))
     assert "token_type_ids" not in batch
     assert batch["input_ids"].tolist()[0] == [2, 14, 3, 7, 7]
+
+
+def test_lengths_in_steps_stay_within_the_longest_row():
+    """A batch may be wider than its rows, but an encoder may have no positions beyond the longest row."""
+    table = small_table()  # 5, 3 and 4 tokens
+    assert Collator(table, 0, False, NO_TARGETS, 2)([1])["input_ids"].shape == (1, 4)
+    assert Collator(table, 0, False, NO_TARGETS, 2)([0])["input_ids"].shape == (1, 5)
+    assert Collator(table, 0, False, NO_TARGETS, 8)([1])["input_ids"].tolist() == [[2, 14, 3, 0, 0]]
+    assert Collator(table, 0, False, NO_TARGETS, 8)([1])["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("rows", [[], np.zeros(0, np.int64)], ids=["list", "array"])

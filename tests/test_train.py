@@ -636,3 +636,10 @@ def test_global_counts_are_of_the_whole_step(plain_run, rows, tmp_path):
     assert labelled == counts["coarse"] == 8
     assert (counts["org"], counts["per"]) == (prefix.count("org"), prefix.count("per"))
     assert losses.normalise({}, list(counts)) == run.weights
+
+
+def test_runs_of_one_process_may_differ_in_precision(go):
+    for number, precision in enumerate(("no", "bf16", "no")):
+        run_dir = go(str(number), **{"train.precision": precision, "train.max_steps": 1})
+        hardware = json.loads((run_dir / "manifest.json").read_text())["hardware"]
+        assert hardware["precision"] == precision

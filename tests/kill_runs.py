@@ -1,0 +1,297 @@
+"""SIGKILL runs at random moments, resume them to their end, and compare the bits with runs that nobody killed.
+
+    python tests/kill_runs.py --kills 1000
+
+A parent that has imported everything and has never started a thread forks a child for each attempt, so an attempt costs
+a fork and not an interpreter; forking is sound because no lock or thread exists yet (asserted before every fork). A run
+is killed, resumed, killed again ..., until an attempt ends before its kill; then it must be the reference run: weights,
+Adam's moments, random states, position, metrics.jsonl without rates, scores (`distributed_worker.assert_same_run`), and
+for predictions the bytes of the output. Figures go to stdout as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import random
+import select
+import shutil
+import signal
+import statistics
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from distributed_worker import assert_same_run, rows_file, run_job
+
+import mtl_re.train
+from mtl_re.config import PredictConfig
+from mtl_re.predict_run import predict
+
+LIMIT = 120.0
+"""Seconds after which an attempt that nobody kills counts as hanging."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of run. `work(folder)` begins it or goes on with it; `same(folder, reference)` raises unless equal."""
+
+    name: str
+    work: Callable[[Path], None]
+    same: Callable[[Path, Path], None]
+
+
+class Progress:
+    """Memory that outlives a killed child: steps taken, the step it began from, when its first step was done."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 24)
+        self.clear()
+
+    def clear(self) -> None:
+        self.memory[:] = struct.pack("qqd", -1, -1, 0.0)
+
+    def read(self) -> tuple[int, int, float]:
+        return struct.unpack("qqd", self.memory[:])
+
+    def note(self, before: int, after: int) -> None:
+        _, began, moment = self.read()
+        first = began < 0
+        self.memory[:] = struct.pack("qqd", after, before if first else began, time.monotonic() if first else moment)
+
+
+@dataclass
+class Figures:
+    """What the kills cost."""
+
+    kills: int = 0
+    survived: int = 0
+    runs: int = 0
+    lost_steps: list[int] = field(default_factory=list)
+    recovery: list[float] = field(default_factory=list)
+    by_case: dict[str, int] = field(default_factory=dict)
+
+    def summary(self, seconds: float, seed: int) -> dict[str, Any]:
+        def spread(values: list[Any]) -> dict[str, float] | None:
+            return {"mean": round(statistics.mean(values), 3), "max": round(max(values), 3)} if values else None
+
+        return {
+            "kills": self.kills,
+            "survived": self.survived,
+            "runs": self.runs,
+            "kills_by_case": self.by_case,
+            "lost_steps": spread(self.lost_steps),
+            "seconds_to_the_next_step": spread(self.recovery),
+            "seconds": round(seconds, 1),
+            "seed": seed,
+        }
+
+
+# ---- cases ---------------------------------------------------------------------------------------------------------
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "every step": {"train.save_every": 1},
+    "keep one, best model replaced": {
+        "train.save_every": 2,
+        "train.keep": 1,
+        "eval.every": 2,
+        "eval.metric": "auprc",
+        "optim.lr": 1e-2,
+    },
+    "epochs": {"train.epochs": 3, "tracking.log_every": 3},
+    "accumulation": {"train.batch_size": 4, "train.accumulate": 2, "train.save_every": 3, "tracking.log_every": 2},
+    "weighting": {"loss.weighting": "uncertainty", "train.save_every": 2},
+    "workers": {"train.workers": 2, "train.save_every": 3},
+}
+
+
+def training(name: str, rows: Path, progress: Progress) -> Case:
+    def work(folder: Path) -> None:
+        real = mtl_re.train.step
+
+        def noted(run: Any, state: Any, *rest: Any) -> None:
+            before = state.step
+            real(run, state, *rest)
+            progress.note(before, state.step)
+
+        mtl_re.train.step = noted
+        run_job(
+            {"data.train": str(rows), "train.run_dir": str(folder / "run"), "train.resume": "auto"} | TRAININGS[name]
+        )
+
+    return Case(f"train: {name}", work, lambda one, other: assert_same_run(one / "run", other / "run"))
+
+
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "predictions.csv": {"window": 16, "batch_size": 4},
+    "predictions.jsonl": {"window": 7, "batch_size": 16},
+    "predictions.parquet": {"window": 16, "batch_size": 8},
+}
+
+
+def prediction(name: str, rows: Path, model: Path) -> Case:
+    def work(folder: Path) -> None:
+        options = PredictConfig(
+            data=str(rows), output=str(folder / name), resume=True, on_bad_row="skip", **PREDICTIONS[name]
+        )
+        predict([str(model)], options)
+
+    def same(one: Path, other: Path) -> None:
+        made = [
+            {path.name: path.read_bytes() for path in each.iterdir() if path.name != "log"} for each in (one, other)
+        ]
+        assert name in made[0]
+        assert made[0] == made[1], f"{[sorted(files) for files in made]}"
+
+    return Case(f"predict: {name}", work, same)
+
+
+# ---- attempts ------------------------------------------------------------------------------------------------------
+
+
+def attempt(work: Callable[[], Any], log: Path, delay: float | None = None) -> int | None:
+    """Run in a child; kill it after `delay` seconds unless it has ended. Its exit code, or None if it was killed."""
+    assert len(os.listdir("/proc/self/task")) == 1, "the parent has threads: forking is not sound"
+    pid = os.fork()
+    if pid == 0:
+        _child(work, log)
+    handle = os.pidfd_open(pid)
+    try:
+        ended, _, _ = select.select([handle], [], [], LIMIT if delay is None else delay)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(handle)
+    if os.WIFSIGNALED(status):
+        if delay is None:
+            raise AssertionError(f"no end after {LIMIT} s:\n{log.read_text()[-3000:]}")
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _child(work: Callable[[], Any], log: Path) -> None:
+    import torch
+
+    code = 1
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        torch.set_num_threads(1)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def reference(case: Case, folder: Path) -> float:
+    """The run that nobody kills; its duration."""
+    folder.mkdir()
+    began = time.monotonic()
+    if code := attempt(lambda: case.work(folder), folder / "log"):
+        raise AssertionError(f"{case.name}: the reference ended with {code}:\n{(folder / 'log').read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def killed_run(
+    case: Case,
+    folder: Path,
+    undisturbed: Path,
+    longest: float,
+    figures: Figures,
+    chance: random.Random,
+    progress: Progress,
+    most: int,
+) -> bool:
+    """One run, killed until it ends (at most `most` times); whether it ended as the undisturbed one."""
+    folder.mkdir()
+    log, kills, reached = folder / "log", 0, -1
+    while True:
+        progress.clear()
+        began = time.monotonic()
+        delay = chance.uniform(0, longest) if kills < most else None
+        code = attempt(lambda: case.work(folder), log, delay)
+        done, start, moment = progress.read()
+        if start >= 0 and kills:
+            figures.recovery.append(moment - began)
+            if reached >= 0:
+                figures.lost_steps.append(reached - start)
+        reached = done if done >= 0 else reached
+        if code is None:
+            kills += 1
+            continue
+        break
+    figures.runs += 1
+    figures.kills += kills
+    figures.by_case[case.name] = figures.by_case.get(case.name, 0) + kills
+    good = code == 0 and attempt(lambda: case.same(folder, undisturbed), log) == 0
+    figures.survived += kills * good
+    return good
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000, help="SIGKILLs in all")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--output", type=Path, help="write the figures here as JSON")
+    options = parser.parse_args(arguments)
+    chance, figures, progress = random.Random(options.seed), Figures(), Progress()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kill-runs-") as name:
+        place = Path(name)
+        with contextlib.chdir(place):
+            failed = _drive(place, options.kills, chance, figures, progress, began)
+    summary = figures.summary(time.monotonic() - began, options.seed)
+    print(json.dumps(summary, indent=1))
+    if options.output:
+        options.output.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for line in failed:
+        print(f"NOT THE SAME: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _drive(
+    place: Path, wanted: int, chance: random.Random, figures: Figures, progress: Progress, began: float
+) -> list[str]:
+    rows, many = rows_file(place / "rows.json"), rows_file(place / "many.json", 240)
+    cases = [training(name, rows, progress) for name in TRAININGS]
+    cases += [prediction(name, many, place / "reference-0" / "run") for name in PREDICTIONS]
+    lasted = {case.name: reference(case, place / f"reference-{number}") for number, case in enumerate(cases)}
+    failed = []
+    for number in range(sys.maxsize):
+        if figures.kills >= wanted:
+            return failed
+        which = number % len(cases)
+        case, folder = cases[which], place / "run"
+        left = wanted - figures.kills
+        undisturbed = place / f"reference-{which}"
+        if not killed_run(case, folder, undisturbed, lasted[case.name], figures, chance, progress, left):
+            kept = Path(tempfile.mkdtemp(prefix="killed-")) / "run"
+            shutil.move(folder, kept)
+            failed.append(f"{case.name}, run {number}: {kept} (its end: {(kept / 'log').read_text()[-600:]})")
+        shutil.rmtree(folder, ignore_errors=True)
+        rate = figures.kills / (time.monotonic() - began)
+        left_s = (wanted - figures.kills) / max(rate, 1e-9)
+        print(f"{figures.survived}/{figures.kills} survived, {rate:.1f} kills/s, {left_s:.0f} s left", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
