@@ -6,14 +6,14 @@ STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test fast check format clean
+.PHONY: demo test fast check format bench clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m mtl_re.quickstart
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" -n 2
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
 
 fast: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" -n 2
@@ -27,6 +27,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# About two and a half hours on two cores; `make bench BENCH=--quick` about ten minutes, `BENCH=--help` names the pieces.
+bench: $(STAMP)
+	$(BIN)/python -m experiments.benchmarks $(BENCH)
 
 # The environment is made once; it is made again only when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

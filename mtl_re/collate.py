@@ -9,6 +9,7 @@ loader's state: resuming is "go on at step k", and every process knows the whole
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
@@ -86,7 +87,7 @@ def _passes(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: 
     cuts = [count]
     while cuts[-1]:
         cuts.append(int(begins[cuts[-1]]))
-    return [share[begin:end] for end, begin in zip(cuts, cuts[1:], strict=False)][::-1] or [share]
+    return [share[begin:end] for end, begin in pairwise(cuts)][::-1] or [share]
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -1,7 +1,8 @@
 """`model.encoder` → an encoder and its tokenizer: from the hub, from a directory, or made from the training text.
 
-`scratch:tiny` trains a WordPiece vocabulary on the marked training sentences and makes a small ModernBERT with random
-weights: nothing is downloaded. Weights are always loaded as fp32; mixed precision is the training loop's matter.
+`scratch:tiny` and its larger sizes train a WordPiece vocabulary on the text at hand and make a ModernBERT with random
+weights: nothing is downloaded. `train` takes the bare encoder, `adapt` the same with its masked-LM head. Weights are
+always loaded as fp32; mixed precision is the training loop's matter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+)
 
 from mtl_re.errors import MtlReError
 from mtl_re.features import add_marker_tokens
@@ -20,17 +29,24 @@ from mtl_re.model import first_line
 
 SCRATCH = "scratch:"
 SCRATCH_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 256,
+    size: {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
         "global_attn_every_n_layers": 1,
         "attention_dropout": 0.1,
         "mlp_dropout": 0.1,
         "embedding_dropout": 0.1,
     }
+    for size, width, layers, heads, inner in (
+        ("tiny", 128, 2, 4, 256),
+        ("mini", 384, 4, 6, 768),
+        ("small", 512, 8, 8, 1024),
+        ("base", 768, 12, 12, 1152),
+    )
 }
+"""`base` has ModernBERT-base's width and BERT-base's depth."""
 _SPECIALS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -46,20 +62,43 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
     Raises:
         MtlReError: neither a directory nor a hub id that can be reached, or it cannot hold `max_length` tokens.
     """
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
-        raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+    encoder, tokenizer, missing = _loaded(name, AutoModel)
+    if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
     _check_room(name, encoder, max_length)
     if add_marker_tokens(tokenizer, scheme, types) or len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
         torch.manual_seed(seed)  # the new rows of the table are random
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return encoder, tokenizer
+
+
+def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
+    """A pretrained encoder with its masked-LM head (fp32, on CPU) and its tokenizer.
+
+    Raises:
+        MtlReError: as `load_encoder`; or it has no such head, or its tokenizer no mask token.
+    """
+    network, tokenizer, missing = _loaded(name, AutoModelForMaskedLM)
+    if missing:
+        raise MtlReError(
+            f"model.encoder: {name} has no masked-LM head to go on with (missing {', '.join(missing[:3])})"
+        )
+    _check_room(name, network, max_length)
+    if tokenizer.mask_token_id is None:
+        raise MtlReError(f"model.encoder: {name}'s tokenizer has no mask token")
+    return network, tokenizer
+
+
+def _loaded(name: str, kind: Any) -> tuple[Any, Any, list[str]]:
+    """A model of an auto class, its tokenizer, and the parameters that the files do not hold."""
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
+        raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
+    return model, tokenizer, sorted(info["missing_keys"])
 
 
 def _check_room(name: str, encoder: Any, max_length: int) -> None:
@@ -128,11 +167,23 @@ def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> An
     Raises:
         MtlReError: there is no such size.
     """
+    config = _scratch_config(name, tokenizer, max_length)
+    torch.manual_seed(seed)
+    return ModernBertModel(config)
+
+
+def scratch_masked_lm(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
+    """As `scratch_encoder`, with a masked-LM head."""
+    config = _scratch_config(name, tokenizer, max_length)
+    torch.manual_seed(seed)
+    return ModernBertForMaskedLM(config)
+
+
+def _scratch_config(name: str, tokenizer: Any, max_length: int) -> ModernBertConfig:
     size = name.removeprefix(SCRATCH)
     if size not in SCRATCH_SIZES:
         raise MtlReError(f"model.encoder: {name!r}; expected {SCRATCH}{f' or {SCRATCH}'.join(SCRATCH_SIZES)}")
-    torch.manual_seed(seed)
-    config = ModernBertConfig(
+    return ModernBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.pad_token_id,
@@ -142,4 +193,3 @@ def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> An
         sep_token_id=tokenizer.sep_token_id,
         **SCRATCH_SIZES[size],
     )
-    return ModernBertModel(config)

@@ -260,10 +260,10 @@ def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: st
     """Token range [first, stop) of a character range whose first and last character are marker characters."""
     covering = [index for index, (start, stop) in enumerate(offsets) if start <= span[0] < stop]
     if covering:
-        first = covering[-1]  # at a sentence's start a lone `▁` has the offsets of the `@` behind it
-        for index in range(first, len(offsets)):
-            if offsets[index][0] < span[1] <= offsets[index][1]:
-                return first, index + 1
+        first = covering[-1]  # a lone `▁` may have the offsets of the `@` behind it, as XLM-R's does
+        ending = [index for index in range(first, len(offsets)) if offsets[index][0] < span[1] <= offsets[index][1]]
+        if ending:
+            return first, ending[-1] + 1
     raise RowError(field, "the tokenizer lost its marker; the text around it is not tokenisable")
 
 

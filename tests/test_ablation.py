@@ -270,6 +270,7 @@ def test_a_journal_line_cut_short_is_mended(write, tmp_path):
     assert len(book.board().done) == 6
 
 
+@pytest.mark.slow
 def test_progress_names_the_time_left(write, tmp_path):
     book = work(write(), launcher(tmp_path, "slow"))
     more = Book(load_study(write(seeds=[1, 2, 3])))
@@ -303,6 +304,7 @@ def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
         assert type(arm["train.epochs"]) is int
 
 
+@pytest.mark.slow
 def test_a_hopeless_cell_is_pruned(write, tmp_path):
     """Five good cells give the median its footing; the sixth scores below it at every step."""
     arms = {f"good{number}": {"optim.lr": 0.01} for number in range(5)} | {"bad": {"optim.lr": 0.03}}

@@ -78,6 +78,7 @@ def covered(interval, truth):
     return interval[0] <= truth <= interval[1]
 
 
+@pytest.mark.slow
 def test_the_interval_over_rows_covers_a_known_effect_at_its_nominal_rate():
     """Fresh rows every time, trainings that differ only in their rows' noise."""
     found = [simulated(number, 300, 2, (0.65, 0.75))["micro_f1"] for number in range(200)]
@@ -86,6 +87,7 @@ def test_the_interval_over_rows_covers_a_known_effect_at_its_nominal_rate():
     assert abs(np.mean([difference.difference for difference in found]) - TRUTH) < 0.6
 
 
+@pytest.mark.slow
 def test_the_interval_over_seeds_covers_a_known_effect_at_its_nominal_rate():
     """The same rows every time, trainings whose skill varies; the truth is the mean over very many trainings."""
     gold = np.repeat(np.arange(LABELS), [120, 45, 45, 45, 45])
@@ -96,6 +98,7 @@ def test_the_interval_over_seeds_covers_a_known_effect_at_its_nominal_rate():
     assert 0.91 <= rate <= 0.985, rate
 
 
+@pytest.mark.slow
 def test_two_arms_of_equal_skill_are_seldom_called_different():
     found = [adjusted(list(simulated(number, 200, 5, (0.7, 0.7)).values())) for number in range(100)]
     verdicts = [difference.verdict for pair in found for difference in pair if difference.score == "micro_f1"]
@@ -356,6 +359,7 @@ def test_a_report_says_what_it_stands_on(made):
         assert {row["verdict"] for row in csv.DictReader(file)} == {"better", "no difference shown"}
 
 
+@pytest.mark.slow
 def test_a_report_is_the_same_twice(made):
     folder = ablation_report.write_report(made, {}, 20).parent
     first = {file.name: file.read_bytes() for file in folder.iterdir()}

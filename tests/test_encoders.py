@@ -21,6 +21,7 @@ each_scheme = pytest.mark.parametrize("scheme", MARKERS)
 # ---- scratch:tiny --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_vocabulary(elsewhere):
     """The `tokenizers` trainer breaks ties by hash order: a run could be neither repeated nor resumed."""
     texts = vocabulary_texts()

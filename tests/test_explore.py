@@ -113,6 +113,7 @@ def test_two_files_side_by_side_show_the_shift(tmp_path):
     assert cells(text, "b", "## Sentence length") == ["b", "6", "6.0", "6", "6", "6", "6"]
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path):
     small = Taxonomy.from_prefixes(["no_relation", "per:title", "per:origin"])
     specs = [write(tmp_path / "x.json", [row(), row("no_relation")]), write(tmp_path / "y.json", [row("per:origin")])]
@@ -150,6 +151,7 @@ def test_unwritable_folder_is_named(tmp_path):
         explore(["sample:valid"], tmp_path / "out", TAXONOMY)
 
 
+@pytest.mark.slow
 def test_many_types_share_a_column_and_odd_names_are_drawn(tmp_path):
     rows = [row(types=(f"T{number:02}|", "인물")) for number in range(30)] + [row(types=("T00|", "인물"))]
     path = explore([write(tmp_path / "한글.json", rows)], tmp_path / "out", TAXONOMY)

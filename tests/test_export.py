@@ -203,6 +203,7 @@ def test_a_fault_leaves_the_old_directory_and_nothing_else(tmp_path, saved, expo
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "old"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, saved, capsys):
     assert cli.main(["export", str(saved), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")

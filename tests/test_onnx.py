@@ -95,6 +95,7 @@ def test_missing_packages_are_named(tmp_path, saved, monkeypatch, package):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_missing_or_damaged_graph_is_named(tmp_path, saved, monkeypatch):
     shutil.copytree(saved, tmp_path / "ckpt")
     (tmp_path / "ckpt" / "model.onnx").write_bytes(b"no graph")

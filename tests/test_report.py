@@ -110,6 +110,7 @@ def test_rare_labels_are_those_of_few_rows(tmp_path):
     assert f"rare {mean:.2f} over {len(rare)} label(s)" in text
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path):
     result = result_of()
     folders = [make_run(tmp_path / name / "run", result, log_lines(result)) for name in "ab"]

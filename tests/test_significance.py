@@ -61,6 +61,7 @@ def test_pairing_is_narrower_than_two_intervals():
     assert paired["auprc"] == {"difference": 0.0, "ci": [0.0, 0.0], "p": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.5, 0.8])
 def test_known_effect_is_covered_at_the_nominal_rate(strength):
     """200 draws of 300 rows from a population whose true difference is known (0 in the first case)."""
