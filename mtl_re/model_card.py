@@ -251,7 +251,7 @@ for rows, batch in maker.batches(maker.read("rows.jsonl"), 32, model.takes_types
 ```
 
 A row is KLUE-RE's: `sentence`, and `subject_entity` and `object_entity` with `word`, `start_idx`, `end_idx` (inclusive
-characters) and `type`."""
+characters) and `type`. `AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)` gives the tokenizer alone."""
 _ONNX = """With onnxruntime, tokenizers and numpy alone: `python predict_onnx.py rows.jsonl > predictions.jsonl`. The
 graph goes from token ids to `probabilities`, `coarse` and `label`; what it applies on the way stands in
 `export.json`."""

@@ -84,7 +84,7 @@ def write_int8(
             break
     if over and not force:
         raise MtlReError(
-            f"--int8: on {len(examples)} rows {' and '.join(over)} than in fp32, over --int8_bound {bounds.score} and "
+            f"--int8: against fp32 on {len(examples)} rows, {' and '.join(over)}; --int8_bound allows {bounds.score}, "
             f"--int8_changed {bounds.changed}; nothing was exported (leave --int8 out, or --force keeps it)"
         )
     limits = {"score": bounds.score, "changed_labels": bounds.changed}

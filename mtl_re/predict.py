@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mtl_re import gating, triples
 from mtl_re.config import Backend, Gate, Restrict
-from mtl_re.errors import MtlReError
+from mtl_re.data import Example, parse_row
+from mtl_re.errors import MtlReError, RowError
 from mtl_re.inference import Tick, resolve_precision
 from mtl_re.scorer import Reading, Scorer, parse_shares
 from mtl_re.writers import Prediction
 
 if TYPE_CHECKING:
-    from mtl_re.data import Example
     from mtl_re.triples import Given, Triple
 
 
@@ -101,8 +101,19 @@ class Predictor:
         """Distinct networks that a row goes through."""
         return sum(len({id(model) for model, _ in member.networks.values()}) for member in self.members)
 
-    def predict(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Prediction]:
-        """One prediction a row, in order; `tick` as for `probabilities`."""
+    def predict(self, rows: Sequence[Example | Mapping[str, Any]], tick: Tick | None = None) -> list[Prediction]:
+        """One prediction a row, in order.
+
+        Args:
+            rows: examples, or maps in KLUE's form (see `data.parse_row`).
+            tick: as for `probabilities`.
+
+        Raises:
+            MtlReError: a map is no row; the text names the first one, counted from 1, and its field.
+        """
+        return self._predict(self._parsed(rows, first=1), tick)
+
+    def _predict(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Prediction]:
         if not examples:
             return []
         probs = self.probabilities(examples, tick)
@@ -131,8 +142,18 @@ class Predictor:
         """
         return triples.extract(self, sentence, entities, threshold)
 
-    def predict_stream(self, examples: Iterable[Example], window: int = 4096) -> Iterator[Prediction]:
+    def predict_stream(self, rows: Iterable[Example | Mapping[str, Any]], window: int = 4096) -> Iterator[Prediction]:
         """As `predict` for any number of rows, holding `window` of them at a time."""
-        rows = iter(examples)
-        while chunk := list(islice(rows, window)):
-            yield from self.predict(chunk)
+        left, first = iter(rows), 1
+        while chunk := list(islice(left, window)):
+            yield from self._predict(self._parsed(chunk, first))
+            first += len(chunk)
+
+    def _parsed(self, rows: Sequence[Example | Mapping[str, Any]], first: int) -> list[Example]:
+        examples = []
+        for number, row in enumerate(rows, first):
+            try:
+                examples.append(parse_row(row, self.taxonomy, number) if isinstance(row, Mapping) else row)
+            except RowError as error:
+                raise MtlReError(f"row {number}: {error}") from error
+        return examples

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from mtl_re import checkpoint, encoders, evaluation, report, sample
 from mtl_re import train as train_module
@@ -203,6 +205,7 @@ def _child(job: Mapping[str, Any], log: str, environment: Mapping[str, str]) -> 
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     faulthandler.enable()
+    tqdm.set_lock(threading.RLock())  # its default is a semaphore shared over forks, which a killed child may hold
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for the loader's workers
     run_job(job)

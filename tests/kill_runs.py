@@ -24,6 +24,7 @@ import statistics
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from distributed_worker import assert_same_run, rows_file, run_job
+from tqdm import tqdm
 
 import mtl_re.train
 from mtl_re.config import PredictConfig
@@ -191,6 +193,7 @@ def _child(work: Callable[[], Any], log: Path) -> None:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # its default is a semaphore shared over forks, which a killed child may hold
         work()
         code = 0
     except BaseException:

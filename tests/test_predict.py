@@ -102,6 +102,21 @@ def test_stream_reads_one_window_ahead_at_most(ckpts, few):
     assert len(read) == 4
 
 
+def test_rows_may_be_maps_in_klues_form(ckpts, few):
+    predictor = Predictor.from_pretrained(ckpts[0])
+    maps = [example.to_row() for example in few]
+    assert predictor.predict(maps) == list(predictor.predict_stream(iter(maps))) == predictor.predict(few)
+
+
+def test_a_map_that_is_no_row_is_named(ckpts, few):
+    maps = [example.to_row() for example in few]
+    del maps[6]["object_entity"]
+    predictor = Predictor.from_pretrained(ckpts[0])
+    for answers in (predictor.predict, lambda rows: list(predictor.predict_stream(rows, 4))):
+        with pytest.raises(MtlReError, match=r"^row 7: object_entity: "):
+            answers(maps)
+
+
 def test_no_rows(ckpts):
     predictor = Predictor.from_pretrained(ckpts[0])
     assert predictor.predict([]) == []
