@@ -17,8 +17,9 @@ import torch
 
 from mtl_re.features import FeatureTable
 
-PASS_COST = {"cpu": 64, "cuda": 2048}
-"""What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill."""
+PASS_COST = {"cpu": 64, "cuda": 2048, "unpadded": 1_000_000}
+"""What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill.
+Where a pass computes nothing for its padding (`unpadding`), there is nothing to gain by another."""
 LENGTH_STEP = 8
 """Training passes are padded to a multiple of this: kernels and memory are kept for every shape that occurs."""
 
@@ -71,11 +72,16 @@ def step_parts(
     order = np.argsort(lengths, kind="stable")
     shares = [order[process::processes] for process in range(processes)]
     padded = -(-lengths // LENGTH_STEP) * LENGTH_STEP
-    return [[rows[part] for part in _passes(share, padded[share], batch_size, pass_cost)] for share in shares]
+    return [[rows[part] for part in like_length(share, padded[share], batch_size, pass_cost)] for share in shares]
 
 
-def _passes(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: int) -> list[np.ndarray]:
-    """Cut a share, sorted by length, where padded tokens plus the passes' own cost are least (dynamic programming)."""
+def like_length(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: int) -> list[np.ndarray]:
+    """Cut a share, sorted by length, where padded tokens plus the parts' own cost are least (dynamic programming).
+
+    Args:
+        share: (n,) row numbers. lengths: (n,) ascending.
+        batch_size: rows of one part at most. pass_cost: of one more part, in tokens.
+    """
     count = len(share)
     least = np.zeros(count + 1)  # of the first k rows
     begins = np.zeros(count + 1, np.int64)  # where the last pass over them begins

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
+from mtl_re import unpadding
 from mtl_re.errors import MtlReError, entry
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
@@ -96,7 +97,12 @@ class MtlReModel(PreTrainedModel):
             names = [head.name for head in self.taxonomy.heads]
             raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
         self.takes_types = takes_token_types(self.encoder)
+        self.unpadded = False
         self.post_init()
+
+    def unpad(self) -> None:
+        """From now on compute nothing for padding, where that is possible and faster (see `unpadding.prepare`)."""
+        self.unpadded = unpadding.prepare(self.encoder)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
@@ -107,7 +113,10 @@ class MtlReModel(PreTrainedModel):
         `features.POSITIONS`; result by head (batch, classes of the head), fp32.
         """
         types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        if self.unpadded:
+            hidden = unpadding.encode(self.encoder, input_ids, attention_mask, **types)
+        else:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         pair = self.pair(self.pool(hidden, positions))
         return {name: head(pair).float() for name, head in self.heads.items()}
 

@@ -134,6 +134,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         model.encoder.compile(dynamic=True)
     precision = accelerator.mixed_precision
     prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
+    model.unpad()  # after it has come to its device
     torch.manual_seed(config.train.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
     no_targets = list(taxonomy.targets(None).values())
     run = Run(

@@ -133,7 +133,9 @@ def _network(name: str, device: str | None, backend: Backend) -> tuple[Any, Any]
     if backend == "torch":
         model, tokenizer = load(name)
         place = default_device() if device is None else torch.device(device)
-        return model.to(place), tokenizer  # type: ignore[arg-type] # transformers wraps `to` untyped
+        model.to(place)  # type: ignore[arg-type] # transformers wraps `to` untyped
+        model.unpad()
+        return model, tokenizer
     from mtl_re.onnx_model import load_onnx
 
     if device not in (None, "cpu"):

@@ -194,7 +194,9 @@ def own_parts(run: Run, rows: np.ndarray) -> list[np.ndarray]:
     columns = [head.name in run.taught for head in run.taxonomy.heads]
     taught = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
     accelerator, lengths = run.accelerator, run.train_table.lengths[taught]
-    cost = PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
+    cost = (
+        PASS_COST["unpadded"] if run.plain_model.unpadded else PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
+    )
     parts = step_parts(taught, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     return parts[accelerator.process_index]
 

@@ -79,7 +79,7 @@ def test_the_parts_can_be_chosen():
     settings = planned("--only", "predict", "growth", "--encoders", "tiny", "--repeats", "1")
     assert [one.contender for one in settings] == [*PREDICT, "1×", "10×"]
     sweep = planned("--only", "sweep", "--encoders", "tiny")
-    assert len(sweep) == 3 * len(bench.PASS_COSTS) * len(bench.LENGTH_STEPS)
+    assert len(sweep) == 3 * (1 + len(bench.PASS_COSTS) * len(bench.LENGTH_STEPS))
     assert {(one.pass_cost, one.length_step) for one in sweep if one.contender == "one pass, 8"} == {(10**9, 8)}
 
 
@@ -179,8 +179,9 @@ def test_a_contender_counts_what_it_read(made, contender):
 
 
 def test_the_sweep_moves_the_constants(made, monkeypatch):
-    from mtl_re import collate, prepare
+    from mtl_re import collate, prepare, unpadding
 
+    monkeypatch.setattr(unpadding, "AFTER_PADDING", dict(unpadding.AFTER_PADDING))
     for module, name in ((collate, "LENGTH_STEP"), (prepare, "LENGTH_STEP")):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setitem(collate.PASS_COST, "cpu", collate.PASS_COST["cpu"])
@@ -188,6 +189,11 @@ def test_the_sweep_moves_the_constants(made, monkeypatch):
     many = measure.run(small(made, "1, 1", part="sweep", pass_cost=1, length_step=1))
     assert one["passes"] == 3 < many["passes"]
     assert many["padded_tokens"] < one["padded_tokens"]
+    monkeypatch.undo()
+    whole = measure.run(small(made, "unpadded", part="sweep"))
+    assert whole["passes"] == 3
+    assert whole["tokens"] == one["tokens"]
+    assert whole["padded_tokens"] % unpadding.STREAM_STEP == 0
     assert one["tokens"] == many["tokens"]
 
 

@@ -117,11 +117,11 @@ def exported(saved, tmp_path_factory) -> Path:
     return folder
 
 
-def test_our_own_loader_takes_the_directory(exported, tiny, examples):
+def test_our_own_loader_takes_the_directory(exported, saved, tiny, examples):
     loaded, _ = model.load(str(exported))
     for name, weight in tiny[0].state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name]), name
-    expected = Predictor([scorer.Scorer.of(*tiny)]).predict(examples)
+    expected = Predictor.from_pretrained(str(saved), device="cpu").predict(examples)
     assert Predictor.from_pretrained(str(exported), device="cpu").predict(examples) == expected
 
 

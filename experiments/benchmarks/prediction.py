@@ -20,6 +20,7 @@ from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import measured
 from experiments.benchmarks.setting import MAX_LENGTH, Figures, Setting
 from experiments.benchmarks.training import figures_of
+from mtl_re import unpadding
 from mtl_re.collate import sorted_batches
 from mtl_re.inference import autocast, default_device, resolve_precision
 from mtl_re.model import drop_pooler
@@ -48,12 +49,15 @@ def _predictor(setting: Setting, checkpoint: Any, precision: str, backend: str) 
     with measured() as figures:
         answered = sum(1 for _ in predictor.predict_stream(iter(examples), WINDOW))
     assert answered == len(examples), f"{answered} answers for {len(examples)} rows"
-    _, tokenizer = next(iter(predictor.members[0].networks.values()))
+    model, tokenizer = next(iter(predictor.members[0].networks.values()))
     lengths = rows.table(examples, tokenizer).lengths
     starts = range(0, len(lengths), WINDOW)
     windows = (np.arange(start, min(start + WINDOW, len(lengths))) for start in starts)
     passes = [window[part] for window in windows for part in sorted_batches(lengths[window], setting.batch_size)]
-    padded = orders.padded_tokens(lengths, passes)
+    if backend == "torch" and model.unpadded:
+        padded = sum(unpadding.stream_tokens(lengths[part]) for part in passes)
+    else:
+        padded = orders.padded_tokens(lengths, passes)
     used = predictor.precision if backend == "torch" else backend
     return figures | figures_of(lengths, passes, padded, setting, used)
 

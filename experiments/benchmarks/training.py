@@ -20,7 +20,7 @@ from tqdm import tqdm
 from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import Clock, measured
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME, Figures, Setting
-from mtl_re import collate, prepare, train
+from mtl_re import collate, prepare, train, unpadding
 from mtl_re.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from mtl_re.inference import autocast, default_device, resolve_precision
 from mtl_re.model import drop_pooler
@@ -64,6 +64,7 @@ def _tune(setting: Setting) -> None:
     """Other constants for the sweep, in every place that has read them."""
     if setting.pass_cost is not None:
         collate.PASS_COST[default_device().type] = setting.pass_cost
+        unpadding.AFTER_PADDING = {}  # it is passes padded to rectangles that have this constant
     if setting.length_step is not None:
         collate.LENGTH_STEP = prepare.LENGTH_STEP = setting.length_step
 
@@ -81,7 +82,10 @@ def _counted(run: prepare.Run, setting: Setting) -> Figures:
         taken += collate.epoch_steps(len(lengths), setting.batch_size, setting.seed, epoch)
         epoch += 1
     passes = [part for step in taken[: setting.steps] for part in train.own_parts(run, step)]
-    padded = sum(run.collate(part)["input_ids"].numel() for part in passes)
+    if run.plain_model.unpadded:
+        padded = sum(unpadding.stream_tokens(lengths[part]) for part in passes)
+    else:
+        padded = sum(run.collate(part)["input_ids"].numel() for part in passes)
     return figures_of(lengths, passes, padded, setting, run.precision)
 
 
