@@ -8,9 +8,7 @@ by the hidden tokens of the whole step over all processes, and the model with th
 
 from __future__ import annotations
 
-import gc
 import math
-import shutil
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -21,20 +19,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mtl_re import checkpoint
+from mtl_re import loop
 from mtl_re.adapt_run import AdaptRun, AdaptState, prepare, resume, save_state, write_records
 from mtl_re.collate import PASS_COST, epoch_steps, sorted_batches, step_parts
 from mtl_re.config import AdaptConfig
 from mtl_re.errors import MtlReError
 from mtl_re.evaluation import write_json
 from mtl_re.inference import autocast
-from mtl_re.model import first_line, parameter_count
+from mtl_re.loop import agreed_to_stop, due, leave, peers_named, stop_signals
+from mtl_re.model import parameter_count
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import on_main
 from mtl_re.tracking import MetricsLog
-from mtl_re.train import stop_signals
-
-_FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
 def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
@@ -52,22 +48,13 @@ def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
         state, log = resume(run)
         on_main(run.accelerator, lambda: write_records(run))
         _announce(run, state)
-        finished = _fit(run, state, log)
-        if finished:
-            on_main(run.accelerator, lambda: _conclude(run, state))
+        with peers_named(run):
+            if _fit(run, state, log):
+                on_main(run.accelerator, lambda: _conclude(run, state))
+            run.accelerator.wait_for_everyone()
         run.trackers.finish({}, state.step)
-        run.accelerator.wait_for_everyone()
-        _leave(run)
+        leave(run)
         return run.run_dir
-
-
-def _leave(run: AdaptRun) -> None:
-    """End the process group; DDP must be gone before."""
-    if run.accelerator.num_processes > 1:
-        run.model = run.optimizer = None
-        run.accelerator.free_memory()
-        gc.collect()
-        torch.distributed.destroy_process_group()
 
 
 def _fit(run: AdaptRun, state: AdaptState, log: MetricsLog | None) -> bool:
@@ -91,11 +78,11 @@ def _fit(run: AdaptRun, state: AdaptState, log: MetricsLog | None) -> bool:
             if state.step % run.config.tracking.log_every == 0 or state.step == total:
                 _write_line(run, state, log, time.perf_counter() - began, bar)
                 began = time.perf_counter()
-            if _due(options.evaluate_every, state.step, finished):
+            if due(options.evaluate_every, state.step, finished):
                 _evaluate(run, state, log)
-            if _due(options.save_every, state.step, finished):
+            if due(options.save_every, state.step, finished):
                 save_state(run, state)
-            if _agreed_to_stop(run, state, stopped):
+            if agreed_to_stop(run, state, stopped):
                 save_state(run, state)
                 _say(run, f"stopped by a signal after step {state.step}; go on with --train.resume auto")
                 return False
@@ -197,17 +184,8 @@ def _write_line(run: AdaptRun, state: AdaptState, log: MetricsLog | None, second
 
 
 def _write_model(run: AdaptRun) -> None:
-    """The network and its tokenizer as a Hugging Face directory in `model/`."""
-    build = run.run_dir / ".partial-model"
-    try:
-        shutil.rmtree(build, ignore_errors=True)
-        run.plain_model.network.save_pretrained(build)
-        run.tokenizer.save_pretrained(build)
-        checkpoint.publish_folder(build, run.run_dir / "model")
-    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
-        shutil.rmtree(build, ignore_errors=True)
-        what = f"{run.run_dir / 'model'}: the encoder cannot be written ({first_line(error)})"
-        raise MtlReError(f"{what}; the old one stands") from error
+    """The network with its masked-LM head, and the tokenizer, in `model/`."""
+    loop.write_model(run.run_dir, "encoder", run.plain_model.network, run.tokenizer)
 
 
 def _conclude(run: AdaptRun, state: AdaptState) -> None:
@@ -235,17 +213,3 @@ def _announce(run: AdaptRun, state: AdaptState) -> None:
 def _say(run: AdaptRun, text: str) -> None:
     if run.main:
         print(text, file=sys.stderr, flush=True)
-
-
-def _due(every: int | str, step: int, epoch_finished: bool) -> bool:
-    return epoch_finished if every == "epoch" else step % int(every) == 0
-
-
-def _agreed_to_stop(run: AdaptRun, state: AdaptState, stopped: list[int]) -> bool:
-    """Whether any process was told to stop; asked for at the same steps on all of them."""
-    if run.accelerator.num_processes == 1:
-        return bool(stopped)
-    if state.step % _FLAG_EVERY:
-        return False
-    flag = torch.tensor(float(bool(stopped)), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(flag, "sum") > 0)

@@ -10,12 +10,9 @@ What the loop needs to go on after a kill is in `train_state`, what it says of i
 
 from __future__ import annotations
 
-import gc
 import math
-import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +22,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mtl_re import checkpoint, evaluation, inference, report
+from mtl_re import checkpoint, evaluation, inference, loop, report
 from mtl_re.bad_steps import BadStepError, check_step, roll_back
 from mtl_re.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
-from mtl_re.errors import MtlReError
+from mtl_re.loop import agreed_to_stop, due, leave, peers_named, stop_signals
 from mtl_re.losses import HeadLoss, combine, head_losses, normalise
-from mtl_re.model import first_line
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import Run, on_main, prepare, write_records
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import MetricsLog
 from mtl_re.train_log import Clock, add_step, write_window
 from mtl_re.train_state import State, resume, save_state
-
-_FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
 class Parts(Dataset[Batch]):
@@ -69,36 +63,14 @@ def train(config: Config, name: str = "train") -> Path:
         run = prepare(config, name, resources)
         state, log = resume(run)
         on_main(run.accelerator, lambda: write_records(run))
-        with _peers_named(run):
+        with peers_named(run):
             finished = fit(run, state, log)
             if finished:
                 on_main(run.accelerator, lambda: _conclude(run, state))
             run.accelerator.wait_for_everyone()
         run.trackers.finish(_final_scores(run) if finished else {}, state.step)
-        _leave(run)
+        leave(run)
         return run.run_dir
-
-
-@contextmanager
-def _peers_named(run: Run) -> Iterator[None]:
-    """Say in words what gloo and NCCL say when a process that they talk to is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        gone = ("Connection closed", "Connection reset", "onnection was closed", "roken pipe", "imed out", "NCCL")
-        if run.accelerator.num_processes == 1 or not any(word in str(error) for word in gone):
-            raise
-        what = f"another process of this run has ended or stands still ({first_line(error)})"
-        raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
-
-
-def _leave(run: Run) -> None:
-    """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
-    if run.accelerator.num_processes > 1:
-        run.model = run.optimizer = None
-        run.accelerator.free_memory()
-        gc.collect()
-        torch.distributed.destroy_process_group()
 
 
 def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
@@ -175,13 +147,13 @@ def epoch(
         if state.window.rows and (state.step % options.tracking.log_every == 0 or state.step == total):
             write_window(run, state, log, clock, bar)
         bar.update(1)
-        if _due(options.eval.every, state.step, finished):
+        if due(options.eval.every, state.step, finished):
             with clock.paused():
                 evaluate_now(run, state, log)
-        if _due(options.train.save_every, state.step, finished):
+        if due(options.train.save_every, state.step, finished):
             with clock.paused():
                 save_state(run, state)
-        if _agreed_to_stop(run, state, stopped):
+        if agreed_to_stop(run, state, stopped):
             return False
         if _gave_up(run, state):
             break
@@ -340,18 +312,7 @@ def _score_valid(run: Run, accelerator: Any = None) -> tuple[np.ndarray, np.ndar
 
 def write_model(run: Run) -> None:
     """The current model as a CKPT directory in `model/`."""
-    build = run.run_dir / ".partial-model"
-    try:
-        shutil.rmtree(build, ignore_errors=True)
-        run.plain_model.save_pretrained(build)
-        run.tokenizer.save_pretrained(build)
-        checkpoint.publish_folder(build, run.run_dir / "model")
-    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
-        shutil.rmtree(build, ignore_errors=True)
-        what = first_line(error)
-        raise MtlReError(
-            f"{run.run_dir / 'model'}: the model cannot be written ({what}); the old one stands"
-        ) from error
+    loop.write_model(run.run_dir, "model", run.plain_model, run.tokenizer)
 
 
 def _conclude(run: Run, state: State) -> None:
@@ -369,46 +330,6 @@ def _final_scores(run: Run) -> dict[str, Any]:
     """The best model's validation scores; empty without validation rows."""
     path = run.run_dir / "valid_metrics.json"
     return report.read_json(path) if run.trackers.names and path.exists() else {}
-
-
-# ---- stopping ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying: the loop saves and leaves. A second one acts as usual."""
-    received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            before[signum] = signal.signal(signum, note)
-    except ValueError:  # not the main thread (a notebook, a study's worker thread): signals are not ours to take
-        before.clear()
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _agreed_to_stop(run: Run, state: State, stopped: list[int]) -> bool:
-    """Whether any process was told to stop; asked for at the same steps on all of them."""
-    if run.accelerator.num_processes == 1:
-        return bool(stopped)
-    if state.step % _FLAG_EVERY:
-        return False
-    flag = torch.tensor(float(bool(stopped)), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(flag, "sum") > 0)
-
-
-def _due(every: int | str, step: int, epoch_finished: bool) -> bool:
-    return epoch_finished if every == "epoch" else step % int(every) == 0
 
 
 def _gave_up(run: Run, state: State) -> bool:

@@ -25,9 +25,9 @@ from mtl_re.collate import like_length
 NAME = "mtl_re_unpadded"
 AFTER_PADDING = {"bert": False, "electra": False, "modernbert": False, "roberta": True, "xlm-roberta": True}
 """Encoders that take a stream, and whether they count positions from the id after the padding's or from 0."""
-BLOCK_COST = 8
+BLOCK_COST = 4
 """What one more block costs, in tokens' worth of time (2 to 24 measured alike)."""
-STREAM_STEP = 64
+STREAM_STEP = 32
 """Streams are filled up to a multiple of this: matrix kernels and memory are kept for every length that occurs."""
 
 

@@ -165,7 +165,7 @@ def test_resume_with_spikes_watched_is_exact(go, monkeypatch):
     options = {"train.spike": 100.0, "train.epochs": 6}
     whole = go("whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_agreed_to_stop", lambda run, state, stopped: state.step == 22)
+        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 22)
         go("stopped", **options)
     gc.collect()
     assert_same_run(go("stopped", **options, **{"train.resume": "auto"}), whole)
@@ -237,7 +237,7 @@ def test_fp16_resumes_with_its_scale(go, as_fp16, monkeypatch):
     overflow(monkeypatch, 2)
     whole = go("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
         go("stopped")
     gc.collect()
     assert_same_run(go("stopped", **{"train.resume": "auto"}), whole)
@@ -251,7 +251,7 @@ def test_a_line_without_its_end_is_mended_on_resume(go, tmp_path, monkeypatch):
     """A full disk may keep all of a line but its end; the next one must not be glued to it."""
     whole = go("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
         go("stopped")
     gc.collect()
     log = tmp_path / "stopped" / "metrics.jsonl"

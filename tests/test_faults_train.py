@@ -56,7 +56,7 @@ def crash(go, name, attribute, call, **options):
 
 def stop(go, name, step, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "_agreed_to_stop", lambda run, state, stopped: state.step == step)
+        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == step)
         go(name, **options)
     gc.collect()
 

@@ -25,7 +25,7 @@ from distributed_worker import (
     weights,
 )
 
-from mtl_re import evaluation
+from mtl_re import evaluation, loop
 from mtl_re import train as train_module
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
@@ -98,7 +98,7 @@ def crash(job, step, **options):
 def stop(job, step, **options):
     """Run until a step and leave as after a signal: a checkpoint of that moment stands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "_agreed_to_stop", lambda run, state, stopped: state.step == step)
+        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == step)
         train(make_config(job | options))
     gc.collect()
 
@@ -345,7 +345,7 @@ def test_signal_saves_and_exits_with_0(job, tmp_path, reference, number):
 
 def test_handlers_are_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with train_module.stop_signals() as received:
+    with loop.stop_signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is before[1]  # a second one acts as usual
