@@ -10,6 +10,7 @@ This file is the only place that knows `IGNORE`, the target of a head that has n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -337,5 +338,5 @@ def _named_lists(key: str, value: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _reject_repeats(what: str, names: Sequence[Any]) -> None:
-    if repeated := sorted({str(name) for name in names if list(names).count(name) > 1}):
+    if repeated := sorted(str(name) for name, count in Counter(names).items() if count > 1):
         raise MtlReError(f"taxonomy: repeated {what}: {', '.join(repeated)}")
