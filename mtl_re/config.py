@@ -116,12 +116,9 @@ class OptimConfig:
     """Factor on the rate for each encoder layer further from the heads (1: none)."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm (0: not clipped)."""
-    ema: float = 0.0
-    """Decay a step of a moving average of the weights, which is then what is scored and kept (0: none)."""
 
     def __post_init__(self) -> None:
         _between("optim.lr", self.lr, 0, 1)
-        _between("optim.ema", self.ema, 0, 0.999999)
         if self.head_lr is not None:
             _between("optim.head_lr", self.head_lr, 0, 1)
         _between("optim.weight_decay", self.weight_decay, 0, 10)

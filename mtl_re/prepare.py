@@ -25,7 +25,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from mtl_re import data, encoders, markers
-from mtl_re.averaging import WeightAverage
 from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -73,7 +72,6 @@ class Run:
     model: Any
     plain_model: MtlReModel
     optimizer: Any
-    average: WeightAverage
     weights: dict[str, float]
     weighting: Weighting
     collate: Collator
@@ -151,7 +149,6 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         model=prepared,
         plain_model=accelerator.unwrap_model(prepared),
         optimizer=optimizer,
-        average=WeightAverage(model, config.optim.ema),
         weights=weights,
         weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
             [head for head, weight in weights.items() if weight > 0], config.train.seed

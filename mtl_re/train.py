@@ -198,7 +198,6 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.step += 1
-    run.average.update(state.step)
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
     state.skipped += skipped
     _update_weighting(run, batches, sums, counts)
@@ -272,11 +271,6 @@ def _clip(run: Run) -> Tensor:
 def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
     """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
     state.evaluated_step = state.step
-    with run.average.applied():
-        _evaluate(run, state, log)
-
-
-def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
     if not len(run.valid_table):
         on_main(run.accelerator, lambda: write_model(run))
         return

@@ -99,8 +99,6 @@ def save_state(run: Run, state: State) -> None:
         "optimizer": optimizer_tensors(run.optimizer),
         "random": generators,
     }
-    if averaged := run.average.tensors():
-        tensors["average"] = averaged
 
     def write() -> None:
         if (log := run.run_dir / "metrics.jsonl").exists():
@@ -168,7 +166,6 @@ def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
     """Put weights, moments, random states and the weighting back."""
     run.plain_model.load_state_dict(found.tensors["model"])
     put_optimizer(run.optimizer, found.tensors["optimizer"])
-    run.average.restore(found.tensors.get("average", {}))
     if run.accelerator.scaler is not None and found.state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
     run.weighting.restore(found.state["weighting"])

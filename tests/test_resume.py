@@ -147,12 +147,6 @@ def test_crash_inside_a_window_of_the_log(job, reference):
     assert_same_run(resume(job, **options), reference(**options))
 
 
-def test_the_average_of_the_weights_goes_on(job, reference):
-    options = EVERY | {"optim.ema": 0.9}
-    crash(job, 5, **options)
-    assert_same_run(resume(job, **options), reference(**options))
-
-
 @pytest.mark.slow
 def test_only_one_checkpoint_kept(job, reference):
     options = {"train.save_every": 1, "train.keep": 1}
