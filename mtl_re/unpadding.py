@@ -144,7 +144,8 @@ def _products(
     """softmax(q·k) · v as two matrix products, for bf16: torch's fused kernel, made for long rows, takes three to four
     times as long over rows of a sentence's length (forward and backward; in fp32 they are alike).
 
-    Shapes: query, key, value, result (rows, heads, length, dim); attn_mask broadcast over (rows, heads, length, length).
+    Shapes: query, key, value, result (rows, heads, length, dim); attn_mask broadcast over (rows, heads, length,
+    length).
     """
     rows, heads, length, dim = query.shape
     q, k, v = (states.reshape(rows * heads, length, dim) for states in (query, key, value))
