@@ -1,7 +1,8 @@
 """A finished cell → its logits on the rows it is scored on, kept beside it; readings of them are arithmetic.
 
-Every head's logits of every cell are computed once and cached (`logits-*.npz` in the run directory). Gates, priors,
+Every head's logits of every cell are computed once and kept (`logits-*.npz` in the run directory). Gates, priors,
 type restriction and compositions of several networks then cost nothing, and the test rows are read by nothing else.
+A cell whose weights are gone (removed for their size, or left on another machine) still counts through its logits.
 """
 
 from __future__ import annotations
@@ -127,14 +128,18 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     """
     folder = study.run_dir(cell)
     weights = folder / "model" / "model.safetensors"
-    if not weights.is_file():
-        raise MtlReError(f"{folder}: holds no model; was this cell trained on another machine?")
     examples = labelled_rows(study.test, _heads(cell)) if study.test is not None else valid_rows(cell)
     rows = _digest(examples)
     cache = folder / f"logits-{'test' if study.test is not None else 'valid'}.npz"
-    mark = {"rows": rows, "model": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    mark = {"rows": rows}
+    if weights.is_file():
+        mark["model"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     found = _cached(cache, mark, examples)
     if found is None:
+        if "model" not in mark:
+            raise MtlReError(
+                f"{folder}: holds neither a model nor logits of these rows; was this cell trained on another machine?"
+            )
         found = _computed(folder, examples, cell, rows)
         _keep(cache, mark, found)
     return found
@@ -166,14 +171,15 @@ def _keep(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
 
 
 def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) -> CellLogits | None:
-    """What was kept, if it is of this model and these rows."""
+    """What was kept, if it is of these rows and, where the model is there, of this model."""
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as kept:
         about: dict[str, Any] = json.loads(str(kept["about"]))
-        if about["mark"] != mark:
+        if {**about["mark"], **mark} != about["mark"]:
             return None
-        logits = {name.removeprefix("head "): kept[name] for name in kept.files if name.startswith("head ")}
+        names = [name for name in kept.files if name.startswith("head ")]
+        logits = {name.removeprefix("head "): kept[name].astype(np.float32) for name in names}
     taxonomy = Taxonomy.from_dict(about["taxonomy"])
     subjects = [example.subject.type for example in examples]
     gold = _gold(examples, taxonomy)

@@ -4,7 +4,10 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,9 +412,26 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
     assert report.read_text() == text
     assert (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns == kept
     study = load_study(path)
+    (tmp_path / "out" / "cells" / "unit-s1" / "model" / "model.safetensors").unlink()  # its kept logits still count
     whole = cell_logits.cell_logits(study, study.cells()[0])
     assert {name: part.shape for name, part in whole.logits.items()} == {
         "coarse": (300, 3),
         "org": (300, 11),
         "per": (300, 18),
     }
+    with pytest.raises(MtlReError, match="neither a model nor logits of these rows"):
+        cell_logits.cell_logits(replace(study, test="sample:valid"), study.cells()[0])
+    again = kept_and_restored(tmp_path, path)
+    assert [line.split("|")[1:3] for line in again.splitlines()] == [line.split("|")[1:3] for line in text.splitlines()]
+
+
+def kept_and_restored(folder, study):
+    """The report of a study whose small files were laid elsewhere and back, all else gone; nothing is trained."""
+    script = Path(__file__).parents[1] / "experiments" / "kept_cells.py"
+    subprocess.run([sys.executable, str(script), "keep", str(study), str(folder / "kept")], check=True)
+    assert not list((folder / "kept").rglob("*.safetensors"))
+    shutil.rmtree(folder / "out")
+    subprocess.run([sys.executable, str(script), "restore", str(study), str(folder / "kept")], check=True)
+    assert main(["ablate", str(study), "--resamples", "50"]) == 0
+    assert not (folder / "out" / "cells" / "unit-s1" / "checkpoints").exists()
+    return (folder / "out" / "report" / "report.md").read_text()
