@@ -67,14 +67,10 @@ class ModelConfig:
     pooling: str = "markers"
     """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
     dropout: float = 0.1
-    """Dropout before the hidden layer of the pair vector and before the heads."""
-    encoder_dropout: float | None = None
-    """Every dropout inside the encoder (None: as the encoder's own config has them)."""
+    """Dropout before the hidden layer of the pair vector and before the heads (the encoder keeps its own)."""
 
     def __post_init__(self) -> None:
         _between("model.dropout", self.dropout, 0, 0.9)
-        if self.encoder_dropout is not None:
-            _between("model.encoder_dropout", self.encoder_dropout, 0, 0.9)
 
 
 @dataclass

@@ -47,10 +47,6 @@ SCRATCH_SIZES: dict[str, dict[str, Any]] = {
     )
 }
 """`base` has ModernBERT-base's width and BERT-base's depth."""
-_DROPOUTS = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BERT, RoBERTa, XLM-R, ELECTRA, DeBERTa
-    *("embedding_dropout", "attention_dropout", "mlp_dropout"),  # ModernBERT
-)
 _SPECIALS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -74,19 +70,6 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
         torch.manual_seed(seed)  # the new rows of the table are random
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return encoder, tokenizer
-
-
-def set_dropout(encoder: Any, rate: float) -> None:
-    """Write `rate` for every dropout into an encoder's config, for the model that will be built from it.
-
-    Raises:
-        MtlReError: this kind of encoder names no dropout that we know.
-    """
-    known = [name for name in _DROPOUTS if hasattr(encoder.config, name)]
-    if not known:
-        raise MtlReError(f"model.encoder_dropout: {encoder.config.model_type} has none of {', '.join(_DROPOUTS)}")
-    for name in known:
-        setattr(encoder.config, name, rate)
 
 
 def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:

@@ -348,8 +348,6 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Rows, accelerator: Acce
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
     else:
         encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed)
-    if config.model.encoder_dropout is not None:
-        encoders.set_dropout(encoder, config.model.encoder_dropout)
     groups = Counter(taxonomy.coarse_of(example.label) for example in rows.train if example.label is not None)
     model_config = MtlReConfig(
         taxonomy=taxonomy.to_dict(),

@@ -47,7 +47,7 @@ ERRORS = {
 }
 HIGHLIGHTS: dict[str, Sequence[str]] = {
     "data": ("train", "valid", "valid_fraction", "max_length", "markers", "query", "limit"),
-    "model": ("encoder", "heads", "pooling", "dropout", "encoder_dropout"),
+    "model": ("encoder", "heads", "pooling", "dropout"),
     "loss": ("kind", "reduction", "weighting", "weights", "label_smoothing"),
     "optim": ("lr", "head_lr", "weight_decay", "warmup", "schedule", "layer_decay", "max_grad_norm"),
     "train": ("epochs", "max_steps", "batch_size", "accumulate", "precision", "seed", "early_stop"),

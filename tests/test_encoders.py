@@ -7,14 +7,13 @@ import pytest
 import torch
 from conftest import MAX_LENGTH, SCHEME, TYPES, scratch_tokenizer, small_config, vocabulary_texts
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mtl_re import encoders, markers
 from mtl_re.encoders import load_encoder, scratch_encoder
 from mtl_re.errors import MtlReError
 from mtl_re.features import check_known
 from mtl_re.markers import ADDS_TOKENS, MARKERS
-from mtl_re.model import MtlReConfig, from_encoder
 
 each_scheme = pytest.mark.parametrize("scheme", MARKERS)
 
@@ -198,26 +197,3 @@ def test_a_directory_without_a_pooler_is_whole(tokenizer, tmp_path):
     encoder, _ = load_encoder(str(tmp_path), SCHEME, TYPES, 64, 0)
     table = made.get_input_embeddings().weight
     assert torch.equal(encoder.get_input_embeddings().weight, table)
-
-
-# ---- dropout -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "deberta-v2", "modernbert"])
-def test_encoder_dropout_reaches_every_dropout(kind):
-    config = AutoConfig.for_model(
-        kind, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    encoder = AutoModel.from_config(config)
-    encoders.set_dropout(encoder, 0.25)
-    rebuilt = from_encoder(encoder, MtlReConfig(dropout=0.5)).encoder
-    rates = {name: module.p for name, module in rebuilt.named_modules() if isinstance(module, torch.nn.Dropout)}
-    assert rates, "no dropout module found"
-    assert set(rates.values()) == {0.25}, rates
-    assert encoder.config.to_dict().items() >= {key: 0.25 for key in encoders._DROPOUTS if hasattr(config, key)}.items()
-
-
-def test_an_encoder_without_known_dropouts_is_refused():
-    config = AutoConfig.for_model("t5")  # its one rate is called dropout_rate
-    with pytest.raises(MtlReError, match="encoder_dropout: t5 has none of hidden_dropout_prob"):
-        encoders.set_dropout(type("Encoder", (), {"config": config}), 0.1)
