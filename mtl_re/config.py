@@ -654,6 +654,9 @@ class ExportConfig:
     """What rows `metrics` was measured on, in words (`KLUE-RE dev-open`); None: the name of the file."""
     cooccurrence: str | None = None
     """False-relation rate for the model card: the JSON of `mtl-re cooccurrence --output`."""
+    licence: str | None = None
+    """Licence of the weights for the model card, as the hub calls it (`cc-by-4.0`); None: KLUE's where the name of the
+    training file says KLUE, else `other`."""
     overwrite: bool = False
     """Replace an older export in DIR."""
     push_to_hub: str | None = None

@@ -171,6 +171,8 @@ STYLE = """
 .re-page p { margin: 0; word-break: keep-all; overflow-wrap: anywhere; }
 .re-page .re-hint { color: var(--re-muted); margin-top: .35rem; }
 .re-page .re-sentence { font-size: 1.1rem; line-height: 2.6; overflow-wrap: anywhere; white-space: pre-wrap; }
+.re-page .re-glued { white-space: nowrap; }
+.re-page .re-word { white-space: pre-wrap; }
 .re-page mark {
   display: inline-block; position: relative; line-height: 1.5; color: inherit;
   padding: 0 .3rem; margin: 0 .1rem; border-radius: .3rem; max-width: 100%;

@@ -8,6 +8,7 @@ without a browser. Nothing is told by colour alone: roles, the gate's choice and
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,6 +23,8 @@ Span = tuple[int, int]
 ROLES: tuple[Role, Role] = ("subject", "object")
 SHOWN = 5
 """Labels with a bar of their own, of a head and of all."""
+PARTICLE = re.compile(r"\S{1,8}(?!\S)")
+"""What stands behind a marked word without a blank, and stays on its line: a particle, a full stop."""
 TEMPLATE_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 
@@ -102,8 +105,12 @@ def marked_html(draft: Draft, types: Mapping[Role, str], language: Language) -> 
         kind = escaped(types[role])
         tag = f'<span class="re-tag">{words[role]} · {kind}</span>'
         inside = f'<span class="re-word">{escaped(text[span[0] : span[1] + 1])}</span>'
-        parts.append(f'{escaped(text[end : span[0]])}<mark class="re-{role}">{tag}{inside}</mark>')
+        marked = f'<mark class="re-{role}">{tag}{inside}</mark>'
+        parts += [escaped(text[end : span[0]]), marked]
         end = span[1] + 1
+        if (behind := PARTICLE.match(text, end)) and not any(end <= other[0] < behind.end() for other, _ in spans):
+            parts[-1] = f'<span class="re-glued">{marked}{escaped(behind[0])}</span>'
+            end = behind.end()
     missing = [words[f"no_{role}"] for role in ROLES if draft.span(role) is None]
     hint = f'<p class="re-hint">{" ".join(missing)}</p>' if missing else ""
     return f'<p class="re-sentence">{"".join(parts)}{escaped(text[end:])}</p>{hint}'

@@ -198,7 +198,8 @@ def _group(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy, place:
     group, drawn = groups[place], drawable(groups)[place]
     labels = _ordered(taxonomy.groups[group], files)
     found = {name: [counts.labels[label] for label in labels] for name, counts in files.items()}
-    picture_name = f"labels_{re.sub(r'[^A-Za-z0-9]+', '_', drawn)}.png"
+    plain = re.fullmatch(r"\w+", group, re.ASCII)  # of other names, what is left could be the same for two
+    picture_name = f"labels_{group if plain else f'class_{place + 1}'}.png"
     _draw_shares(f"Labels of {drawn}, as shares of the {drawn} rows", labels, found, output / picture_name)
     return _share_tables(f"Labels of {group}, as shares of the {group} rows", labels, found, picture_name)
 

@@ -87,7 +87,8 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
 
 def _source(ckpt: str, average: str | None) -> Source:
     path = Path(ckpt)
-    run = path if (path / "model" / "config.json").is_file() else None
+    whole = path.parent if path.name == "model" and (path.parent / "manifest.json").is_file() else path  # RUN/model
+    run = whole if (whole / "model" / "config.json").is_file() else None
     model, tokenizer = load(ckpt)
     if average is None:
         return Source(model, tokenizer, run, [])

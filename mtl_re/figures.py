@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ HANGUL_FONTS = (
     "UnDotum",
     "Baekmuk Dotum",
 )
+FONT_PACKAGE = "koreanize_matplotlib"
+"""Brings NanumGothic (SIL Open Font License) for machines without a Korean font; only its files are used."""
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 11,
@@ -266,10 +269,21 @@ def _fonts() -> tuple[tuple[str, ...], frozenset[int]]:
     """Font families in the order they are asked for a glyph, and every character that one of them has."""
     from matplotlib import font_manager
 
-    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    if installed.isdisjoint(HANGUL_FONTS) and (bundled := _bundled_font()) is not None:
+        font_manager.fontManager.addfont(bundled)
+        installed = {font.name for font in font_manager.fontManager.ttflist}
     families = (LATIN_FONT, *[name for name in HANGUL_FONTS if name in installed][:1])
     paths = [font_manager.findfont(name) for name in families]
     return families, frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+
+
+def _bundled_font() -> Path | None:
+    """The font file of `FONT_PACKAGE`, found without importing it: that would set matplotlib's global state."""
+    package = find_spec(FONT_PACKAGE)
+    folders = [] if package is None else package.submodule_search_locations or []
+    files = (Path(folder) / "fonts" / "NanumGothic.ttf" for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 # ---- markdown ----------------------------------------------------------------------------------------------------

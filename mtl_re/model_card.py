@@ -20,7 +20,8 @@ from mtl_re.model import MtlReModel
 
 SCORES = {"micro_f1": ("f1", "micro-F1 without no_relation"), "auprc": ("auprc", "AUPRC, mean over labels")}
 """Key of evaluate's JSON → the hub's metric type, and its name."""
-CODE_LICENCE, KLUE_LICENCE = "apache-2.0", "cc-by-sa-4.0"
+KLUE_LICENCE, UNKNOWN_LICENCE = "cc-by-sa-4.0", "other"
+"""Licences of weights. What the training rows allow is not ours to guess, so without a word it is `other`."""
 
 
 @dataclass
@@ -29,13 +30,15 @@ class Known:
 
     Attributes:
         train: the manifest's entry for the training rows. options: resolved training options.
-        scores: [rows in words, evaluate's JSON]. cooccurrence: `mtl-re cooccurrence`'s JSON.
+        scores: [rows in words, evaluate's JSON]. cooccurrence: `mtl-re cooccurrence`'s JSON. licence: as the user named
+            it.
     """
 
     train: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     scores: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     cooccurrence: dict[str, Any] | None = None
+    licence: str | None = None
 
     @property
     def klue(self) -> bool:
@@ -49,7 +52,7 @@ def gather(run: Path | None, averaged: Sequence[int], options: ExportConfig) -> 
     Raises:
         MtlReError: a file that was named cannot be read, or is of another kind.
     """
-    known = Known()
+    known = Known(licence=options.licence)
     if run is not None:
         known.train = _json(run / "manifest.json").get("data", {}).get("train", {})
         known.options = _training_options(run / "config.yaml")
@@ -142,7 +145,7 @@ def _head(known: Known, report: Mapping[str, Any]) -> Any:
     ]
     return ModelCardData(
         language="ko",
-        license=KLUE_LICENCE if known.klue else CODE_LICENCE,
+        license=_weights_licence(known),
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["relation-extraction", "multi-task", "hierarchical", *(["onnx"] if "onnx" in report else [])],
@@ -151,6 +154,12 @@ def _head(known: Known, report: Mapping[str, Any]) -> Any:
         model_name="mtl-re relation extraction",
         eval_results=results or None,
     )
+
+
+def _weights_licence(known: Known) -> str:
+    if known.licence is not None:
+        return known.licence
+    return KLUE_LICENCE if known.klue else UNKNOWN_LICENCE
 
 
 def _hub_encoder(known: Known) -> str | None:
@@ -329,4 +338,5 @@ def _licence(known: Known) -> str:
         )
     else:
         data = "The training rows have their own licence; a model trained on KLUE-RE (CC BY-SA 4.0) should name it."
-    return f"## Licence\n\nThe code in this directory is Apache-2.0. {data}"
+    weights = "" if known.licence is None else f"Weights: {known.licence}. "
+    return f"## Licence\n\nThe code in this directory is Apache-2.0. {weights}{data}"

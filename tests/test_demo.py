@@ -121,6 +121,23 @@ def test_the_preview_names_the_roles_and_what_is_missing():
     assert TEXTS["ko"]["empty"] in marked_html(Draft("  "), KINDS, "ko")
 
 
+@pytest.mark.parametrize(
+    ("text", "glued"),
+    [
+        ("왕은 신이다.", ["은", "이다."]),
+        ("왕 신", []),
+        ("왕과신", []),  # the other entity begins there
+        ("왕은 신" + "가" * 9, ["은"]),  # no particle is so long, and the line must break somewhere
+    ],
+)
+def test_a_particle_stays_with_its_marked_word(text, glued):
+    place = text.index("신")
+    shown = marked_html(Draft(text, (0, 0), (place, place)), KINDS, "ko")
+    assert re.findall(r'<span class="re-glued"><mark.*?</mark>(.*?)</span>', shown) == glued
+    words = re.sub(r'<span class="re-tag">.*?</span>|<[^>]*>', "", shown)
+    assert words == text
+
+
 def prediction(**probs: float) -> Prediction:
     """Product probabilities with the given ones; the rest goes to no_relation."""
     import numpy as np

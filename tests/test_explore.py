@@ -168,6 +168,16 @@ def test_flat_taxonomy_shows_the_same_groups(tmp_path):
     assert pictures(explore(["sample:valid"], tmp_path, flat).parent) == PICTURES
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_classes_with_korean_names_have_a_picture_each(tmp_path):
+    groups = {"없음": ["없음"], "가족": ["부모", "자녀"], "직업": ["직함", "소속"], "etc": ["a", "b"]}
+    taxonomy = Taxonomy.from_dict({"no_relation": "없음", "groups": groups})
+    path = explore([write(tmp_path / "학습.json", [row("부모"), row("직함")])], tmp_path / "out", taxonomy)
+    made = {"labels_class_2.png", "labels_class_3.png", "labels_etc.png"}
+    assert pictures(path.parent) == made | {"labels.png", "coarse.png", "lengths.png", "pairs.png"}
+    assert all(path.read_text(encoding="utf-8").count(f"]({name})") == 1 for name in made)
+
+
 @pytest.mark.parametrize(
     ("specs", "names"),
     [

@@ -305,6 +305,16 @@ def test_the_card_of_a_klue_run_names_its_data_without_its_path(tmp_path, saved)
     assert "32470 of klue-re-v1.1_train.json" in card.text
     assert "| `train.seed` | 7 |" in card.text
     assert "/data/me" not in card.content
+    export.export(str(tmp_path / "run" / "model"), str(tmp_path / "again"), ExportConfig())
+    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == card.content
+
+
+def test_the_licence_of_unknown_rows_is_not_guessed(tmp_path, saved, exported):
+    assert ModelCard.load(exported / "README.md").data.license == "other"
+    export.export(str(saved), str(tmp_path / "out"), ExportConfig(licence="cc-by-4.0"))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert "Weights: cc-by-4.0." in card.text
 
 
 def test_the_card_says_what_was_not_measured(exported):

@@ -1,16 +1,24 @@
-"""Every `mtl-re` command line of the two READMEs is one that the program takes."""
+"""Every `mtl-re` command line of the two READMEs is one that the program takes; those of the Korean one are run."""
 
+import csv
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from mtl_re import cli
+from mtl_re import cli, sample
 from mtl_re.config import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"^(?:\S+=\S+ )*(?:.*-m mtl_re|mtl-re) (?P<rest>.*)$")
+TINY = """
+data: {train: train.json, max_length: 128}
+model: {encoder: "scratch:tiny"}
+train: {epochs: 1, max_steps: 4}
+"""
+"""In the place of the quick start's large encoder; whatever else its command lines say stands."""
 YAML = {"F.yaml": "data:\n  train: train.json\n", "STUDY.yaml": "{}\n"}
 """Placeholders that must be files for a command line to parse."""
 
@@ -49,3 +57,43 @@ def test_the_command_line_parses(parser, name, command, tmp_path, monkeypatch):
     assert options.subcommand == arguments[0]
     if options.subcommand == "train":
         assert set(GROUPS) <= set(vars(options["train"]))
+
+
+@pytest.mark.slow
+def test_the_korean_quick_start_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, split, size in (("train", "train", 400), ("dev", "valid", 60)):
+        Path(f"{name}.json").write_text(json.dumps(list(sample.rows(split, size))), encoding="utf-8")
+    write_contest_csv(Path("test_data.csv"), sample.rows("test", 20))
+    for name in ("F.yaml", "experiments/configs/klue-roberta-large.yaml"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(TINY, encoding="utf-8")
+    run, done = "", []
+    for command in commands("README.ko.md"):
+        name = command.split()[0]
+        if name == "demo":  # serves until it is stopped: tests/test_demo.py
+            continue
+        arguments = shlex.split(command.replace("runs/NAME", run or "runs/NAME"))
+        assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
+        said = capsys.readouterr().out
+        run = run or (said.splitlines()[-1] if name == "train" else "")
+        done.append(name)
+    assert {"check", "explore", "train", "evaluate", "errors", "cooccurrence", "predict", "extract", "export"} == set(
+        done
+    )
+    for made in ("pictures/labels.png", "runs/x/model/config.json", "metrics.json", "errors", "exported/model.onnx"):
+        assert Path(made).exists(), made
+    with open("submission.csv", encoding="utf-8", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [str(number) for number in range(20)]
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.ko.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block.replace("runs/NAME", run), {})
+
+
+def write_contest_csv(path: Path, rows) -> None:
+    """The contest's test file: entities are Python dicts as text, labels are not told."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "sentence", "subject_entity", "object_entity", "label", "source"])
+        for number, row in enumerate(rows):
+            entities = [str(row[f"{role}_entity"]) for role in ("subject", "object")]
+            writer.writerow([number, row["sentence"], *entities, "100", "wikipedia"])

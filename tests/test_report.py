@@ -225,12 +225,10 @@ def test_text_needs_no_matplotlib():
 # ---- figures -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hangul_font(tmp_path, monkeypatch):
-    """A font with one syllable, known to matplotlib by the first name that is looked for."""
+def write_font(path, family):
+    """A font with one syllable."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.ttLib.tables._g_l_y_f import Glyph
-    from matplotlib import font_manager
 
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "ga"])
@@ -238,16 +236,40 @@ def hangul_font(tmp_path, monkeypatch):
     builder.setupGlyf({".notdef": Glyph(), "ga": Glyph()})
     builder.setupHorizontalMetrics({".notdef": (500, 0), "ga": (500, 0)})
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": figures.HANGUL_FONTS[0], "styleName": "Regular"})
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
-    path = tmp_path / "font.ttf"
     builder.save(path)
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    font_manager.fontManager.addfont(path)
+
+
+@pytest.fixture
+def no_hangul_font(monkeypatch):
+    """A machine without a Korean font, of the system or of a package."""
+    from matplotlib import font_manager
+
+    fonts = [font for font in font_manager.fontManager.ttflist if font.name not in figures.HANGUL_FONTS]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(figures, "FONT_PACKAGE", "no_such_package")
     figures._fonts.cache_clear()
     yield
     figures._fonts.cache_clear()
+
+
+@pytest.fixture(params=["system", "package"])
+def hangul_font(request, no_hangul_font, tmp_path, monkeypatch):
+    """A font with one syllable: of the system, or brought by a package that must not be imported."""
+    from matplotlib import font_manager
+
+    if request.param == "system":
+        write_font(tmp_path / "font.ttf", figures.HANGUL_FONTS[0])
+        font_manager.fontManager.addfont(tmp_path / "font.ttf")
+        return
+    folder = tmp_path / "font_package"
+    (folder / "fonts").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    write_font(folder / "fonts" / "NanumGothic.ttf", "NanumGothic")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(figures, "FONT_PACKAGE", folder.name)
 
 
 def test_hangul_is_drawn_where_a_font_has_it(tmp_path, hangul_font):
@@ -258,12 +280,16 @@ def test_hangul_is_drawn_where_a_font_has_it(tmp_path, hangul_font):
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
-def test_without_such_a_font_hangul_is_numbered(monkeypatch):
-    monkeypatch.setattr(figures, "HANGUL_FONTS", ())
-    figures._fonts.cache_clear()
+def test_without_such_a_font_hangul_is_numbered(no_hangul_font):
     assert figures.drawable(["per:title", "설립", "a\nb"]) == ["per:title", "#2", "#3"]
     assert figures.undrawn("labels", ["per:title"]) == []
-    figures._fonts.cache_clear()
+
+
+def test_the_font_that_is_installed_with_mtl_re_has_hangul(no_hangul_font, monkeypatch):
+    monkeypatch.setattr(figures, "FONT_PACKAGE", "koreanize_matplotlib")
+    if figures._bundled_font() is None:
+        pytest.skip("koreanize-matplotlib is not installed here")
+    assert figures.drawable(["학습", "세종대왕", "뷁"]) == ["학습", "세종대왕", "뷁"]
 
 
 def test_names_are_shortened():
