@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mtl_re import loop
+from mtl_re import allocator, loop
 from mtl_re.adapt_run import AdaptRun, AdaptState, prepare, resume, save_state, write_records
 from mtl_re.collate import PASS_COST, epoch_steps, sorted_batches, step_parts
 from mtl_re.config import AdaptConfig
@@ -197,17 +197,19 @@ def _conclude(run: AdaptRun, state: AdaptState) -> None:
 
 
 def _announce(run: AdaptRun, state: AdaptState) -> None:
-    counts, blocks = run.texts.counts, run.train.blocks
+    counts, blocks, parameters = run.texts.counts, run.train.blocks, parameter_count(run.plain_model)
     _say(
         run,
         f"{counts['distinct_texts']} distinct texts, {counts['dropped_as_evaluation_text']} dropped as evaluation "
         f"text, {counts['held_out']} held out; {len(blocks)} blocks of {blocks.lengths.mean():.0f} tokens on average\n"
-        f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters; {run.accelerator.num_processes} process(es) on "
+        f"{parameters / 1e6:.1f} M parameters; {run.accelerator.num_processes} process(es) on "
         f"{run.accelerator.device.type}, precision {run.precision}; run directory {run.run_dir}"
         + (f"\ngoing on after step {state.step}" if state.step else ""),
     )
     if not run.config.exclude:
         _say(run, "no --exclude: nothing guards against evaluation sentences in this text")
+    if hint := allocator.hint(run.accelerator.device.type, parameters):
+        _say(run, hint)
 
 
 def _say(run: AdaptRun, text: str) -> None:

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
-from mtl_re import data, encoders, markers
+from mtl_re import allocator, data, encoders, markers
 from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -410,11 +410,14 @@ def _announce(run: Run) -> None:
         run.say(f"{rows.overlap} training rows are validation rows too and were dropped")
     heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
+    parameters = parameter_count(run.plain_model)
     run.say(
         f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at "
         f"most), {len(rows.valid)} validation rows\n"
-        f"{parameter_count(run.plain_model) / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
+        f"{parameters / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
         f"(they sum to {len(run.weights)}), {run.config.loss.weighting}; {run.config.loss.reduction} reduction\n"
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
         f"run directory {run.run_dir}"
     )
+    if hint := allocator.hint(run.accelerator.device.type, parameters):
+        run.say(hint)
