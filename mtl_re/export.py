@@ -177,7 +177,7 @@ def _building(final: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(source: Source, build: Path) -> None:
-    """config.json, model.safetensors and the tokenizer's files.
+    """config.json, model.safetensors with its SHA-256, and the tokenizer's files.
 
     Raises:
         MtlReError: the shipped network does not know the model's pooling.
@@ -190,6 +190,7 @@ def write_checkpoint(source: Source, build: Path) -> None:
     source.model.config.auto_map = {f"Auto{kind}": f"modeling_mtl_re.MtlRe{kind}" for kind in ("Config", "Model")}
     try:
         source.model.save_pretrained(build)
+        checkpoint.seal_weights(build)
         source.tokenizer.save_pretrained(build)
     except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
         raise OSError(None, first_line(error)) from error

@@ -138,7 +138,7 @@ def test_what_lies_in_the_directory(exported, tiny):
     names = {file.name for file in exported.iterdir()}
     assert names == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
-        *("export.json", "modeling_mtl_re.py", "mtl_re_input"),
+        *("export.json", "modeling_mtl_re.py", "mtl_re_input", "model.safetensors.sha256"),
     }
     config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"]["AutoModel"] == "modeling_mtl_re.MtlReModel"
