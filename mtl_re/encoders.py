@@ -96,8 +96,8 @@ def _loaded(name: str, kind: Any) -> tuple[Any, Any, list[str]]:
         raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
     checkpoint.check_weights(Path(name))  # of one that `adapt` wrote
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # or transformers offers to run it
+        model, info = kind.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
         raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
     return model, tokenizer, sorted(info["missing_keys"])
