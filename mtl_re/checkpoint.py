@@ -28,6 +28,7 @@ from mtl_re.errors import MtlReError
 _NAME = re.compile(r"step-(\d{6,})")
 _TEMPORARY, _ASIDE = ".partial-", ".old-"
 MANIFEST, STATE = "manifest.json", "state.json"
+WEIGHTS, WEIGHTS_SEAL = "model.safetensors", "model.safetensors.sha256"
 
 
 _UNREADABLE = (
@@ -146,6 +147,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except _UNREADABLE as error:
         raise MtlReError(f"{path}: not readable ({type(error).__name__}: {error})") from error
+
+
+def seal_weights(folder: Path) -> None:
+    """Write the SHA-256 of a model's weights beside them, as `sha256sum --check` reads it."""
+    (folder / WEIGHTS_SEAL).write_text(f"{_digest(folder / WEIGHTS)}  {WEIGHTS}\n", encoding="ascii")
+
+
+def check_weights(folder: Path) -> None:
+    """Compare a model's weights with their seal; a folder without one (of the hub, say) is taken as it is.
+
+    Raises:
+        MtlReError: they differ: one flipped bit would give other predictions, in silence.
+    """
+    try:
+        expected = (folder / WEIGHTS_SEAL).read_bytes().split()[:1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MtlReError(f"{folder / WEIGHTS_SEAL}: not readable ({error.strerror or error})") from error
+    if expected != [_digest(folder / WEIGHTS).encode()]:
+        what = f"{folder / WEIGHTS}: is damaged (its SHA-256 is not that of {WEIGHTS_SEAL})"
+        raise MtlReError(f"{what}; copy or train it again, or remove {WEIGHTS_SEAL} if you changed the weights")
 
 
 def _is_whole(path: Path) -> bool:

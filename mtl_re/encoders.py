@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mtl_re import checkpoint
 from mtl_re.errors import MtlReError
 from mtl_re.features import add_marker_tokens
 from mtl_re.model import first_line
@@ -93,9 +94,10 @@ def _loaded(name: str, kind: Any) -> tuple[Any, Any, list[str]]:
     """A model of an auto class, its tokenizer, and the parameters that the files do not hold."""
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
+    checkpoint.check_weights(Path(name))  # of one that `adapt` wrote
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # or transformers offers to run it
+        model, info = kind.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
         raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
     return model, tokenizer, sorted(info["missing_keys"])

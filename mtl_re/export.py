@@ -178,18 +178,23 @@ def _building(final: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(source: Source, build: Path) -> None:
-    """config.json, model.safetensors and the tokenizer's files.
+    """config.json, model.safetensors with its SHA-256, and the tokenizer's files.
 
     Raises:
         MtlReError: the shipped network does not know the model's pooling.
+        OSError: the disk is full.
     """
     known = import_module("mtl_re.remote.modeling_mtl_re").POOLINGS
     pooling = source.model.config.pooling
     if pooling not in known or known[pooling][0] != POOLINGS[pooling].width:
         raise MtlReError(f"pooling {pooling!r} has no counterpart in {REMOTE.name}/modeling_mtl_re.py; add it there")
     source.model.config.auto_map = {f"Auto{kind}": f"modeling_mtl_re.MtlRe{kind}" for kind in ("Config", "Model")}
-    source.model.save_pretrained(build)
-    source.tokenizer.save_pretrained(build)
+    try:
+        source.model.save_pretrained(build)
+        checkpoint.seal_weights(build)
+        source.tokenizer.save_pretrained(build)
+    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
+        raise OSError(None, first_line(error)) from error
     settings = build / "tokenizer_config.json"
     kept = json.loads(settings.read_text(encoding="utf-8"))
     for local in ("name_or_path", "is_local", "local_files_only"):  # how this machine came to the tokenizer

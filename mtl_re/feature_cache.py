@@ -77,8 +77,8 @@ def _read(path: Path) -> FeatureTable | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return FeatureTable(**{field.name: stored[field.name] for field in fields(FeatureTable)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None  # RuntimeError: one flipped bit makes a zip file an encrypted one, or one of another version
 
 
 def _write(path: Path, table: FeatureTable) -> None:

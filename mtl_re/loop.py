@@ -73,6 +73,7 @@ def write_model(run_dir: Path, what: str, network: Any, tokenizer: Any) -> None:
     try:
         shutil.rmtree(build, ignore_errors=True)
         network.save_pretrained(build)
+        checkpoint.seal_weights(build)
         tokenizer.save_pretrained(build)
         checkpoint.publish_folder(build, run_dir / "model")
     except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk

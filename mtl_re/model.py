@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from mtl_re import unpadding
+from mtl_re import checkpoint, unpadding
 from mtl_re.errors import MtlReError, entry
 from mtl_re.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
@@ -207,6 +207,7 @@ def load(path: str) -> tuple[MtlReModel, Any]:
         path = _fetched(path)
     path = str(checkpoint_folder(path))
     config, stored = checked(Path(path))
+    checkpoint.check_weights(Path(path))
     try:
         check_shapes(Path(path), _shapes(config), stored)
         loaded: Any = MtlReModel.from_pretrained(

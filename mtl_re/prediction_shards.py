@@ -3,7 +3,8 @@
 Beside the output NAME lie, for each process k, `.partial-NAME.k` (encoded rows, window after window, in the order in
 which they were finished) and `.partial-NAME.k.journal` (JSON lines). A journal's first line is the fingerprint of all
 that the output depends on; each other line is one window. Rows are on the disk before their line is written, so a kill
-leaves at most rows without a line or half a line: `recover` cuts off both, and what does not match its hash.
+leaves at most rows without a line or half a line: `recover` cuts off both, and what does not match its hash. A line has
+a hash of its own: a flipped bit in a window's number would else put its rows in another window's place.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Shards:
         """Shard and journal line of the windows 0 to `windows` - 1, in order.
 
         Raises:
-            MtlReError: one is missing.
+            MtlReError: one is missing, or its line is damaged.
         """
         places = self.index()
         if missing := [number for number in range(windows) if number not in places]:
@@ -188,7 +189,9 @@ class Shards:
                 if shard not in journals:
                     journals[shard] = self.journal(shard).open("rb")
                 journals[shard].seek(offset)
-                yield shard, Window(**json.loads(journals[shard].readline()))
+                if (fields := _parsed(journals[shard].readline())) is None:
+                    raise MtlReError(f"{self.journal(shard)}: is damaged; --resume predicts what it no longer tells of")
+                yield shard, Window(**fields)
         finally:
             for file in journals.values():
                 file.close()
@@ -240,16 +243,21 @@ class ShardWriter:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+    return json.dumps({**value, "seal": _seal(value)}).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A journal's line; None for a torn or damaged one, and at the end."""
+    """The inverse of `_line`; None for a torn or damaged line, and at the end."""
     try:
         value: dict[str, Any] = json.loads(line)
-        return value if line.endswith(b"\n") else None
-    except ValueError:
+        return value if value.pop("seal") == _seal(value) and line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    """SHA-256 of what a line says."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _compare(output: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

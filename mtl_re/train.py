@@ -318,7 +318,8 @@ def write_model(run: Run) -> None:
 def _conclude(run: Run, state: State) -> None:
     """valid_metrics.json of the best model, with intervals, and the run's report."""
     if len(run.valid_table):
-        weights = checkpoint.load_weights(run.run_dir / "model" / "model.safetensors")
+        checkpoint.check_weights(run.run_dir / "model")  # it may be of a step long before a kill
+        weights = checkpoint.load_weights(run.run_dir / "model" / checkpoint.WEIGHTS)
         run.plain_model.load_state_dict(weights)
         probs, gold = _score_valid(run)
         figures = evaluation.report(probs, gold, run.taxonomy, run.config.eval.gate, resamples=1000)

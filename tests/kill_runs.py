@@ -6,7 +6,7 @@ A parent that has imported everything and has never started a thread forks a chi
 a fork and not an interpreter; forking is sound because no lock or thread exists yet (asserted before every fork). A run
 is killed, resumed, killed again ..., until an attempt ends before its kill; then it must be the reference run: weights,
 Adam's moments, random states, position, metrics.jsonl without rates, scores (`distributed_worker.assert_same_run`), and
-for predictions the bytes of the output. Figures go to stdout as JSON.
+for predictions and exports the bytes of the output. Figures go to stdout as JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from distributed_worker import assert_same_run, rows_file, run_job
 from tqdm import tqdm
 
 import mtl_re.train
-from mtl_re.config import PredictConfig
+from mtl_re.config import ExportConfig, PredictConfig
+from mtl_re.export import export
 from mtl_re.predict_run import predict
 
 LIMIT = 120.0
@@ -48,11 +49,15 @@ LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of run. `work(folder)` begins it or goes on with it; `same(folder, reference)` raises unless equal."""
+    """One kind of run. `work(folder)` begins it or goes on with it; `same(folder, reference)` raises unless equal.
+
+    Kills come within `room` times the reference's duration: where work starts over it must be able to end at all.
+    """
 
     name: str
     work: Callable[[Path], None]
     same: Callable[[Path, Path], None]
+    room: float = 1.0
 
 
 class Progress:
@@ -158,6 +163,26 @@ def prediction(name: str, rows: Path, model: Path) -> Case:
         assert made[0] == made[1], f"{[sorted(files) for files in made]}"
 
     return Case(f"predict: {name}", work, same)
+
+
+def exporting(run: Path) -> Case:
+    """An older export stands there, and is replaced again and again."""
+
+    def work(folder: Path) -> None:
+        export(str(run), str(folder / "out"), ExportConfig(overwrite=True))
+
+    def same(one: Path, other: Path) -> None:
+        made = [
+            {path.relative_to(each): path.read_bytes() for path in each.rglob("*") if path.is_file()}
+            for each in (one, other)
+        ]
+        for files in made:
+            assert files.pop(Path("log")) is not None
+        differing = [name for name in made[0].keys() | made[1].keys() if made[0].get(name) != made[1].get(name)]
+        assert len(made[1]) > 5
+        assert not differing, f"{sorted(map(str, differing))}"
+
+    return Case("export", work, same, room=2.0)
 
 
 # ---- attempts ------------------------------------------------------------------------------------------------------
@@ -276,6 +301,7 @@ def _drive(
     rows, many = rows_file(place / "rows.json"), rows_file(place / "many.json", 240)
     cases = [training(name, rows, progress) for name in TRAININGS]
     cases += [prediction(name, many, place / "reference-0" / "run") for name in PREDICTIONS]
+    cases.append(exporting(place / "reference-0" / "run"))
     lasted = {case.name: reference(case, place / f"reference-{number}") for number, case in enumerate(cases)}
     failed = []
     for number in range(sys.maxsize):
@@ -285,7 +311,8 @@ def _drive(
         case, folder = cases[which], place / "run"
         left = wanted - figures.kills
         undisturbed = place / f"reference-{which}"
-        if not killed_run(case, folder, undisturbed, lasted[case.name], figures, chance, progress, left):
+        longest = case.room * lasted[case.name]
+        if not killed_run(case, folder, undisturbed, longest, figures, chance, progress, left):
             kept = Path(tempfile.mkdtemp(prefix="killed-")) / "run"
             shutil.move(folder, kept)
             failed.append(f"{case.name}, run {number}: {kept} (its end: {(kept / 'log').read_text()[-600:]})")

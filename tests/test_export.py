@@ -24,6 +24,7 @@ from conftest import (
     tiny_model,
 )
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 
 from mtl_re import checkpoint, cli, export, features, gating, inference, model, plain_input, scorer
 from mtl_re.collate import Collator
@@ -137,7 +138,7 @@ def test_what_lies_in_the_directory(exported, tiny):
     names = {file.name for file in exported.iterdir()}
     assert names == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
-        *("export.json", "modeling_mtl_re.py", "mtl_re_input"),
+        *("export.json", "modeling_mtl_re.py", "mtl_re_input", "model.safetensors.sha256"),
     }
     config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"]["AutoModel"] == "modeling_mtl_re.MtlReModel"
@@ -201,6 +202,52 @@ def test_a_fault_leaves_the_old_directory_and_nothing_else(tmp_path, saved, expo
         export.export(str(saved), str(tmp_path / "out"), ExportConfig(overwrite=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("owner", ["model", "tokenizer"])
+def test_a_full_disk_is_told_as_one(tmp_path, saved, monkeypatch, owner):
+    """safetensors and tokenizers raise kinds of their own, which name no place."""
+    real = export.load
+
+    def loaded(ckpt):
+        pair = real(ckpt)
+
+        def full(*arguments, **named):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        pair[0 if owner == "model" else 1].save_pretrained = full
+        return pair
+
+    monkeypatch.setattr(export, "load", loaded)
+    with pytest.raises(MtlReError, match=r"out: cannot be written \(Error while serializing.*No space left"):
+        export.export(str(saved), str(tmp_path / "out"), ExportConfig())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_kill_between_the_renames_loses_no_export(tmp_path, saved, exported, monkeypatch, rename):
+    """The old one then stands aside; the same command again puts the new one in its place and clears up."""
+    shutil.copytree(exported, tmp_path / "out")
+    old = (tmp_path / "out" / "export.json").read_bytes()
+    real, calls = os.rename, []
+
+    class KillError(BaseException):
+        pass
+
+    def dying(*places):
+        real(*places)
+        calls.append(places)
+        if len(calls) == rename:
+            raise KillError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dying)
+        with pytest.raises(KillError):
+            export.export(str(saved), str(tmp_path / "out"), ExportConfig(overwrite=True))
+    assert (tmp_path / ".old-out" / "export.json").read_bytes() == old
+    assert (tmp_path / "out").exists() == (rename == 2)
+    export.export(str(saved), str(tmp_path / "out"), ExportConfig(overwrite=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.slow

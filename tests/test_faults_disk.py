@@ -17,9 +17,11 @@ from disk_faults import (
 )
 from distributed_worker import assert_same_run, last_checkpoint, make_config, rows_file, shrink
 
-from mtl_re import checkpoint
+from mtl_re import checkpoint, loop
 from mtl_re import train as train_module
+from mtl_re.encoders import load_encoder
 from mtl_re.errors import MtlReError
+from mtl_re.model import load
 from mtl_re.train import train
 
 SCRIPT = Path(__file__).with_name("disk_faults.py")
@@ -161,6 +163,42 @@ def test_damaged_weights_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(MtlReError, match=r"model\.safetensors: not readable"):
         checkpoint.load_weights(tmp_path / "model.safetensors")
+
+
+def flip(path):
+    """The lowest bit of some weight: the file stays a sound one, the numbers stay finite."""
+    content = bytearray(path.read_bytes())
+    content[-4 * (len(content) // 8)] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_a_trained_model_is_found_out(tmp_path, monkeypatch):
+    """By whoever loads it, and by a run that goes on and ends with it as its best."""
+    shrink(monkeypatch)
+    job = {"data.train": str(rows_file(tmp_path / "rows.json")), "train.run_dir": str(tmp_path / "run")}
+    run_dir = train(make_config(job))
+    flip(run_dir / "model" / "model.safetensors")
+    with pytest.raises(MtlReError, match=r"model\.safetensors: is damaged") as caught:
+        load(str(run_dir))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MtlReError, match=r"model\.safetensors: is damaged"):
+        train(make_config(job | {"train.resume": "auto"}))
+    (run_dir / "model" / checkpoint.WEIGHTS_SEAL).unlink()
+    load(str(run_dir))  # weights without a seal, of the hub say, are taken as they are
+
+
+def test_an_encoder_that_rots_is_found_out(tmp_path):
+    class Saved:
+        def save_pretrained(self, folder):
+            folder.mkdir(exist_ok=True)
+            checkpoint.save_file(small_tensors(1)["model"], folder / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+
+    loop.write_model(tmp_path, "encoder", Saved(), Saved())
+    checkpoint.check_weights(tmp_path / "model")
+    flip(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(MtlReError, match="is damaged"):
+        load_encoder(str(tmp_path / "model"), "punct", [], 64, 0)
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):

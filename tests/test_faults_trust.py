@@ -2,9 +2,12 @@
 
 import ast
 import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ from test_report import PNG, log_lines, make_run, result_of
 
 import mtl_re
 from mtl_re import explore, model, report
+from mtl_re.config import ExportConfig
+from mtl_re.encoders import load_encoder, load_masked_lm
 from mtl_re.errors import MtlReError
+from mtl_re.export import export
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.train import train
 
@@ -95,6 +101,27 @@ def test_pickled_weights_under_the_right_name_are_no_weights(armed):
     shutil.copyfile(folder / "pytorch_model.bin", folder / "model.safetensors")
     with pytest.raises(MtlReError, match="not loadable as an mtl-re checkpoint"):
         model.load(str(folder))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["bert", "evilnet"])
+@pytest.mark.parametrize(
+    "load", [lambda path: load_encoder(path, "punct", [], 64, 0), lambda path: load_masked_lm(path, 64)]
+)
+def test_a_strangers_encoder_runs_no_code_either(armed, monkeypatch, kind, load):
+    """`model.encoder` too: a pickle is no weights, and code of a family unknown to transformers stays unread."""
+    folder, mark = armed
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked whether to run code"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Bomb(mark)}, folder / "pytorch_model.bin")
+    parts = {"AutoConfig": "configuration_evil.Evil", "AutoModel": "modeling_evil.Evil"}
+    parts["AutoModelForMaskedLM"] = "modeling_evil.Evil"
+    config = {"model_type": kind, "auto_map": parts, "hidden_size": 16, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 16}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(MtlReError, match=r"model\.encoder: .* cannot be loaded") as caught:
+        load(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
     assert not mark.exists()
 
 
@@ -227,6 +254,25 @@ def test_secrets_reach_no_file_and_no_line(tmp_path, monkeypatch, capfd):
         assert secret.encode() not in said
         for path in written:
             assert secret.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_secrets_reach_no_wandb_file_and_no_export(tmp_path):
+    """A process of its own, since wandb reads the environment once; offline, as on a machine without network."""
+    rows = rows_file(tmp_path / "rows.json")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | SECRETS
+    environment |= {"WANDB_API_KEY": 40 * "9", "WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}
+    options = {"data.train": rows, "model.encoder": "scratch:tiny", "tracking.trackers": '["wandb"]'}
+    options |= {"train.run_dir": tmp_path / "run", "train.max_steps": 2, "train.precision": "no"}
+    call = [sys.executable, "-m", "mtl_re", "train", *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(call, env=environment, cwd=tmp_path, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    export(str(tmp_path / "run"), str(tmp_path / "out"), ExportConfig())
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(path.suffix == ".wandb" for path in written)
+    for secret in (40 * "9", SECRETS["HF_TOKEN"], SECRETS["AWS_SECRET_ACCESS_KEY"]):
+        assert secret.encode() not in done.stdout + done.stderr
+        assert not [path for path, content in written.items() if secret.encode() in content]
 
 
 def hostile_taxonomy():

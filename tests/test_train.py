@@ -80,6 +80,7 @@ def test_run_directory_holds_what_the_contract_names(plain_run):
     assert {path.name for path in (plain_run / "checkpoints").iterdir()} == {"step-000004", "step-000008"}
     model = {path.name for path in (plain_run / "model").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= model
+    assert "model.safetensors.sha256" in model
     assert not [path for path in plain_run.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".pth"}]
 
 
