@@ -1,10 +1,9 @@
 """The encoder over one stream of tokens instead of a padded rectangle, on a CPU.
 
 All rows of a forward pass lie one after the other, as in ModernBERT's unpadding (Warner et al. 2024, arXiv 2412.13663):
-the linear layers, which are nearly all of the work, see one long matrix with next to no padding in it, whatever the
-lengths. Only attention must know the rows. Rows of like length lie together, padded to the longest of them, as a block
-that attention takes as a rectangle of its own without a copy; a block costs one more call, so blocks are cut where
-padding and calls cost least. What comes out is what a padded pass gives, to rounding.
+the linear layers, which are nearly all of the work, see one long matrix without padding, whatever the lengths. Only
+attention must know the rows: its states are moved into blocks of rows of like length, padded to the longest of them
+(cut where padding and calls cost least), and back. What comes out is what a padded pass gives, to rounding.
 
 On a GPU a call costs more than the padding it saves; there, and for encoders whose attention is their own
 (DeBERTa's relative positions), passes stay rectangles.
@@ -12,6 +11,7 @@ On a GPU a call costs more than the padding it saves; there, and for encoders wh
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +25,125 @@ from mtl_re.collate import like_length
 NAME = "mtl_re_unpadded"
 AFTER_PADDING = {"bert": False, "electra": False, "modernbert": False, "roberta": True, "xlm-roberta": True}
 """Encoders that take a stream, and whether they count positions from the id after the padding's or from 0."""
-BLOCK_COST = 4
-"""What one more block costs, in tokens' worth of time (2 to 24 measured alike)."""
+BLOCK_COST = 64
+"""What one more block of attention costs, in tokens' worth of its time."""
+BLOCK_STEP = 16
+"""Blocks are as long as a multiple of this: the kernels like it, and there are fewer shapes to keep kernels for."""
 STREAM_STEP = 32
 """Streams are filled up to a multiple of this: matrix kernels and memory are kept for every length that occurs."""
 
 
+class Way(NamedTuple):
+    """Where the rows of a matrix go.
+
+    Attributes:
+        source: (n,) for every place the row that comes there. empty: places that no row comes to; they become 0.
+    """
+
+    source: Tensor
+    empty: Tensor
+
+
 class Block(NamedTuple):
-    """Rows that lie together in the stream: how many, how long each, and which tokens are real (None: all)."""
+    """Rows that attention takes together: how many, how long, and which tokens are real, (rows, length)."""
 
     rows: int
     length: int
     real: Tensor | None
+
+
+class _Move(torch.autograd.Function):
+    """Rows of a matrix to other places. No row goes to two, so the gradient is the way back: torch's own gradient of an
+    index is a sum over it, one row at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, there: Way, back: Way) -> Tensor:
+        ctx.back = back
+        return _moved(matrix, there)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _moved(gradients[0], ctx.back), None, None
+
+
+def _moved(matrix: Tensor, way: Way) -> Tensor:
+    return matrix.index_select(0, way.source).index_fill_(0, way.empty, 0)
+
+
+def _way(source: np.ndarray) -> Way:
+    """From rows, -1 where none comes."""
+    return Way(torch.from_numpy(np.maximum(source, 0)), torch.from_numpy(np.flatnonzero(source < 0)))
+
+
+def _inverse(source: np.ndarray, rows: int) -> np.ndarray:
+    """For every row of the source the place it goes to, -1 if to none."""
+    places = np.full(rows, -1, np.int64)
+    real = np.flatnonzero(source >= 0)
+    places[source[real]] = real
+    return places
+
+
+class Layout:
+    """Where the tokens of a pass lie: in the rectangle, in the stream, in the blocks of attention.
+
+    Args:
+        lengths: (rows,) real tokens. width: of the rectangle, which may be more than the longest row.
+    """
+
+    def __init__(self, lengths: np.ndarray, width: int) -> None:
+        self.lengths, self.width = lengths, width
+        self.tokens = stream_tokens(lengths)
+        self.starts = np.cumsum(lengths) - lengths
+        real = np.arange(width) < lengths[:, None]
+        self.places = np.full(self.tokens, -1, np.int64)  # in the rectangle; the fill at the end has none
+        self.places[: int(lengths.sum())] = np.flatnonzero(real)
+        self._heads: dict[int, tuple[Way, Way]] = {}
+
+    @cached_property
+    def rectangle(self) -> Way:
+        """Stream to rectangle."""
+        return _way(_inverse(self.places, len(self.lengths) * self.width))
+
+    @cached_property
+    def stream(self) -> Way:
+        """Rectangle to stream."""
+        return _way(self.places)
+
+    @cached_property
+    def parts(self) -> list[np.ndarray]:
+        """Rows of every block."""
+        padded = -(-self.lengths // BLOCK_STEP) * BLOCK_STEP
+        order = np.argsort(padded, kind="stable")
+        return like_length(order, padded[order], len(order), BLOCK_COST)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """All blocks, in their order."""
+        found = []
+        for part in self.parts:
+            length = -(-int(self.lengths[part].max()) // BLOCK_STEP) * BLOCK_STEP
+            real = np.arange(length) < self.lengths[part][:, None]
+            found.append(Block(len(part), length, None if real.all() else torch.from_numpy(real)))
+        return found
+
+    def ways(self, heads: int) -> tuple[Way, Way]:
+        """From (tokens × heads) to (blocks × rows × heads × length), and back."""
+        if heads not in self._heads:
+            head = np.arange(heads)[:, None]
+            sources = []
+            for part, block in zip(self.parts, self.blocks, strict=True):
+                column = np.arange(block.length)
+                token = np.where(column < self.lengths[part][:, None], self.starts[part][:, None] + column, -1)
+                source = token[:, None, :] * heads + head  # (rows, heads, length)
+                sources.append(np.where(token[:, None, :] < 0, -1, source).reshape(-1))
+            source = np.concatenate(sources)
+            self._heads[heads] = _way(source), _way(_inverse(source, self.tokens * heads))
+        return self._heads[heads]
+
+
+def stream_tokens(lengths: np.ndarray) -> int:
+    """Tokens of the stream over rows of these lengths, its fill included."""
+    return -(-int(lengths.sum()) // STREAM_STEP) * STREAM_STEP
 
 
 def prepare(encoder: Any) -> bool:
@@ -60,54 +167,23 @@ def encode(encoder: Any, input_ids: Tensor, attention_mask: Tensor, token_type_i
         input_ids, attention_mask, token_type_ids: (rows, length), padded on the right.
 
     Returns:
-        (rows, length, dim); at padded places whatever the stream's first token has.
+        (rows, length, dim); 0 at padded places.
     """
-    mask = attention_mask.numpy() != 0
-    lengths = mask.sum(axis=1)
-    blocks, places, columns = _layout(lengths, mask.shape[1])
-    stream = torch.from_numpy(places)  # flat places in the rectangle, in stream order
+    layout = Layout(attention_mask.numpy().astype(bool).sum(axis=1), attention_mask.shape[1])
     config = encoder.config
     first = int(config.pad_token_id) + 1 if AFTER_PADDING[config.model_type] else 0
+    place = layout.stream.source
     options: dict[str, Any] = {}
     if config.model_type != "modernbert":  # its forward knows no segments; the others' own default is too short
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        options["token_type_ids"] = types.reshape(-1)[stream][None]
+        options["token_type_ids"] = types.reshape(-1)[place][None]
     hidden = encoder(
-        input_ids=input_ids.reshape(-1)[stream][None],
-        position_ids=torch.from_numpy(columns)[None] + first,
-        blocks=blocks,
+        input_ids=input_ids.reshape(-1)[place][None],
+        position_ids=place[None] % layout.width + first,
+        layout=layout,
         **options,
     ).last_hidden_state[0]
-    back = np.zeros(mask.size, np.int64)
-    back[places[::-1]] = np.arange(len(places))[::-1]  # a filler repeats a place that its row has already
-    return hidden[torch.from_numpy(back)].unflatten(0, mask.shape)
-
-
-def stream_tokens(lengths: np.ndarray) -> int:
-    """Tokens that a pass over rows of these lengths computes, what padding is left included."""
-    return len(_layout(lengths, int(lengths.max()))[1])
-
-
-def _layout(lengths: np.ndarray, width: int) -> tuple[list[Block], np.ndarray, np.ndarray]:
-    """Blocks of a stream, and for each of its tokens the flat place in the rectangle and the position in its row.
-
-    Args:
-        lengths: (rows,) real tokens. width: of the rectangle, which may be more than the longest row.
-    """
-    order = np.argsort(lengths, kind="stable")
-    blocks, places, columns = [], [], []
-    for part in like_length(order, lengths[order], len(order), BLOCK_COST):
-        length = int(lengths[part].max())
-        column = np.arange(length)
-        real = column < lengths[part][:, None]
-        blocks.append(Block(len(part), length, None if real.all() else torch.from_numpy(real)))
-        places.append((part[:, None] * width + column).reshape(-1))
-        columns.append(np.tile(column, len(part)))
-    if fill := -sum(map(len, places)) % STREAM_STEP:  # a row of its own that nothing reads
-        blocks.append(Block(1, fill, None))
-        places.append(np.zeros(fill, np.int64))
-        columns.append(np.zeros(fill, np.int64))
-    return blocks, np.concatenate(places), np.concatenate(columns)
+    return _Move.apply(hidden, layout.rectangle, layout.stream).unflatten(0, attention_mask.shape)
 
 
 def _attention(
@@ -119,23 +195,26 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    blocks: list[Block] | None = None,
+    layout: Layout | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside the rows of every block.
+    """Attention inside the rows of every block; 0 for the stream's fill.
 
     Shapes: query, key, value (1, heads, tokens, dim of a head); result (1, tokens, heads, dim of a head).
     """
-    assert blocks is not None
-    sizes = [block.rows * block.length for block in blocks]
-    parts = zip(*(states.squeeze(0).split(sizes, dim=1) for states in (query, key, value)), strict=True)
+    assert layout is not None
+    heads, dim = query.shape[1], query.shape[3]
+    there, back = layout.ways(heads)
+    sizes = [block.rows * heads * block.length for block in layout.blocks]
+    moved = (_Move.apply(states[0].transpose(0, 1).reshape(-1, dim), there, back) for states in (query, key, value))
+    parts = zip(*(states.split(sizes) for states in moved), strict=True)
     attend = F.scaled_dot_product_attention if query.dtype == torch.float32 else _products
     results = []
-    for block, states in zip(blocks, parts, strict=True):
-        q, k, v = (part.unflatten(1, (block.rows, block.length)).transpose(0, 1) for part in states)
+    for block, states in zip(layout.blocks, parts, strict=True):
+        q, k, v = (part.unflatten(0, (block.rows, heads, block.length)) for part in states)
         found = attend(q, k, v, attn_mask=_allowed(block, sliding_window), dropout_p=dropout, scale=scaling)
-        results.append(found.transpose(1, 2).flatten(0, 1))
-    return torch.cat(results)[None], None
+        results.append(found.reshape(-1, dim))
+    return _Move.apply(torch.cat(results), back, there).unflatten(0, (1, -1, heads)), None
 
 
 def _products(

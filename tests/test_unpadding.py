@@ -119,7 +119,49 @@ def test_little_padding_is_left():
     lengths = torch.randint(20, 200, (32,)).numpy()
     tokens = unpadding.stream_tokens(lengths)
     assert tokens % unpadding.STREAM_STEP == 0
-    assert lengths.sum() <= tokens < 1.06 * lengths.sum()
+    assert lengths.sum() <= tokens < lengths.sum() + unpadding.STREAM_STEP
+    blocks = unpadding.Layout(lengths, 200).blocks
+    assert sum(block.rows for block in blocks) == len(lengths)
+    assert 1 < len(blocks) < len(lengths)
+    assert sum(block.rows * block.length for block in blocks) < 1.3 * lengths.sum()
+
+
+def test_ways_lead_there_and_back():
+    lengths = torch.tensor(LENGTHS).numpy()
+    layout = unpadding.Layout(lengths, 33)
+    states = torch.arange(1.0, 1 + layout.tokens * 2 * 3).unflatten(0, (-1, 3)).requires_grad_()  # two heads
+    there, back = layout.ways(2)
+    blocks = unpadding._Move.apply(states, there, back)
+    assert len(blocks) == sum(block.rows * 2 * block.length for block in layout.blocks)
+    returned = unpadding._Move.apply(blocks, back, there)
+    real = torch.arange(layout.tokens * 2) < 2 * sum(LENGTHS)
+    assert torch.equal(returned[real], states[real])
+    assert not returned[~real].any()
+    returned.sum().backward()
+    assert torch.equal(states.grad, real[:, None].expand(-1, 3).float())  # nothing comes back to the fill
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_products_are_attention(dropout):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, 2, 9, 8, dtype=torch.double).requires_grad_()
+    allowed = torch.rand(4, 1, 1, 9) > 0.3
+    allowed[..., 0] = True
+    torch.manual_seed(1)
+    found = unpadding._products(query, key, value, allowed, dropout, None)
+    if dropout:  # what is dropped differs by kernel: only that something is, and what is left is scaled up
+        assert (found - unpadding._products(query, key, value, allowed, 0.0, None)).abs().max() > 1e-3
+        return
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_bf16_stays_near_fp32(tokenizer, table):
+    """The way of bf16 (two matrix products) against fp32's fused kernel, over a whole model."""
+    model = tiny_model(tokenizer)
+    model.unpad()
+    plain, half = (inference.all_logits(model, table, tokenizer.pad_token_id, 16, name) for name in ("no", "bf16"))
+    assert 0 < abs(half - plain).max() < 0.15 * abs(plain).max()
 
 
 def test_other_encoders_stay_rectangles(tokenizer):
@@ -136,4 +178,7 @@ def test_model_gives_the_same_logits_either_way(tokenizer, table):
     plain = inference.all_logits(model, table, tokenizer.pad_token_id, 16)
     model.unpad()
     assert model.unpadded
-    assert abs(inference.all_logits(model, table, tokenizer.pad_token_id, 16) - plain).max() < 1e-5
+    found = inference.all_logits(model, table, tokenizer.pad_token_id, 16)
+    assert abs(found - plain).max() < 1e-5 * abs(plain).max()
+    taxonomy = model.taxonomy
+    assert abs(inference.probabilities(found, taxonomy) - inference.probabilities(plain, taxonomy)).max() < 1e-5
