@@ -243,8 +243,10 @@ def _allowed(block: Block, window: int | None) -> Tensor | None:
     if window is None or block.length <= window:
         return real
     place = torch.arange(block.length)
-    near = (place[:, None] - place).abs() < window
-    return near if real is None else near & real
+    apart = (place[:, None] - place).abs()
+    if real is None:
+        return apart < window
+    return (apart < window) & real | (apart == 0)  # a padded place sees itself: seeing nothing, it would be 0 / 0
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
