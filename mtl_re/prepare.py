@@ -28,6 +28,7 @@ from mtl_re import allocator, data, encoders, markers
 from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
+from mtl_re.dropout import quicken
 from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
@@ -135,6 +136,8 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     precision = accelerator.mixed_precision
     prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
     model.unpad()  # after it has come to its device
+    if accelerator.device.type == "cpu" and not config.train.compile:
+        quicken(model)
     torch.manual_seed(config.train.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
     no_targets = list(taxonomy.targets(None).values())
     run = Run(

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mtl_re.collate import like_length
+from mtl_re.dropout import dropped
 
 NAME = "mtl_re_unpadded"
 AFTER_PADDING = {"bert": False, "electra": False, "modernbert": False, "roberta": True, "xlm-roberta": True}
@@ -233,7 +234,7 @@ def _products(
         bias = bias.masked_fill(~attn_mask, float("-inf"))
         bias = bias.expand(rows, heads, length, length).reshape(rows * heads, length, length)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=dim**-0.5 if scale is None else scale)
-    found = torch.bmm(F.dropout(scores.softmax(-1), dropout_p), v)
+    found = torch.bmm(dropped(scores.softmax(-1), dropout_p), v)
     return found.unflatten(0, (rows, heads))
 
 
