@@ -1,6 +1,7 @@
 """Every YAML file under experiments/configs: its options exist, and a tiny stand-in starts under it."""
 
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
     """What a command would be called with."""
     taken = []
     command = "adapt" if path.name.startswith("adapt") else "train"
-    monkeypatch.setattr(f"mtl_re.{command}.{command}", lambda config, name: taken.append((config, name)))
+    module = import_module(f"mtl_re.{command}")  # by name: `mtl_re.train` is the function until the module is loaded
+    monkeypatch.setattr(module, command, lambda config, name: taken.append((config, name)))
     options = parser[0].parse_args([command, "--config", str(path), *more])
     parser[1][command](options[command])()
     return taken[0]
