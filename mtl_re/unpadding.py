@@ -46,7 +46,7 @@ class Way(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows that attention takes together: how many, how long, and which tokens are real, (rows, length)."""
+    """Rows that attention takes together: how many, how long, and which tokens are real, (rows, length); None: all."""
 
     rows: int
     length: int
@@ -111,18 +111,22 @@ class Layout:
         return _way(self.places)
 
     @cached_property
+    def padded(self) -> np.ndarray:
+        """(rows,) lengths in steps of `BLOCK_STEP`."""
+        return -(-self.lengths // BLOCK_STEP) * BLOCK_STEP
+
+    @cached_property
     def parts(self) -> list[np.ndarray]:
         """Rows of every block."""
-        padded = -(-self.lengths // BLOCK_STEP) * BLOCK_STEP
-        order = np.argsort(padded, kind="stable")
-        return like_length(order, padded[order], len(order), BLOCK_COST)
+        order = np.argsort(self.padded, kind="stable")
+        return like_length(order, self.padded[order], len(order), BLOCK_COST)
 
     @cached_property
     def blocks(self) -> list[Block]:
         """All blocks, in their order."""
         found = []
         for part in self.parts:
-            length = -(-int(self.lengths[part].max()) // BLOCK_STEP) * BLOCK_STEP
+            length = int(self.padded[part].max())
             real = np.arange(length) < self.lengths[part][:, None]
             found.append(Block(len(part), length, None if real.all() else torch.from_numpy(real)))
         return found
