@@ -161,7 +161,6 @@ def _heading(
     rows = sorted({len(read.gold) for entry in entries for read in entry.reads.values()})
     counts = "–".join(f"{count:,}" for count in {rows[0]: 0, rows[-1]: 0})
     config = checked_config(next(iter(done.values())).config)
-    validated = config.data.valid or config.data.valid_fraction > 0
     lines = [f"# Study {escape(study.name)}", ""]
     missing = [cell.key for key, cell in cells.items() if key not in done]
     lines += [f"{len(done)} of {len(cells)} cells are finished; seeds {', '.join(map(str, study.seeds))}."]
@@ -170,7 +169,7 @@ def _heading(
     chosen = (
         f"In every cell the checkpoint with the best {config.eval.metric} on validation rows was kept"
         + (f" (re-weighted to coarse shares {config.eval.target_prior})" if config.eval.target_prior else "")
-        if validated
+        if config.data.validated
         else "No cell selected anything: the last model counts"
     )
     if study.test is not None:

@@ -32,6 +32,9 @@ class DataConfig:
     """Validation rows, in the same forms. None: split `valid_fraction` off the training rows, by sentence."""
     valid_fraction: float = 0.1
     """Share of the training rows held out when `valid` is None (0: no validation, the last model is kept)."""
+    fold: str | None = None
+    """`k/K`: hold out the k-th of K parts of the training rows, by sentence, instead of `valid_fraction`. K runs, each
+    with another fold, validate on every row once, and `mtl-re predict RUN1 RUN2 ...` lets them vote."""
     max_length: int = 256
     """Longest input in tokens, special tokens included; longer sentences are cut around the two entities."""
     markers: str = "typed_punct_ko"
@@ -53,6 +56,15 @@ class DataConfig:
         _between("data.split_seed", self.split_seed, 0, 2**32 - 1)
         if self.limit is not None:
             _between("data.limit", self.limit, 1, math.inf)
+        if self.fold is not None:
+            _check_fold(self.fold)
+            if self.valid is not None:
+                raise MtlReError("data.fold: holds training rows out, but data.valid is set too; give one of them")
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are rows to choose a model by."""
+        return self.valid is not None or self.fold is not None or self.valid_fraction > 0
 
 
 @dataclass
@@ -68,9 +80,12 @@ class ModelConfig:
     """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
     dropout: float = 0.1
     """Dropout before the hidden layer of the pair vector and before the heads (the encoder keeps its own)."""
+    dropout_samples: int = 1
+    """Draws of that dropout for each training row; the loss is their mean (multi-sample dropout, Inoue 2019)."""
 
     def __post_init__(self) -> None:
         _between("model.dropout", self.dropout, 0, 0.9)
+        _between("model.dropout_samples", self.dropout_samples, 1, 64)
 
 
 @dataclass
@@ -90,10 +105,22 @@ class LossConfig:
     """Share of the target spread evenly over a head's classes."""
     focal_gamma: float = 2.0
     """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
+    logit_adjustment: float = 0.0
+    """τ: in training τ · log(share of the class among the head's training labels) is added to each logit, so that rare
+    classes need no larger logits to be learnt (Menon et al. 2021; 1 balances the classes of a head, 0 is off)."""
+    rdrop: float = 0.0
+    """α: every row is read twice under other dropout, and α times the symmetric KL divergence of the two answers of
+    each head is added to its loss (R-Drop, Liang et al. 2021; twice the time, 0 is off)."""
+    fgm: float = 0.0
+    """ε: every step's gradient is taken a second time with the token embeddings moved by ε along their gradient, whose
+    length is made 1, and the two are summed (FGM, Miyato et al. 2017; twice the time, 0 is off)."""
 
     def __post_init__(self) -> None:
         _between("loss.label_smoothing", self.label_smoothing, 0, 0.9)
         _between("loss.focal_gamma", self.focal_gamma, 0, 10)
+        _between("loss.logit_adjustment", self.logit_adjustment, -10, 10)
+        _between("loss.rdrop", self.rdrop, 0, 1000)
+        _between("loss.fgm", self.fgm, 0, 1000)
         for name, weight in self.weights.items():
             _between(f"loss.weights.{name}", weight, 0, 1e6)
 
@@ -108,6 +135,9 @@ class OptimConfig:
     """Peak learning rate of the pair layer and the heads (None: `lr`)."""
     weight_decay: float = 0.01
     """Decoupled decay; biases and normalisation weights are not decayed."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment. Smaller ones forget sooner, so that a growing gradient does not meet a rate
+    made for smaller ones: 0.98 (as RoBERTa) where a high rate breaks runs."""
     warmup: float = 0.1
     """Share of all steps over which the rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -122,6 +152,7 @@ class OptimConfig:
         if self.head_lr is not None:
             _between("optim.head_lr", self.head_lr, 0, 1)
         _between("optim.weight_decay", self.weight_decay, 0, 10)
+        _between("optim.beta2", self.beta2, 0, 0.999999)
         _between("optim.warmup", self.warmup, 0, 1)
         _between("optim.layer_decay", self.layer_decay, 0.01, 1)
         _between("optim.max_grad_norm", self.max_grad_norm, 0, math.inf)
@@ -679,6 +710,12 @@ def check_shares(name: str, shares: list[float]) -> None:
     """Raise unless `shares` are positive and sum to 1 (within 0.01)."""
     if not shares or any(not math.isfinite(share) or share <= 0 for share in shares) or abs(sum(shares) - 1) > 0.01:
         raise MtlReError(f"{name}: {shares} must be positive shares that sum to 1")
+
+
+def _check_fold(fold: str) -> None:
+    number, slash, folds = fold.partition("/")
+    if not (slash and number.isdecimal() and folds.isdecimal() and int(folds) >= 2 and 1 <= int(number) <= int(folds)):
+        raise MtlReError(f"data.fold: {fold!r}; expected k/K such as 1/5, k from 1 to K and at least 2 folds")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -289,20 +289,58 @@ def label_counts(examples: Iterable[Example]) -> dict[str, int]:
 def split_by_sentence(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Split off about `fraction` of the rows for validation, no sentence standing on both sides.
 
-    Sentences are ordered by their number of rows (most first), their rarest label and a hash of seed and sentence;
-    along that order every 1/fraction-th row is taken. So shares of labels and of many-row sentences are kept, the
-    size is off by less than one sentence's rows, and a row's side does not depend on the order of rows.
+    Along the order of `_spread_sentences` every 1/fraction-th row is taken. So shares of labels and of many-row
+    sentences are kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order
+    of rows.
 
     Raises:
         MtlReError: the rows have one sentence only, so there is nothing to split.
     """
+    if fraction == 0:
+        return list(examples), []
+    sizes = _spread_sentences(examples, seed)
+    if len(sizes) < 2:
+        raise MtlReError(f"{len(examples)} row(s) over {len(sizes)} sentence(s) cannot be split; give data.valid")
+    chosen: set[str] = set()
+    owed = 0.0
+    for sentence, size in sizes.items():
+        owed += fraction * size
+        if owed >= size / 2 and len(chosen) < len(sizes) - 1:
+            owed -= size
+            chosen.add(sentence)
+    return _parted(examples, chosen or {list(sizes)[-1]})
+
+
+def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[list[Example], list[Example]]:
+    """Hold out one of K parts: the K folds together hold every row once, and no sentence stands in two of them.
+
+    Sentences go, in the order of `split_by_sentence`, to the fold with the fewest rows so far; so folds are alike in
+    size, labels and many-row sentences.
+
+    Args:
+        fold: `k/K`, k from 1 to K.
+
+    Raises:
+        MtlReError: there are fewer sentences than folds.
+    """
+    number, folds = map(int, fold.split("/"))
+    sizes = _spread_sentences(examples, seed)
+    if len(sizes) < folds:
+        raise MtlReError(f"data.fold: {len(sizes)} sentence(s) cannot be split into {folds} folds")
+    rows, members = [0] * folds, [set[str]() for _ in range(folds)]
+    for sentence, size in sizes.items():
+        place = rows.index(min(rows))
+        rows[place] += size
+        members[place].add(sentence)
+    return _parted(examples, members[number - 1])
+
+
+def _spread_sentences(examples: Sequence[Example], seed: int) -> dict[str, int]:
+    """Sentences and their rows, those that are alike beside each other: by number of rows (most first), rarest label,
+    and a hash of seed and sentence."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.sentence].append(example)
-    if fraction == 0:
-        return list(examples), []
-    if len(groups) < 2:
-        raise MtlReError(f"{len(examples)} row(s) over {len(groups)} sentence(s) cannot be split; give data.valid")
     counts = Counter(example.label or "" for example in examples)
 
     def rank(sentence: str) -> tuple[int, int, str, bytes]:
@@ -310,18 +348,13 @@ def split_by_sentence(examples: Sequence[Example], fraction: float, seed: int) -
         text = f"{seed}\n{sentence}".encode("utf-8", "surrogatepass")
         return (-len(groups[sentence]), *rarest, hashlib.blake2b(text, digest_size=16).digest())
 
-    ranked = sorted(groups, key=rank)
-    chosen: set[str] = set()
-    owed = 0.0
-    for sentence in ranked:
-        owed += fraction * len(groups[sentence])
-        if owed >= len(groups[sentence]) / 2 and len(chosen) < len(ranked) - 1:
-            owed -= len(groups[sentence])
-            chosen.add(sentence)
-    if not chosen:
-        chosen.add(ranked[-1])
-    held_out = [example for example in examples if example.sentence in chosen]
-    return [example for example in examples if example.sentence not in chosen], held_out
+    return {sentence: len(groups[sentence]) for sentence in sorted(groups, key=rank)}
+
+
+def _parted(examples: Sequence[Example], held_out: set[str]) -> tuple[list[Example], list[Example]]:
+    """The rows of all other sentences, and those of the sentences held out, each in their order."""
+    held = [example for example in examples if example.sentence in held_out]
+    return [example for example in examples if example.sentence not in held_out], held
 
 
 def drop_overlap(

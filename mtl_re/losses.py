@@ -33,10 +33,12 @@ class HeadLoss:
     Attributes:
         sum: scalar fp32, summed over the rows with a label for this head; 0 with a zero gradient if there is none.
         count: scalar int64, the number of those rows.
+        penalty: scalar fp32 that is trained with the sum, but is no part of the raw loss (R-Drop's divergence).
     """
 
     sum: Tensor
     count: Tensor
+    penalty: Tensor | None = None
 
 
 Loss = Callable[[Tensor, Tensor, LossConfig], Tensor]
@@ -66,19 +68,51 @@ def focal(logits: Tensor, targets: Tensor, options: LossConfig) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal}
 
 
-def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConfig) -> dict[str, HeadLoss]:
+def head_losses(
+    logits: Mapping[str, Tensor],
+    targets: Tensor,
+    options: LossConfig,
+    log_shares: Mapping[str, Tensor] | None = None,
+) -> dict[str, HeadLoss]:
     """Raw loss of every head.
 
     Args:
-        logits: by head, in taxonomy order, (batch, classes of the head).
+        logits: by head, in taxonomy order, (views · batch, classes of the head): one or more readings of each row, view
+            by view; their losses are averaged.
         targets: (batch, heads), columns in the same order.
         options: which loss and its parameters.
+        log_shares: by head, (classes,), see `log_shares`; needed where `loss.logit_adjustment` is not 0.
     """
     function = entry("loss.kind", options.kind, LOSSES)
-    return {
-        name: HeadLoss(function(scores.float(), column, options), (column != IGNORE).sum())
-        for (name, scores), column in zip(logits.items(), targets.unbind(1), strict=True)
-    }
+    losses = {}
+    for (name, scores), column in zip(logits.items(), targets.unbind(1), strict=True):
+        views, scores = len(scores) // len(column), scores.float()
+        adjusted = scores
+        if options.logit_adjustment and log_shares is not None:
+            adjusted = scores + options.logit_adjustment * log_shares[name]
+        total = function(adjusted, column.repeat(views), options) / views
+        penalty = options.rdrop * divergence(scores, column) if options.rdrop else None
+        losses[name] = HeadLoss(total, (column != IGNORE).sum(), penalty)
+    return losses
+
+
+def divergence(scores: Tensor, targets: Tensor) -> Tensor:
+    """Symmetric KL divergence ½ (KL(p‖q) + KL(q‖p)) of two readings of each row, summed over the labelled rows (R-Drop,
+    Liang et al. 2021, arXiv 2106.14448).
+
+    Args:
+        scores: (2 · n · batch, classes) logits, the two readings in turn, n views of each.
+        targets: (batch,).
+    """
+    one, other = scores.log_softmax(-1).view(-1, 2, len(targets), scores.shape[-1]).unbind(1)
+    rows = 0.5 * ((one.exp() - other.exp()) * (one - other)).sum(-1)  # (n, batch), both directions in one sum
+    return torch.where(targets != IGNORE, rows, 0.0).sum() / len(rows)
+
+
+def log_shares(counts: Sequence[int]) -> Tensor:
+    """(classes,) fp32: log share of each class among a head's training labels; a class without any counts as one."""
+    seen = torch.tensor(counts).clamp(min=1).float()
+    return (seen / seen.sum()).log()
 
 
 def combine(
@@ -98,7 +132,8 @@ def combine(
         if weights[name] == 0:  # an untrained head must not touch the sum, not even as 0 · inf
             continue
         denominator = rows if reduction == "joint" else counts[name]
-        total = total + weights[name] * loss.sum / max(denominator, 1)
+        value = loss.sum if loss.penalty is None else loss.sum + loss.penalty
+        total = total + weights[name] * value / max(denominator, 1)
     return total
 
 

@@ -98,6 +98,7 @@ class MtlReModel(PreTrainedModel):
             raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
         self.takes_types = takes_token_types(self.encoder)
         self.unpadded = False
+        self.dropout_samples = 1
         self.post_init()
 
     def unpad(self) -> None:
@@ -110,14 +111,18 @@ class MtlReModel(PreTrainedModel):
         """Logits by head.
 
         Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4), columns of
-        `features.POSITIONS`; result by head (batch, classes of the head), fp32.
+        `features.POSITIONS`; result by head (batch, classes of the head), fp32. In training mode with
+        `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other.
         """
         types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
         if self.unpadded:
             hidden = unpadding.encode(self.encoder, input_ids, attention_mask, **types)
         else:
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        pair = self.pair(self.pool(hidden, positions))
+        pooled = self.pool(hidden, positions)
+        if self.training and self.dropout_samples > 1:
+            pooled = pooled.repeat(self.dropout_samples, 1)
+        pair = self.pair(pooled)
         return {name: head(pair).float() for name, head in self.heads.items()}
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -55,7 +55,7 @@ def _peak(name: str, layers: int, options: OptimConfig) -> float:
 
 def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over `parameter_groups`, fused where torch has a fused kernel."""
-    return torch.optim.AdamW(parameter_groups(model, options), lr=options.lr, fused=True)
+    return torch.optim.AdamW(parameter_groups(model, options), lr=options.lr, betas=(0.9, options.beta2), fused=True)
 
 
 def rate_factor(step: int, total: int, options: OptimConfig) -> float:

@@ -34,12 +34,12 @@ from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
 from mtl_re.features import FeatureTable, Featurizer
 from mtl_re.inference import resolve_precision
-from mtl_re.losses import LOSSES, normalise
+from mtl_re.losses import LOSSES, log_shares, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
 from mtl_re.run_dir import claim_run_dir
-from mtl_re.taxonomy import Taxonomy
+from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.tracking import Trackers, manifest
 from mtl_re.weighting import WEIGHTINGS, Weighting
 
@@ -75,6 +75,7 @@ class Run:
     optimizer: Any
     weights: dict[str, float]
     weighting: Weighting
+    log_shares: dict[str, torch.Tensor]
     collate: Collator
     trackers: Trackers
     precision: str
@@ -135,6 +136,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         model.encoder.compile(dynamic=True)
     precision = accelerator.mixed_precision
     prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
+    model.dropout_samples = config.model.dropout_samples
     model.unpad()  # after it has come to its device
     if accelerator.device.type == "cpu" and not config.train.compile:
         quicken(model)
@@ -156,6 +158,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
             [head for head, weight in weights.items() if weight > 0], config.train.seed
         ),
+        log_shares=class_log_shares(taxonomy, train_table, accelerator.device),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
         trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
         precision=precision,
@@ -164,6 +167,14 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     _same_everywhere(run)
     _announce(run)
     return run
+
+
+def class_log_shares(taxonomy: Taxonomy, table: FeatureTable, device: torch.device) -> dict[str, torch.Tensor]:
+    """By head, (classes,): log shares of its classes among the training rows it has a label for."""
+    return {
+        head.name: log_shares(np.bincount(column[column != IGNORE], minlength=len(head.classes)).tolist()).to(device)
+        for head, column in zip(taxonomy.heads, table.targets.T, strict=True)
+    }
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -329,6 +340,8 @@ def read_rows(config: Config, taxonomy: Taxonomy) -> Rows:
         rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
         rows.bad += bad
         rows.train, rows.overlap = data.drop_overlap(rows.train, rows.valid, options.on_overlap)
+    elif options.fold is not None:
+        rows.train, rows.valid = data.split_by_fold(rows.train, options.fold, options.split_seed)
     elif options.valid_fraction > 0:
         rows.train, rows.valid = data.split_by_sentence(rows.train, options.valid_fraction, options.split_seed)
     for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):

@@ -46,7 +46,7 @@ ERRORS = {
     "wrong_label": ("wrong label", "another label of the class"),
 }
 HIGHLIGHTS: dict[str, Sequence[str]] = {
-    "data": ("train", "valid", "valid_fraction", "max_length", "markers", "query", "limit"),
+    "data": ("train", "valid", "valid_fraction", "fold", "max_length", "markers", "query", "limit"),
     "model": ("encoder", "heads", "pooling", "dropout"),
     "loss": ("kind", "reduction", "weighting", "weights", "label_smoothing"),
     "optim": ("lr", "head_lr", "weight_decay", "warmup", "schedule", "layer_decay", "max_grad_norm"),

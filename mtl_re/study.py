@@ -184,7 +184,7 @@ def check_study(study: Study) -> None:
         for settings in study.search.corners():
             cell = study.cell("search", settings, study.seeds[0])
             check_cell(study, cell)
-            if cell.config.get("data", {}).get("valid") is None and not _valid_fraction(cell):
+            if not checked_config(cell.config).data.validated:
                 raise MtlReError("a search needs validation rows to select by: set data.valid or data.valid_fraction")
         if study.composed:
             raise MtlReError("composed: a search has no arms to compose; write the arms out")
@@ -258,7 +258,3 @@ def _check_composed(study: Study) -> None:
                 raise MtlReError(f"{where}: names heads {sorted(parts)}, but arm {arm!r} has {sorted(heads)}")
             if head not in trained_heads(study, arm):
                 raise MtlReError(f"{where}: {head}: arm {arm!r} gives this head the weight 0, so it is untrained there")
-
-
-def _valid_fraction(cell: Cell) -> float:
-    return checked_config(cell.config).data.valid_fraction

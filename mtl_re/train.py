@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mtl_re import checkpoint, evaluation, inference, loop, report
+from mtl_re.adversarial import perturbed
 from mtl_re.bad_steps import BadStepError, check_step, roll_back
 from mtl_re.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
@@ -184,14 +185,22 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     accelerator, options = run.accelerator, run.config
     counts, labelled = global_counts(run, rows)
     weights = step_weights(run, state.step)
-    sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches):
-        last = number == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(run.model):
-            losses = _forward(run, batch)
-            loss = combine(losses, counts, labelled, weights, options.loss.reduction)
-            accelerator.backward(loss * accelerator.num_processes)
-        _gather(sums, losses)
+
+    def passes() -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(run.model):
+                losses = _forward(run, batch)
+                loss = combine(losses, counts, labelled, weights, options.loss.reduction)
+                accelerator.backward(loss * accelerator.num_processes)
+            _gather(sums, losses)
+        return sums
+
+    sums = passes()
+    if options.loss.fgm:
+        with perturbed(run.plain_model.encoder.get_input_embeddings(), options.loss.fgm):
+            passes()  # DDP averages what is the same everywhere already, so the first gradients stay as they are
     norm = _clip(run)
     set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
     skipped = check_step(run, state, norm, sums, rows)
@@ -215,10 +224,12 @@ def step_weights(run: Run, step: int) -> dict[str, float]:
 
 def _forward(run: Run, batch: Batch) -> dict[str, HeadLoss]:
     """Raw losses of one forward pass."""
-    device = run.accelerator.device
+    device, options = run.accelerator.device, run.config.loss
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
     targets = moved.pop("targets")
-    return head_losses(run.model(**moved), targets, run.config.loss)
+    if options.rdrop:  # one pass over every row twice: DDP wants one forward pass for each backward pass
+        moved = {name: torch.cat([tensor, tensor]) for name, tensor in moved.items()}
+    return head_losses(run.model(**moved), targets, options, run.log_shares)
 
 
 def _gather(sums: dict[str, Tensor], losses: dict[str, HeadLoss]) -> None:

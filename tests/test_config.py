@@ -33,11 +33,16 @@ OUT_OF_RANGE = [
     ("data", "max_length", (0, 7, -1)),
     ("data", "limit", (0, -1)),
     ("model", "dropout", (-0.1, 1.0, math.nan)),
+    ("model", "dropout_samples", (0, 65)),
     ("loss", "label_smoothing", (-0.1, 1.0)),
     ("loss", "focal_gamma", (-1, math.inf)),
+    ("loss", "logit_adjustment", (-11, math.nan)),
+    ("loss", "rdrop", (-1, math.nan)),
+    ("loss", "fgm", (-1, math.nan)),
     ("optim", "lr", (-1e-5, 2, math.nan, math.inf)),
     ("optim", "head_lr", (-1e-5, math.nan)),
     ("optim", "weight_decay", (-1, math.nan)),
+    ("optim", "beta2", (-0.1, 1.0, math.nan)),
     ("optim", "warmup", (-0.1, 1.1)),
     ("optim", "layer_decay", (0, 1.1)),
     ("optim", "max_grad_norm", (-1, math.nan)),
@@ -86,6 +91,26 @@ def test_out_of_range_is_named(group, name, values):
     for value in values:
         with pytest.raises(MtlReError, match=rf"^{group}\.{name}: .* is out of range; expected"):
             GROUPS[group](**{name: value})
+
+
+@pytest.mark.parametrize("fold", ["", "1", "0/5", "6/5", "1/1", "a/b", "1/5/2", "-1/5", "1.0/5"])
+def test_fold_names_one_of_several(fold):
+    with pytest.raises(MtlReError, match=r"^data\.fold: .* expected k/K"):
+        config.DataConfig(fold=fold)
+
+
+def test_fold_and_validation_rows_exclude_each_other():
+    config.DataConfig(fold="5/5")
+    with pytest.raises(MtlReError, match=r"data\.fold: .*data\.valid is set too"):
+        config.DataConfig(fold="1/5", valid="dev.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [({}, True), ({"valid_fraction": 0}, False), ({"valid_fraction": 0, "fold": "1/5"}, True), ({"valid": "x"}, True)],
+)
+def test_validated(options, validated):
+    assert config.DataConfig(**options).validated is validated
 
 
 def test_weight_out_of_range_is_named():

@@ -29,6 +29,7 @@ from mtl_re.data import (
     load_examples,
     parse_row,
     read_examples,
+    split_by_fold,
     split_by_sentence,
     write_rejected,
 )
@@ -253,6 +254,38 @@ def test_split_keeps_order_shares_and_depends_on_the_seed() -> None:
     assert list(label_counts(train)) == [KLUE[0], KLUE[1], KLUE[2]]
     assert split_by_sentence(rows, 0.2, 1)[1] != valid
     assert split_by_sentence(rows, 0, 1) == (rows, [])
+
+
+@settings(deadline=None, max_examples=100)
+@given(row_lists, st.integers(2, 6), st.integers(0, 5), st.randoms())
+def test_folds_hold_every_row_once_and_no_sentence_twice(
+    pairs: list[tuple[int, str | None]], folds: int, seed: int, shuffler: random.Random
+) -> None:
+    rows = [example(number, sentence, label) for number, (sentence, label) in enumerate(pairs)]
+    sizes = Counter(row.sentence for row in rows)
+    if len(sizes) < folds:
+        with pytest.raises(MtlReError, match=rf"data.fold: {len(sizes)} sentence\(s\) cannot be split into {folds}"):
+            split_by_fold(rows, f"1/{folds}", seed)
+        return
+    held = []
+    for number in range(1, folds + 1):
+        train, valid = split_by_fold(rows, f"{number}/{folds}", seed)
+        assert valid
+        assert not {row.sentence for row in train} & {row.sentence for row in valid}
+        assert sorted(row.id for row in train + valid) == sorted(row.id for row in rows)
+        shuffled = shuffler.sample(rows, len(rows))
+        assert {row.id for row in split_by_fold(shuffled, f"{number}/{folds}", seed)[1]} == {row.id for row in valid}
+        held.append(len(valid))
+    assert sum(held) == len(rows)
+    assert max(held) - min(held) <= max(sizes.values())
+
+
+def test_folds_are_alike_in_labels() -> None:
+    labels = [KLUE[0]] * 600 + [KLUE[1]] * 300 + [KLUE[2]] * 100
+    rows = [example(number, number, label) for number, label in enumerate(labels)]
+    for number in range(1, 6):
+        _, valid = split_by_fold(rows, f"{number}/5", 0)
+        assert label_counts(valid) == {KLUE[0]: 120, KLUE[1]: 60, KLUE[2]: 20}
 
 
 def test_one_sentence_cannot_be_split() -> None:

@@ -70,8 +70,15 @@ def double(job, tmp_path, **options):
         {"data.limit": 33, "data.valid_fraction": 0.2},
         {"data.limit": 33, "data.valid_fraction": 0.0},  # 33 rows in steps of 16: the last one is a single row
         {"loss.reduction": "per_head", "train.accumulate": 2, "train.batch_size": 8},
+        {
+            "loss.fgm": 0.5,
+            "loss.rdrop": 1.0,
+            "loss.logit_adjustment": 0.5,
+            "train.accumulate": 2,
+            "train.batch_size": 8,
+        },
     ],
-    ids=["uneven", "process without rows", "accumulated per head"],
+    ids=["uneven", "process without rows", "accumulated per head", "techniques"],
 )
 def test_two_processes_train_what_one_does(rows, tmp_path, single, options):
     job = STILL | {"data.train": str(rows), "train.batch_size": 16} | options

@@ -12,7 +12,7 @@ from mtl_re import gating
 from mtl_re.collate import Collator, step_parts
 from mtl_re.config import LossConfig
 from mtl_re.errors import MtlReError, entry
-from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, normalise
+from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, log_shares, normalise
 from mtl_re.taxonomy import IGNORE
 from mtl_re.train import global_counts
 
@@ -310,3 +310,76 @@ def test_columns_must_match_the_heads():
     logits, targets, _ = draw(KLUE)
     with pytest.raises(ValueError, match="zip"):
         head_losses(logits, targets[:, :2], LossConfig())
+
+
+# ---- several readings of a row, R-Drop, logit adjustment -----------------------------------------------------------
+
+
+@each_loss
+def test_losses_of_several_views_are_averaged(kind):
+    options = LossConfig(kind=kind, label_smoothing=0.1)
+    views = [draw(KLUE, seed=seed)[0] for seed in range(3)]
+    targets = draw(KLUE)[1]
+    together = {name: torch.cat([view[name] for view in views]) for name in views[0]}
+    found = head_losses(together, targets, options)
+    alone = [head_losses(view, targets, options) for view in views]
+    for name, loss in found.items():
+        torch.testing.assert_close(loss.sum, sum(one[name].sum for one in alone) / 3)
+        assert loss.count == alone[0][name].count
+        assert loss.penalty is None
+
+
+@each_reduction
+def test_rdrop_adds_the_symmetric_divergence_of_labelled_rows(reduction):
+    one, other, targets = draw(KLUE, seed=1)[0], draw(KLUE, seed=2)[0], draw(KLUE)[1]
+    together = {name: torch.cat([one[name], other[name]]) for name in one}
+    losses = head_losses(together, targets, LossConfig(rdrop=3.0))
+    for column, (name, loss) in enumerate(losses.items()):
+        expected = 0.0
+        for row, target in enumerate(targets[:, column].tolist()):
+            if target != IGNORE:
+                p, q = (logits[name][row].detach().double().softmax(-1) for logits in (one, other))
+                expected += 3.0 * 0.5 * float((p * (p / q).log()).sum() + (q * (q / p).log()).sum())
+        assert loss.penalty.item() == pytest.approx(expected, rel=1e-5)
+    plain = joint(together, targets, reduction=reduction)
+    counts = {name: int(loss.count) for name, loss in losses.items()}
+    penalised = combine(losses, counts, len(targets), dict.fromkeys(one, 1.0), reduction)
+    added = sum(
+        loss.penalty / (len(targets) if reduction == "joint" else counts[name]) for name, loss in losses.items()
+    )
+    torch.testing.assert_close(penalised, plain + added)
+
+
+def test_rdrop_of_equal_readings_adds_nothing_and_views_stay_paired():
+    """With two draws of the pair's dropout a row stands four times: reading 1, reading 2, reading 1, reading 2."""
+    logits, targets, _ = draw(KLUE)
+    other = draw(KLUE, seed=5)[0]
+    alike = {name: torch.cat([scores, scores]) for name, scores in logits.items()}
+    assert all(loss.penalty.item() == 0 for loss in head_losses(alike, targets, LossConfig(rdrop=1.0)).values())
+    pairs = {name: torch.cat([logits[name], logits[name], other[name], other[name]]) for name in logits}
+    assert all(loss.penalty.item() == 0 for loss in head_losses(pairs, targets, LossConfig(rdrop=1.0)).values())
+    crossed = {name: torch.cat([logits[name], other[name]] * 2) for name in logits}
+    once = {name: torch.cat([logits[name], other[name]]) for name in logits}
+    for name, loss in head_losses(crossed, targets, LossConfig(rdrop=1.0)).items():
+        torch.testing.assert_close(loss.penalty, head_losses(once, targets, LossConfig(rdrop=1.0))[name].penalty)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, -1.0])
+def test_logit_adjustment_is_the_formula(tau):
+    """Menon et al. 2021, eq. 10: cross entropy of the logits plus τ · log of the class's prior."""
+    logits, targets, _ = draw(KLUE)
+    shares = {name: torch.rand(scores.shape[1]).softmax(0) for name, scores in logits.items()}
+    logs = {name: share.log() for name, share in shares.items()}
+    found = head_losses(logits, targets, LossConfig(logit_adjustment=tau), logs)
+    for column, (name, scores) in enumerate(logits.items()):
+        expected = 0.0
+        for row, target in enumerate(targets[:, column].tolist()):
+            if target != IGNORE:
+                weighted = shares[name] ** tau * scores[row].detach().exp()
+                expected += -float((weighted[target] / weighted.sum()).log())
+        assert found[name].sum.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_log_shares():
+    torch.testing.assert_close(log_shares([6, 3, 1]).exp(), torch.tensor([0.6, 0.3, 0.1]))
+    torch.testing.assert_close(log_shares([9, 0]).exp(), torch.tensor([0.9, 0.1]))  # never seen: as if once

@@ -326,6 +326,93 @@ def test_gradient_of_a_step_is_that_of_the_mean_loss(go, no_dropout, monkeypatch
     assert compare.calls == 4
 
 
+# ---- techniques behind one option ----------------------------------------------------------------------------------
+
+TECHNIQUES = {
+    "rdrop": {"loss.rdrop": 1.0},
+    "fgm": {"loss.fgm": 0.5},
+    "logit adjustment": {"loss.logit_adjustment": 1.0},
+    "dropout samples": {"model.dropout_samples": 3},
+}
+
+
+@pytest.mark.parametrize("options", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_a_technique_changes_the_training_and_leaves_the_model_as_it_is(plain_run, go, options):
+    run_dir = go(**options)
+    ours, plain = weights(run_dir), weights(plain_run)
+    assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in plain.items()}
+    assert any(not torch.equal(ours[name], plain[name]) for name in plain)
+    assert_same_run(run_dir, go("again", **options))
+
+
+@pytest.mark.parametrize("options", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_a_technique_does_not_know_how_a_step_was_split(go, no_dropout, options):
+    same = no_dropout | options | {"data.valid_fraction": 0.0, "train.epochs": 1}
+    whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})
+    split = go("split", **same, **{"train.batch_size": 4, "train.accumulate": 4})
+    assert_same_tensors(weights(whole), weights(split), 2e-6)
+
+
+@pytest.mark.parametrize("name", ["rdrop", "dropout samples"])
+def test_what_lives_on_dropout_does_nothing_without_it(go, no_dropout, name):
+    assert_same_tensors(weights(go("plain", **no_dropout)), weights(go("with", **no_dropout, **TECHNIQUES[name])), 1e-6)
+
+
+def test_fgm_adds_the_gradient_where_the_embeddings_were_moved_to(go, no_dropout, monkeypatch):
+    checked, calls, real, real_step = [], [], train_module._clip, train_module.step
+
+    def nll_gradients(run, rows):
+        batch = dict(run.collate(rows))
+        targets = batch.pop("targets")
+        run.plain_model.zero_grad()
+        losses = train_module.head_losses(run.plain_model(**batch), targets, run.config.loss)
+        (sum(loss.sum for loss in losses.values()) / len(rows)).backward()
+        return {n: p.grad.clone() for n, p in run.plain_model.named_parameters() if p.grad is not None}
+
+    def compare(run):
+        rows = checked.pop()
+        table = run.plain_model.encoder.get_input_embeddings().weight
+        trained = {n: p.grad.clone() for n, p in run.plain_model.named_parameters()}
+        before = table.detach().clone()
+        clean = nll_gradients(run, rows)
+        with torch.no_grad():
+            table.add_(0.5 * table.grad / table.grad.norm())
+        moved = nll_gradients(run, rows)
+        with torch.no_grad():
+            table.copy_(before)
+        for name, parameter in run.plain_model.named_parameters():
+            expected = clean.get(name, torch.zeros(())) + moved.get(name, torch.zeros(()))
+            assert torch.allclose(trained[name], expected, atol=2e-6), name
+            parameter.grad = trained[name]
+        calls.append(1)
+        return real(run)
+
+    def note(run, state, rows, batches, total):
+        checked.append(rows)
+        real_step(run, state, rows, batches, total)
+
+    monkeypatch.setattr(train_module, "step", note)
+    monkeypatch.setattr(train_module, "_clip", compare)
+    go(**no_dropout, **{"loss.fgm": 0.5, "train.epochs": 1, "train.batch_size": 4, "train.accumulate": 2})
+    assert len(calls) == 4
+
+
+def test_rdrop_is_trained_and_not_logged(go):
+    """Logged losses are raw, so that curves of arms can be compared."""
+    run_dirs = [go(name, **{"loss.rdrop": alpha}) for name, alpha in (("weak", 1e-6), ("strong", 100.0))]
+    first, second = (lines(run_dir, "train") for run_dir in run_dirs)
+    assert first[0]["loss"] == second[0]["loss"]  # same weights, same dropout
+    assert first[0]["grad_norm"] != second[0]["grad_norm"]
+    assert first[-1]["loss"] != second[-1]["loss"]
+
+
+def test_folds_are_validation_rows(go, rows):
+    held = [go(f"fold{k}", **{"data.fold": f"{k}/4", "train.max_steps": 1}) for k in (1, 2, 3, 4)]
+    manifests = [json.loads((run_dir / "manifest.json").read_text())["data"] for run_dir in held]
+    assert sum(data["valid"]["rows"] for data in manifests) == 40
+    assert all(data["train"]["rows"] + data["valid"]["rows"] == 40 for data in manifests)
+
+
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
