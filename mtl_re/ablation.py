@@ -208,7 +208,9 @@ class Worker:
                 self.book.note(trial, beat=time.time())
             return not self.stopped
 
-        return run_cell(run_dir, config, self.launch, output / "logs" / f"{cell.key}.log", lock, alive, prune)
+        group = cell.config.get("tracking", {}).get("group") or f"{self.book.study.name}/{cell.arm}"
+        log = output / "logs" / f"{cell.key}.log"
+        return run_cell(run_dir, config, self.launch, group, log, lock, alive, prune)
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds

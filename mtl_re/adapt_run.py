@@ -189,7 +189,7 @@ def prepare(config: AdaptConfig, name: str, resources: ExitStack) -> AdaptRun:
         optimizer=optimizer,
         train=maskers[0],
         held_out=maskers[1],
-        trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
+        trackers=Trackers(accelerator, config.tracking, run_dir, config.to_dict()),
         precision=accelerator.mixed_precision,
         identity=_identity(config, blocks),
     )

@@ -47,13 +47,21 @@ class Outcome:
 
 
 def run_cell(
-    run_dir: Path, config: Path, launch: str, log: Path, lock: IO[str], alive: Callable[[], bool], handle: Any = None
+    run_dir: Path,
+    config: Path,
+    launch: str,
+    group: str,
+    log: Path,
+    lock: IO[str],
+    alive: Callable[[], bool],
+    handle: Any = None,
 ) -> Outcome:
     """Train a cell to its end.
 
     Args:
         config: the cell's options, as `mtl-re train --config` reads them.
         launch: words before `-m mtl_re` (`accelerate launch ...`); empty: this Python.
+        group: of the run, for the trackers.
         log: what the process says is appended here.
         lock: the job's lock, handed on to the process.
         alive: called at every look; False asks the process to stop.
@@ -62,7 +70,7 @@ def run_cell(
     began = time.monotonic()
     if not finished(run_dir):
         command = [*(shlex.split(launch) or [sys.executable]), "-m", "mtl_re", "train", "--config", str(config)]
-        command += ["--train.run_dir", str(run_dir), "--train.resume", "auto"]
+        command += ["--train.run_dir", str(run_dir), "--train.resume", "auto", "--tracking.group", group]
         with log.open("ab") as output:
             offset = output.tell()
             process = subprocess.Popen(

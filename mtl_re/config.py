@@ -246,6 +246,10 @@ class TrackingConfig:
     """Extra trackers; wandb runs offline where it has no key or no network, and says where the run lies."""
     project: str = "mtl-re"
     """Project name for the trackers."""
+    group: str | None = None
+    """wandb's group of the run, such as all seeds of an arm (`mtl-re ablate` says STUDY/ARM; None: WANDB_RUN_GROUP)."""
+    artifact: bool = True
+    """Send `model/` to wandb at the end, as an artifact named after the run."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
 

@@ -58,13 +58,18 @@ def selection_score(probs: np.ndarray, gold: np.ndarray, taxonomy: Taxonomy, opt
     weights = None
     if options.target_prior is not None:
         weights = metrics.prior_weights(gold, taxonomy, options.target_prior)
-    predicted = gating.labels(torch.from_numpy(probs), taxonomy, options.gate).numpy()
+    predicted = predicted_labels(probs, taxonomy, options.gate)
     if options.metric == "auprc":
         return float(metrics.auprc(gold, probs, weights))
     if options.metric == "accuracy":
         return float(metrics.accuracy(gold, predicted, weights))
     function = metrics.micro_f1 if options.metric == "micro_f1" else metrics.macro_f1
     return float(function(gold, predicted, taxonomy, weights))
+
+
+def predicted_labels(probs: np.ndarray, taxonomy: Taxonomy, gate: Gate) -> np.ndarray:
+    """(rows,) label indices under a gate, from (rows, labels) probabilities."""
+    return gating.labels(torch.from_numpy(probs), taxonomy, gate).numpy()
 
 
 def gold_indices(examples: Sequence[Example], taxonomy: Taxonomy) -> np.ndarray:

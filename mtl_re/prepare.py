@@ -160,7 +160,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         ),
         log_shares=class_log_shares(taxonomy, train_table, accelerator.device),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
-        trackers=Trackers(accelerator, config.tracking.trackers, config.tracking.project, run_dir, config.to_dict()),
+        trackers=Trackers(accelerator, config.tracking, run_dir, resolved(config, weights, run_dir)),
         precision=precision,
         identity=identity(config, weights, train_table, valid_table),
     )
@@ -257,7 +257,9 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
     digests of the rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
     options = config.to_dict()
     options["loss"]["weights"] = weights  # normalised: equal ratios are the same run
-    del options["tracking"]["trackers"], options["tracking"]["project"], options["eval"]["batch_size"]
+    for name in ("trackers", "project", "group", "artifact"):
+        del options["tracking"][name]
+    del options["eval"]["batch_size"]
     for name in (
         "run_dir",
         "resume",
@@ -284,6 +286,13 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
     return same
 
 
+def resolved(config: Config, weights: dict[str, float], run_dir: Path) -> dict[str, Any]:
+    """All options of a run as they apply: what config.yaml and the trackers hold."""
+    options = config.to_dict()
+    options["loss"]["weights"], options["train"]["run_dir"] = weights, str(run_dir)
+    return options
+
+
 def write_records(run: Run) -> None:
     """Write config.yaml, manifest.json and, if any, rejected.jsonl: once it is certain that this run may go on.
 
@@ -292,10 +301,8 @@ def write_records(run: Run) -> None:
     """
     config, rows = run.config, run.rows
     try:
-        resolved = config.to_dict()
-        resolved["loss"]["weights"] = run.weights
-        resolved["train"]["run_dir"] = str(run.run_dir)
-        text = yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False)
+        options = resolved(config, run.weights, run.run_dir)
+        text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
         (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
         if rows.bad:
             data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)

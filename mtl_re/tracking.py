@@ -10,16 +10,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from mtl_re.config import TrackingConfig
 from mtl_re.errors import MtlReError
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
@@ -104,24 +109,24 @@ def _version(name: str) -> str | None:
 
 
 class Trackers:
-    """accelerate's trackers behind three verbs; does nothing when none was asked for.
+    """accelerate's trackers behind four verbs; does nothing when none was asked for.
 
     Args:
         accelerator: made with `log_with`.
-        names: trackers asked for.
+        options: which trackers, and how their runs are filed.
+        config: of the run, nested, complete.
     """
 
-    def __init__(
-        self, accelerator: Any, names: Sequence[str], project: str, run_dir: Path, config: Mapping[str, Any]
-    ) -> None:
-        self.accelerator, self.names, self.run_dir = accelerator, names, run_dir
-        if not names:
+    def __init__(self, accelerator: Any, options: TrackingConfig, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self.accelerator, self.names, self.run_dir = accelerator, options.trackers, run_dir
+        self.artifact = options.artifact
+        if not self.names:
             return
-        options = {"dir": str(run_dir), "name": run_dir.name}
-        if "wandb" in names and (reason := _wandb_offline()):
-            options["mode"] = "offline"
+        wandb = {"dir": str(run_dir), "name": run_dir.name} | ({"group": options.group} if options.group else {})
+        if "wandb" in self.names and (reason := _wandb_offline()):
+            wandb["mode"] = "offline"
             self._say(f"wandb: {reason}; this run is kept offline under {run_dir / 'wandb'} (`wandb sync` sends it)")
-        accelerator.init_trackers(project, config=flatten(config), init_kwargs={"wandb": options})
+        accelerator.init_trackers(options.project, config=flatten(config), init_kwargs={"wandb": wandb})
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send the numbers among `values`, nested names joined by '/'."""
@@ -129,25 +134,82 @@ class Trackers:
             numbers = {k: v for k, v in flatten(values).items() if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=step)
 
+    def charts(self, answers: Answers, step: int) -> None:
+        """Send the confusion of coarse classes and of labels, and each label's precision over recall: as wandb's own
+        charts, as TensorBoard's precision-recall curves. On the main process only."""
+        if "wandb" in self.names:
+            self.accelerator.get_tracker("wandb", unwrap=True).log(_wandb_charts(answers), step=step)
+        if "tensorboard" in self.names:
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            for index in np.unique(answers.gold):
+                name = f"precision-recall/{answers.labels[index]}"
+                writer.add_pr_curve(name, answers.gold == index, answers.probs[:, index], global_step=step)
+
     def finish(self, scores: Mapping[str, Any], step: int) -> None:
-        """Send the final scores and the confusion table, if there are any, and close."""
+        """Send the final scores, if there are any, and the model, and close."""
         if not self.names:
             return
         if scores:
-            self._send(scores, step)
+            self.log({"final": {k: v for k, v in scores.items() if k not in {"per_label", "ci"}}}, step)
+        model = self.run_dir / "model"
+        if "wandb" in self.names and self.artifact and self.accelerator.is_main_process and model.is_dir():
+            self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(_wandb_artifact(model, scores))
         self.accelerator.end_training()
-
-    def _send(self, scores: Mapping[str, Any], step: int) -> None:
-        self.log({"final": {k: v for k, v in scores.items() if k not in {"per_label", "ci"}}}, step)
-        if "wandb" in self.names and self.accelerator.is_main_process:
-            confusion = scores["coarse"]["confusion"]
-            columns = ["gold", *confusion]
-            rows = [[gold, *(row.get(name, 0) for name in confusion)] for gold, row in confusion.items()]
-            self.accelerator.get_tracker("wandb").log_table("confusion", columns=columns, data=rows, step=step)
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to validation rows.
+
+    Attributes:
+        labels: names, in the order of the columns. coarse: label → its coarse class.
+        gold, predicted: (rows,) label indices. probs: (rows, labels).
+    """
+
+    labels: Sequence[str]
+    coarse: Mapping[str, str]
+    gold: np.ndarray
+    predicted: np.ndarray
+    probs: np.ndarray
+
+
+def _wandb_charts(answers: Answers) -> dict[str, Any]:
+    from wandb import plot
+
+    groups = list(dict.fromkeys(answers.coarse[label] for label in answers.labels))
+    group_of = np.array([groups.index(answers.coarse[label]) for label in answers.labels])
+
+    def confusion(indices: np.ndarray, names: list[str], title: str) -> Any:
+        gold, predicted = indices[answers.gold], indices[answers.predicted]
+        return plot.confusion_matrix(y_true=gold.tolist(), preds=predicted.tolist(), class_names=names, title=title)
+
+    labels = list(answers.labels)
+    seen = np.unique(answers.gold)  # wandb reads its columns as if they were the classes that occur
+    curves = plot.pr_curve(
+        y_true=np.searchsorted(seen, answers.gold).tolist(),
+        y_probas=answers.probs[:, seen].tolist(),
+        labels=[labels[index] for index in seen],
+        title="Precision over recall",
+    )
+    return {
+        "confusion/coarse": confusion(group_of, groups, "Coarse classes"),
+        "confusion/labels": confusion(np.arange(len(labels)), labels, "Labels"),
+        "precision-recall": curves,
+    }
+
+
+def _wandb_artifact(model: Path, scores: Mapping[str, Any]) -> Any:
+    from wandb import Artifact
+
+    name = re.sub(r"[^\w.-]", "-", f"{model.parent.name}-model")  # no other signs are allowed
+    numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+    artifact = Artifact(name, type="model", metadata=numbers)
+    artifact.add_dir(str(model))
+    return artifact
 
 
 def _wandb_offline() -> str | None:

@@ -32,7 +32,7 @@ from mtl_re.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.prepare import Run, on_main, prepare, write_records
 from mtl_re.taxonomy import IGNORE
-from mtl_re.tracking import MetricsLog
+from mtl_re.tracking import Answers, MetricsLog
 from mtl_re.train_log import Clock, add_step, write_window
 from mtl_re.train_state import State, resume, save_state
 
@@ -66,10 +66,9 @@ def train(config: Config, name: str = "train") -> Path:
         on_main(run.accelerator, lambda: write_records(run))
         with peers_named(run):
             finished = fit(run, state, log)
-            if finished:
-                on_main(run.accelerator, lambda: _conclude(run, state))
+            scores = on_main(run.accelerator, lambda: _conclude(run, state)) if finished else {}
             run.accelerator.wait_for_everyone()
-        run.trackers.finish(_final_scores(run) if finished else {}, state.step)
+        run.trackers.finish(scores, state.step)
         leave(run)
         return run.run_dir
 
@@ -326,22 +325,27 @@ def write_model(run: Run) -> None:
     loop.write_model(run.run_dir, "model", run.plain_model, run.tokenizer)
 
 
-def _conclude(run: Run, state: State) -> None:
-    """valid_metrics.json of the best model, with intervals, and the run's report."""
+def _conclude(run: Run, state: State) -> dict[str, Any]:
+    """valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
+
+    Returns:
+        The best model's validation scores; empty without validation rows.
+    """
+    figures: dict[str, Any] = {}
     if len(run.valid_table):
         checkpoint.check_weights(run.run_dir / "model")  # it may be of a step long before a kill
         weights = checkpoint.load_weights(run.run_dir / "model" / checkpoint.WEIGHTS)
         run.plain_model.load_state_dict(weights)
         probs, gold = _score_valid(run)
-        figures = evaluation.report(probs, gold, run.taxonomy, run.config.eval.gate, resamples=1000)
+        gate, taxonomy = run.config.eval.gate, run.taxonomy
+        figures = evaluation.report(probs, gold, taxonomy, gate, resamples=1000)
         evaluation.write_json(run.run_dir / "valid_metrics.json", {**figures, "step": state.best_step})
+        coarse = {label: taxonomy.coarse_of(label) for label in taxonomy.labels}
+        predicted = evaluation.predicted_labels(probs, taxonomy, gate)
+        run.trackers.charts(Answers(taxonomy.labels, coarse, gold, predicted, probs), state.step)
+        figures["selection"] = state.best_score
     report.write_run_report(run.run_dir)
-
-
-def _final_scores(run: Run) -> dict[str, Any]:
-    """The best model's validation scores; empty without validation rows."""
-    path = run.run_dir / "valid_metrics.json"
-    return report.read_json(path) if run.trackers.names and path.exists() else {}
+    return figures
 
 
 def _gave_up(run: Run, state: State) -> bool:

@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from distributed_worker import lines, make_config, rows_file, shrink
+from wandb_file import read_run
 
 from mtl_re import tracking
-from mtl_re.tracking import MetricsLog, Trackers, flatten, manifest
+from mtl_re.config import TrackingConfig
+from mtl_re.tracking import Answers, MetricsLog, Trackers, flatten, manifest
 from mtl_re.train import train
 
 
@@ -155,25 +160,39 @@ def test_the_users_mode_is_left_alone(no_wandb, monkeypatch):
 
 
 def test_no_trackers_do_nothing(tmp_path):
-    trackers = Trackers(None, [], "p", tmp_path, {})
+    trackers = Trackers(None, TrackingConfig(), tmp_path, {})
     trackers.log({"a": 1}, 1)
+    trackers.charts(ANSWERS, 1)
     trackers.finish({}, 1)
     assert not list(tmp_path.iterdir())
 
 
-class FakeTracker:
-    def __init__(self):
-        self.tables = {}
+ANSWERS = Answers(
+    labels=["no_relation", "org:members", "per:title", "per:spouse"],
+    coarse={"no_relation": "no_relation", "org:members": "org", "per:title": "per", "per:spouse": "per"},
+    gold=np.array([0, 0, 2, 3, 3]),
+    predicted=np.array([0, 1, 3, 3, 3]),
+    probs=np.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.4, 0.2, 0.1], [0, 0, 0.4, 0.6], [0, 0, 0.1, 0.9], [0, 0, 0.5, 0.5]]),
+)
+"""No row is org:members."""
 
-    def log_table(self, name, columns, data, step):
-        self.tables[name] = (columns, data, step)
+
+class FakeRun:
+    def __init__(self):
+        self.logged, self.artifacts = {}, []
+
+    def log(self, values, step):
+        self.logged |= values
+
+    def log_artifact(self, artifact):
+        self.artifacts.append(artifact)
 
 
 class FakeAccelerator:
     is_main_process = True
 
     def __init__(self):
-        self.wandb, self.logged, self.ended, self.started = FakeTracker(), [], False, None
+        self.run, self.logged, self.ended, self.started = FakeRun(), [], False, None
 
     def init_trackers(self, project, config, init_kwargs):
         self.started = (project, config, init_kwargs)
@@ -181,38 +200,76 @@ class FakeAccelerator:
     def log(self, values, step):
         self.logged.append((values, step))
 
-    def get_tracker(self, name):
-        return self.wandb
+    def get_tracker(self, name, unwrap):
+        assert unwrap
+        return self.run
 
     def end_training(self):
         self.ended = True
 
 
-def test_wandb_gets_numbers_scores_and_the_confusion_table(no_wandb, tmp_path, capsys):
+def wandb_to(accelerator, run_dir, **options):
+    return Trackers(
+        accelerator, TrackingConfig(trackers=["wandb"], project="mine", **options), run_dir, {"a": {"b": None}}
+    )
+
+
+def test_wandb_gets_numbers_and_scores(no_wandb, tmp_path, capsys):
     accelerator = FakeAccelerator()
-    trackers = Trackers(accelerator, ["wandb"], "mine", tmp_path / "run", {"a": {"b": None}})
+    trackers = wandb_to(accelerator, tmp_path / "run", group="study/arm")
     project, config, options = accelerator.started
     assert (project, config) == ("mine", {"a/b": "None"})
-    assert options["wandb"]["mode"] == "offline"
+    assert options["wandb"] == {"dir": str(tmp_path / "run"), "name": "run", "group": "study/arm", "mode": "offline"}
     said = capsys.readouterr().err
     assert "kept offline under" in said
     assert str(tmp_path / "run" / "wandb") in said
     trackers.log({"kind": "train", "loss": {"coarse": 1.0}}, 3)
     assert accelerator.logged[-1] == ({"loss/coarse": 1.0}, 3)
-    confusion = {"no_relation": {"no_relation": 3, "org": 1}, "org": {"no_relation": 0, "org": 2}}
-    trackers.finish({"micro_f1": 50.0, "coarse": {"accuracy": 80.0, "confusion": confusion}, "per_label": {}}, 9)
-    assert accelerator.logged[-1][0]["final/micro_f1"] == 50.0
-    assert accelerator.wandb.tables["confusion"] == (
-        ["gold", "no_relation", "org"],
-        [["no_relation", 3, 1], ["org", 0, 2]],
+    trackers.finish({"micro_f1": 50.0, "selection": 40.0, "coarse": {"accuracy": 80.0}, "per_label": {"a": 1}}, 9)
+    assert accelerator.logged[-1] == (
+        {"final/micro_f1": 50.0, "final/selection": 40.0, "final/coarse/accuracy": 80.0},
         9,
     )
     assert accelerator.ended
 
 
+def test_wandb_charts_count_classes_and_labels(no_wandb, tmp_path):
+    """wandb's curves take their columns for the classes that occur: without the missing label's they would be wrong."""
+    accelerator = FakeAccelerator()
+    wandb_to(accelerator, tmp_path).charts(ANSWERS, 9)
+    charts = accelerator.run.logged
+    coarse = {(row[0], row[1]): row[2] for row in charts["confusion/coarse"].table.data}
+    assert coarse[("no_relation", "no_relation")] == coarse[("no_relation", "org")] == 1
+    assert coarse[("per", "per")] == 3
+    labels = {(row[0], row[1]): row[2] for row in charts["confusion/labels"].table.data}
+    assert labels[("per:title", "per:spouse")] == 1
+    assert labels[("per:spouse", "per:spouse")] == 2
+    assert sum(labels.values()) == 5
+    curves: dict[str, list] = {}
+    for name, precision, recall in charts["precision-recall"].table.data:
+        curves.setdefault(name, []).append((recall, precision))
+    assert set(curves) == {"no_relation", "per:title", "per:spouse"}
+    assert dict(curves["no_relation"])[1.0] == 1.0  # both of its rows stand above all others
+    assert dict(curves["per:title"])[1.0] == 0.5  # the row that says 0.5 is wrong, the one with 0.4 right
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_model_goes_as_an_artifact(no_wandb, tmp_path, wanted):
+    run_dir = tmp_path / "a run"
+    (run_dir / "model").mkdir(parents=True)
+    (run_dir / "model" / "config.json").write_text("{}")
+    accelerator = FakeAccelerator()
+    wandb_to(accelerator, run_dir, artifact=wanted).finish({"micro_f1": 50.0, "ci": {}}, 9)
+    assert len(accelerator.run.artifacts) == wanted
+    for artifact in accelerator.run.artifacts:
+        assert (artifact.name, artifact.type) == ("a-run-model", "model")
+        assert artifact.metadata == {"micro_f1": 50.0}
+        assert set(artifact.manifest.entries) == {"config.json"}
+
+
 def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
     accelerator = FakeAccelerator()
-    Trackers(accelerator, ["wandb"], "mine", tmp_path, {}).finish({}, 9)
+    wandb_to(accelerator, tmp_path).finish({}, 9)
     assert accelerator.ended
 
 
@@ -230,16 +287,21 @@ def test_tensorboard_holds_the_same_figures(tmp_path, monkeypatch):
     train(make_config({"data.train": str(rows), "train.run_dir": str(run_dir), "tracking.trackers": ["tensorboard"]}))
     files = list(run_dir.rglob("events.out.tfevents.*"))
     assert files, f"not in the run directory but in {list(tmp_path.rglob('events.out.tfevents.*'))}"
-    scalars = {}
+    scalars, tags = {}, set()
     for file in files:
         events = EventAccumulator(str(file))
         events.Reload()
+        tags |= set(events.Tags()["tensors"])
         for tag in events.Tags()["scalars"]:
             scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
     for line in lines(run_dir, "train"):
         assert scalars["loss/coarse"][line["step"]] == pytest.approx(line["loss"]["coarse"], rel=1e-5)
     for line in lines(run_dir, "valid"):
         assert scalars["valid/auprc"][line["step"]] == pytest.approx(line["auprc"], rel=1e-5)
+    assert any(tag.startswith("precision-recall/") for tag in tags)
+    (written,) = run_dir.rglob("hparams.yml")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(written.read_text(encoding="utf-8")) == flatten(config)
 
 
 @pytest.mark.slow
@@ -258,6 +320,8 @@ def test_wandb_run_without_key_or_network(tmp_path, fraction):
         "train.max_steps": 2,
         "train.precision": "no",
         "tracking.trackers": '["wandb"]',
+        "tracking.log_every": 1,
+        "tracking.group": "study/arm",
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     done = subprocess.run(
@@ -272,8 +336,57 @@ def test_wandb_run_without_key_or_network(tmp_path, fraction):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
     assert "wandb: no key" in done.stderr
-    kept = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(kept) == 1
-    assert kept[0].stat().st_size > 0
-    tables = list((tmp_path / "run" / "wandb").rglob("*confusion*"))
-    assert bool(tables) == (fraction != "0")
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    run = read_run(file)
+    assert (run["name"], run["group"], run["project"]) == ("run", "study/arm", "mtl-re")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert flatten(config).items() <= run["config"].items()
+    trained = [line for line in run["history"] if "loss/coarse" in line]
+    logged = lines(tmp_path / "run", "train")
+    assert [line["_step"] for line in trained] == [line["step"] for line in logged]
+    for ours, theirs in zip(logged, trained, strict=True):
+        assert {f"loss/{head}": value for head, value in ours["loss"].items()}.items() <= theirs.items()
+    artifacts = {name: one for name, one in run["artifacts"].items() if one["type"] == "model"}
+    assert set(artifacts) == {"run-model"}
+    assert set(artifacts["run-model"]["files"]) == {path.name for path in (tmp_path / "run" / "model").iterdir()}
+    charts = {name.removeprefix("_wandb/visualize/") for name in run["config"] if name.startswith("_wandb/visualize/")}
+    if fraction == "0":
+        assert not charts
+        return
+    assert charts == {"confusion/coarse", "confusion/labels", "precision-recall"}
+    scores = json.loads((tmp_path / "run" / "valid_metrics.json").read_text(encoding="utf-8"))
+    assert run["summary"]["final/auprc"] == pytest.approx(scores["auprc"])
+    assert run["summary"]["final/selection"] == max(line["selection"] for line in lines(tmp_path / "run", "valid"))
+    (table,) = (tmp_path / "run" / "wandb").rglob("coarse_table*.table.json")
+    counted = {(gold, predicted): count for gold, predicted, count in json.loads(table.read_text())["data"]}
+    for gold, row in scores["coarse"]["confusion"].items():
+        assert {name: counted[gold, name] for name in row} == row
+
+
+# ---- a sweep ---------------------------------------------------------------------------------------------------------
+
+SWEEP = Path(__file__).parents[1] / "experiments" / "sweeps" / "wandb.yaml"
+
+
+def test_sweep_starts_trainings_that_the_parser_takes(monkeypatch):
+    """The command as wandb's own agent expands it, at both ends of every parameter; the metric is one that we send."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    from mtl_re.cli import build_parser
+
+    sweep = yaml.safe_load(SWEEP.read_text(encoding="utf-8"))
+    assert sweep["metric"] == {"name": "final/selection", "goal": "maximize"}
+    monkeypatch.chdir(SWEEP.parents[2])
+    for end in (0, -1):
+        values = {}
+        for name, axis in sweep["parameters"].items():
+            ends = axis.get("values") or ([axis["value"]] if "value" in axis else [axis["min"], axis["max"]])
+            values[name] = {"value": ends[end]}
+        expanded = create_sweep_command_args({"args": values}) | {"env": ["/usr/bin/env"]}
+        words = []
+        for word in create_sweep_command(list(sweep["command"])):
+            words += expanded[word[2:-1]] if word.startswith("${") else [word]
+        assert words[:3] == ["/usr/bin/env", "mtl-re", "train"]
+        parsed = build_parser()[0].parse_args(words[2:])
+        assert parsed.train.tracking.trackers == ["wandb"]
+        assert parsed.train.optim.lr == values["optim.lr"]["value"]

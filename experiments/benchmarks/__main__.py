@@ -46,7 +46,7 @@ class Amount:
     predict_rows: int | None
 
 
-FULL = {"ko-mini": Amount(100, 10, None), "roberta-base": Amount(12, 2, 1024), "tiny": Amount(100, 10, None)}
+FULL = {"ko-mini": Amount(60, 10, None), "roberta-base": Amount(8, 2, 256), "tiny": Amount(100, 10, None)}
 QUICK = {"ko-mini": Amount(10, 3, 600), "roberta-base": Amount(2, 1, 64), "tiny": Amount(10, 3, 600)}
 
 
