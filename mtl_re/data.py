@@ -13,16 +13,20 @@ import hashlib
 import json
 import reprlib
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mtl_re import spool
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.readers import file_digest as file_digest  # callers find it beside load_examples
 from mtl_re.readers import one_line, read_rows
 from mtl_re.taxonomy import KLUE, Taxonomy
+
+if TYPE_CHECKING:
+    import numpy as np  # at run time only where rows are split: reading and checking them starts without
 
 MAX_SENTENCE = 20_000
 """Longest sentence, in characters (KLUE-RE's longest has 455)."""
@@ -57,6 +61,17 @@ class Example:
     def key(self) -> Key:
         """What makes two rows the same question."""
         return (self.sentence, self.subject.start, self.subject.end, self.object.start, self.object.end)
+
+    def to_values(self) -> tuple[Any, ...]:
+        """Plain values, for `spool`."""
+        spans = [(entity.word, entity.start, entity.end, entity.type) for entity in (self.subject, self.object)]
+        return (self.id, self.sentence, *spans, self.label, self.source)
+
+    @classmethod
+    def from_values(cls, values: tuple[Any, ...]) -> Example:
+        """The inverse of `to_values`."""
+        name, sentence, subject, object_, label, source = values
+        return cls(name, sentence, Entity(*subject), Entity(*object_), label, source)
 
     def to_row(self) -> dict[str, Any]:
         """The row in KLUE's JSON form: the inverse of `parse_row`."""
@@ -241,15 +256,15 @@ def read_examples(
 
 def load_examples(
     spec: str, taxonomy: Taxonomy, on_bad_row: Literal["error", "skip"] = "error"
-) -> tuple[list[Example], list[BadRow]]:
-    """All examples of DATA, and the rows left out (always none under `error`).
+) -> tuple[Sequence[Example], list[BadRow]]:
+    """All examples of DATA (many lie in a file, see `spool`), and the rows left out (always none under `error`).
 
     Raises:
         MtlReError: DATA cannot be read, a row is bad under `error` (the first is named, the others are counted), or
             no row is good.
     """
     bad: list[BadRow] = []
-    good = list(read_examples(spec, taxonomy, "skip", bad.append))
+    good = spool.kept(read_examples(spec, taxonomy, "skip", bad.append), Example.to_values, Example.from_values)
     if bad and on_bad_row == "error":
         more = f"; {len(bad) - 1:,} more bad row(s)" if len(bad) > 1 else ""
         raise MtlReError(f"{bad[0]}{more} (on_bad_row skip leaves such rows out)")
@@ -286,36 +301,38 @@ def label_counts(examples: Iterable[Example]) -> dict[str, int]:
 # ---- splitting and guarding --------------------------------------------------------------------------------------
 
 
-def split_by_sentence(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split_by_sentence(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Split off about `fraction` of the rows for validation, no sentence standing on both sides.
 
-    Along the order of `_spread_sentences` every 1/fraction-th row is taken. So shares of labels and of many-row
-    sentences are kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order
-    of rows.
+    Along the order of `_Sentences` every 1/fraction-th row is taken. So shares of labels and of many-row sentences are
+    kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order of rows.
 
     Raises:
         MtlReError: the rows have one sentence only, so there is nothing to split.
     """
     if fraction == 0:
-        return list(examples), []
-    sizes = _spread_sentences(examples, seed)
-    if len(sizes) < 2:
-        raise MtlReError(f"{len(examples)} row(s) over {len(sizes)} sentence(s) cannot be split; give data.valid")
-    chosen: set[str] = set()
+        return examples, []
+    sentences = _Sentences.of(examples, seed)
+    if len(sentences.sizes) < 2:
+        what = f"{len(examples)} row(s) over {len(sentences.sizes)} sentence(s)"
+        raise MtlReError(f"{what} cannot be split; give data.valid")
+    chosen: list[int] = []
     owed = 0.0
-    for sentence, size in sizes.items():
+    for place, size in enumerate(sentences.sizes):
         owed += fraction * size
-        if owed >= size / 2 and len(chosen) < len(sizes) - 1:
+        if owed >= size / 2 and len(chosen) < len(sentences.sizes) - 1:
             owed -= size
-            chosen.add(sentence)
-    return _parted(examples, chosen or {list(sizes)[-1]})
+            chosen.append(place)
+    return sentences.parted(examples, chosen or [len(sentences.sizes) - 1])
 
 
-def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[list[Example], list[Example]]:
+def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     """Hold out one of K parts: the K folds together hold every row once, and no sentence stands in two of them.
 
-    Sentences go, in the order of `split_by_sentence`, to the fold with the fewest rows so far; so folds are alike in
-    size, labels and many-row sentences.
+    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far; so folds are alike in size,
+    labels and many-row sentences.
 
     Args:
         fold: `k/K`, k from 1 to K.
@@ -324,56 +341,86 @@ def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[li
         MtlReError: there are fewer sentences than folds.
     """
     number, folds = map(int, fold.split("/"))
-    sizes = _spread_sentences(examples, seed)
-    if len(sizes) < folds:
-        raise MtlReError(f"data.fold: {len(sizes)} sentence(s) cannot be split into {folds} folds")
-    rows, members = [0] * folds, [set[str]() for _ in range(folds)]
-    for sentence, size in sizes.items():
-        place = rows.index(min(rows))
-        rows[place] += size
-        members[place].add(sentence)
-    return _parted(examples, members[number - 1])
+    sentences = _Sentences.of(examples, seed)
+    if len(sentences.sizes) < folds:
+        raise MtlReError(f"data.fold: {len(sentences.sizes)} sentence(s) cannot be split into {folds} folds")
+    rows, members = [0] * folds, [list[int]() for _ in range(folds)]
+    for place, size in enumerate(sentences.sizes):
+        fewest = rows.index(min(rows))
+        rows[fewest] += size
+        members[fewest].append(place)
+    return sentences.parted(examples, members[number - 1])
 
 
-def _spread_sentences(examples: Sequence[Example], seed: int) -> dict[str, int]:
-    """Sentences and their rows, those that are alike beside each other: by number of rows (most first), rarest label,
-    and a hash of seed and sentence."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        groups[example.sentence].append(example)
-    counts = Counter(example.label or "" for example in examples)
+@dataclass(frozen=True)
+class _Sentences:
+    """The sentences of some rows, those that are alike beside each other: ordered by number of rows (most first),
+    rarest label, and a hash of seed and sentence.
 
-    def rank(sentence: str) -> tuple[int, int, str, bytes]:
-        rarest = min((counts[example.label or ""], example.label or "") for example in groups[sentence])
-        text = f"{seed}\n{sentence}".encode("utf-8", "surrogatepass")
-        return (-len(groups[sentence]), *rarest, hashlib.blake2b(text, digest_size=16).digest())
+    Attributes:
+        sizes: rows of each sentence, in that order. place_of_row: (rows,) place of each row's sentence in it.
+    """
 
-    return {sentence: len(groups[sentence]) for sentence in sorted(groups, key=rank)}
+    sizes: list[int]
+    place_of_row: np.ndarray
 
+    @classmethod
+    def of(cls, examples: Sequence[Example], seed: int) -> _Sentences:
+        """Some bytes a row, whatever the sentences' length."""
+        import numpy as np
 
-def _parted(examples: Sequence[Example], held_out: set[str]) -> tuple[list[Example], list[Example]]:
-    """The rows of all other sentences, and those of the sentences held out, each in their order."""
-    held = [example for example in examples if example.sentence in held_out]
-    return [example for example in examples if example.sentence not in held_out], held
+        labels, digests = list[str](), np.empty((len(examples), 2), ">u8")
+        for row, example in enumerate(examples):
+            text = f"{seed}\n{example.sentence}".encode("utf-8", "surrogatepass")
+            digests[row] = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), ">u8")
+            labels.append(example.label or "")
+        counts = Counter(labels)
+        rarity = {label: rank for rank, label in enumerate(sorted(counts, key=lambda label: (counts[label], label)))}
+        hashes, sentence_of_row, sizes = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
+        sentence_of_row = sentence_of_row.reshape(-1)
+        rarest = np.full(len(sizes), len(rarity))
+        np.minimum.at(rarest, sentence_of_row, [rarity[label] for label in labels])
+        order = np.lexsort((hashes[:, 1], hashes[:, 0], rarest, -sizes)) if len(sizes) else np.arange(0)
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return cls(sizes[order].tolist(), places[sentence_of_row])
+
+    def parted(self, examples: Sequence[Example], held_out: list[int]) -> tuple[Sequence[Example], Sequence[Example]]:
+        """The rows of all other sentences, and those of the sentences held out, each in their order."""
+        import numpy as np
+
+        inside = np.isin(self.place_of_row, held_out)
+        return spool.select(examples, np.flatnonzero(~inside)), spool.select(examples, np.flatnonzero(inside))
 
 
 def drop_overlap(
     train: Sequence[Example], valid: Sequence[Example], mode: Literal["drop", "error"] = "drop"
-) -> tuple[list[Example], int]:
+) -> tuple[Sequence[Example], int]:
     """Training rows without those whose sentence and spans are a validation row's, and how many were dropped.
 
     Raises:
         MtlReError: `mode` is `error` and rows overlap; or half of either side is in the other, which is no accident
             to be mended but the evaluation rows themselves.
     """
-    train_keys, valid_keys = {example.key for example in train}, {example.key for example in valid}
-    shared = train_keys & valid_keys
-    if shared and 2 * len(shared) >= min(len(train_keys), len(valid_keys)):
-        what = f"{len(shared):,} of {len(valid_keys):,} distinct validation rows are among the {len(train_keys):,}"
+    import numpy as np
+
+    train_keys, valid_keys = _key_digests(train), _key_digests(valid)
+    distinct = [len(np.unique(keys)) for keys in (train_keys, valid_keys)]
+    inside = np.isin(train_keys, valid_keys)
+    shared = len(np.unique(train_keys[inside]))
+    if shared and 2 * shared >= min(distinct):
+        what = f"{shared:,} of {distinct[1]:,} distinct validation rows are among the {distinct[0]:,}"
         raise MtlReError(f"data: {what} of training: this is training on the evaluation rows; give other ones")
     if shared and mode == "error":
-        example = next(example for example in train if example.key in shared)
-        what = f"{len(shared):,} training row(s) are validation rows too, first {shown(example.id)}"
+        example = train[int(np.flatnonzero(inside)[0])]
+        what = f"{shared:,} training row(s) are validation rows too, first {shown(example.id)}"
         raise MtlReError(f"data: {what}; remove them, or set data.on_overlap drop")
-    kept = [example for example in train if example.key not in shared]
-    return kept, len(train) - len(kept)
+    return spool.select(train, np.flatnonzero(~inside)) if shared else train, int(inside.sum())
+
+
+def _key_digests(examples: Sequence[Example]) -> np.ndarray:
+    """(rows,) 16 bytes each, equal where `Example.key` is."""
+    import numpy as np
+
+    digests = (hashlib.blake2b(repr(example.key).encode(), digest_size=16).digest() for example in examples)
+    return np.frombuffer(b"".join(digests), "S16") if len(examples) else np.zeros(0, "S16")

@@ -129,7 +129,7 @@ def checkpoint_or_composed(ckpt: str | None, compose: Sequence[str] | None) -> s
     return parse_compose(compose or []) if ckpt is None else ckpt
 
 
-def labelled_examples(spec: str, scorer: Scorer, on_bad_row: OnBadRow) -> list[Example]:
+def labelled_examples(spec: str, scorer: Scorer, on_bad_row: OnBadRow) -> Sequence[Example]:
     """All rows of a DATA that the scorer can take.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 """Columns of `positions`: the token of each entity's first marker piece and of its last one."""
 
-_CHUNK = 1024  # rows tokenised at once
+READ_AHEAD = 1024
+"""Rows tokenised at once."""
 
 
 class Features(NamedTuple):
@@ -68,7 +70,7 @@ class FeatureTable:
         ids = self.ids[self.starts[row] : self.starts[row + 1]]
         return Features(ids, self.positions[row], int(self.second[row]), self.targets[row])
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(rows,) tokens of each row, special tokens included."""
         return np.diff(self.starts)
@@ -168,7 +170,7 @@ class Featurizer:
         chunk: list[Example] = []
         for example in examples:
             chunk.append(example)
-            if len(chunk) == _CHUNK:
+            if len(chunk) == READ_AHEAD:
                 yield from self._chunk(chunk, reject)
                 chunk = []
         yield from self._chunk(chunk, reject)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
-from mtl_re import allocator, data, encoders, markers
+from mtl_re import allocator, data, encoders, markers, spool
 from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -32,7 +32,7 @@ from mtl_re.dropout import quicken
 from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
-from mtl_re.features import FeatureTable, Featurizer
+from mtl_re.features import READ_AHEAD, FeatureTable, Featurizer
 from mtl_re.inference import resolve_precision
 from mtl_re.losses import LOSSES, log_shares, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
@@ -52,8 +52,8 @@ _PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives 
 class Rows:
     """The rows of a run, and what was left out on the way."""
 
-    train: list[Example]
-    valid: list[Example]
+    train: Sequence[Example]
+    valid: Sequence[Example]
     bad: list[BadRow] = field(default_factory=list)
     overlap: int = 0
 
@@ -281,7 +281,7 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
     for name, table in (("training rows", train), ("validation rows", valid)):
         digest = hashlib.sha256()
         for array in (table.ids, table.starts, table.positions, table.targets):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         same[name] = digest.hexdigest()
     return same
 
@@ -342,7 +342,7 @@ def read_rows(config: Config, taxonomy: Taxonomy) -> Rows:
     rows = Rows(train, [], list(bad))
     if options.limit is not None and options.limit < len(train):
         chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
-        rows.train = [train[index] for index in sorted(chosen)]
+        rows.train = spool.select(train, np.sort(chosen))
     if options.valid is not None:
         rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
         rows.bad += bad
@@ -393,19 +393,43 @@ def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence
 
 
 def _featurize(
-    examples: list[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
-) -> tuple[list[Example], FeatureTable]:
+    examples: Sequence[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
+) -> tuple[Sequence[Example], FeatureTable]:
     """Features of the rows that fit; those that do not are bad rows like any others."""
-    lost: set[int] = set()
+    numbered, lost = _Numbered(examples), list[int]()
 
     def reject(example: Example, error: RowError) -> None:
         if config.data.on_bad_row == "error":
             raise MtlReError(f"row {example.id}: {error} (--data.on_bad_row skip leaves such rows out)")
-        lost.add(id(example))
+        lost.append(numbered.number(example))
         bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
 
-    table = cached_table(featurizer, examples, reject)
-    return [example for example in examples if id(example) not in lost], table
+    table = cached_table(featurizer, numbered, reject)
+    return spool.select(examples, np.setdiff1d(np.arange(len(examples)), lost)) if lost else examples, table
+
+
+class _Numbered(Sequence[Example]):
+    """Rows that know the number of each one they gave lately. A spool makes a row anew whenever it is asked for one."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples, self._numbers = examples, dict[int, int]()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._examples[index]
+
+    def __iter__(self) -> Iterator[Example]:
+        alive: deque[Example] = deque(maxlen=2 * READ_AHEAD)  # no other row may get the identity of one of these
+        for number, example in enumerate(self._examples):
+            alive.append(example)
+            self._numbers[id(example)] = number
+            yield example
+
+    def number(self, example: Example) -> int:
+        """Of one of the last `READ_AHEAD` rows."""
+        return self._numbers[id(example)]
 
 
 def check_entries(config: Config) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_re import feature_cache
+from mtl_re.errors import MtlReError
 from mtl_re.features import FeatureTable, Featurizer
 from mtl_re.taxonomy import Taxonomy
 
@@ -33,7 +34,7 @@ def assert_equal(one: FeatureTable, other: FeatureTable) -> None:
 def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch):
     first = feature_cache.cached_table(featurizer, examples)
     assert_equal(first, featurizer.table(examples))
-    monkeypatch.setattr(featurizer, "table", lambda *rest: pytest.fail("tokenised again"))
+    monkeypatch.setattr(featurizer, "stream", lambda *rest: pytest.fail("tokenised again"))
     assert_equal(feature_cache.cached_table(featurizer, examples), first)
     assert [path.suffix for path in feature_cache.folder().iterdir()] == [".npz"]
 
@@ -61,7 +62,8 @@ def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
 def test_a_damaged_file_is_made_again(featurizer, examples, damage):
-    expected = feature_cache.cached_table(featurizer, examples)
+    expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
+    feature_cache.cached_table(featurizer, examples)
     path = next(feature_cache.folder().iterdir())
     path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
     assert_equal(feature_cache.cached_table(featurizer, examples), expected)
@@ -70,7 +72,8 @@ def test_a_damaged_file_is_made_again(featurizer, examples, damage):
 
 def test_a_flipped_bit_anywhere_in_the_zip_headers_is_no_fault(featurizer, examples):
     """The rows are covered by the format's checksums; its own fields say "encrypted" or "version 17" when they rot."""
-    expected = feature_cache.cached_table(featurizer, examples)
+    expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
+    feature_cache.cached_table(featurizer, examples)
     path = next(feature_cache.folder().iterdir())
     good = path.read_bytes()
     headers = [*range(60), *range(good.rindex(b"PK\x01\x02"), len(good))]
@@ -97,3 +100,33 @@ def test_tables_with_rejected_rows_are_not_kept(featurizer, examples):
         table = feature_cache.cached_table(featurizer, [odd, *examples], lambda row, error: lost.append(row))
         assert len(table) == len(examples)
     assert len(lost) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
+def test_chunks_on_the_disk_are_the_whole_table(featurizer, examples, monkeypatch, chunk):
+    monkeypatch.setattr(feature_cache, "CHUNK", chunk)
+    laid = feature_cache._laid_out(featurizer, examples, None)
+    assert_equal(laid, featurizer.table(examples))
+    assert isinstance(laid.ids, np.memmap) == (chunk <= len(examples))
+    monkeypatch.setenv("MTL_RE_CACHE", "/proc/cannot/be/written")
+    assert_equal(feature_cache.cached_table(featurizer, examples), featurizer.table(examples))
+
+
+def test_a_table_from_the_cache_is_mapped_and_cannot_be_changed(featurizer, examples):
+    for _ in range(2):
+        table = feature_cache.cached_table(featurizer, examples)
+        assert isinstance(table.ids, np.memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            table.ids[0] = 1
+    next(feature_cache.folder().iterdir()).unlink()  # a mapped file may be tidied away
+    assert_equal(table, featurizer.table(examples))
+
+
+def test_a_full_disk_is_named(featurizer, examples, monkeypatch):
+    def full(**named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_cache, "CHUNK", 2)
+    monkeypatch.setattr(feature_cache, "TemporaryFile", full)
+    with pytest.raises(MtlReError, match=r"No space left on device.*TMPDIR"):
+        feature_cache.cached_table(featurizer, examples)

@@ -218,7 +218,11 @@ def _draw_speeds(axes: Any, part: str, chosen: dict[str, Group]) -> None:
         for middle, share in zip(middles, shares, strict=True)
     ]
     colors = [figures.COLORS[0] if name.startswith("ours") else figures.GREY for name in names]
-    figures.bars(axes, [NAMES[part][name] for name in names], {"tokens": middles}, {"tokens": texts}, colors)
+    figures.bars(
+        axes, [NAMES[part][name] for name in names], {"tokens": middles}, {"tokens": [""] * len(names)}, colors
+    )
+    for place, (values, text) in enumerate(zip(rates, texts, strict=True)):
+        axes.text(max(values), place, text, va="center", fontsize=8, color="#333333")  # right of the whisker
     reach = [[m - min(v) for m, v in zip(middles, rates, strict=True)]]
     reach += [[max(v) - m for m, v in zip(middles, rates, strict=True)]]
     axes.errorbar(middles, range(len(names)), xerr=reach, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
