@@ -77,7 +77,7 @@ def test_contenders_take_turns():
 
 def test_the_parts_can_be_chosen():
     settings = planned("--only", "predict", "growth", "--encoders", "tiny", "--repeats", "1")
-    assert [one.contender for one in settings] == [*PREDICT, "1×", "10×"]
+    assert [one.contender for one in settings] == [*PREDICT, "1×", "10×", "1×", "10×"]
     sweep = planned("--only", "sweep", "--encoders", "tiny")
     assert len(sweep) == 3 * (1 + len(bench.PASS_COSTS) * len(bench.LENGTH_STEPS))
     assert {(one.pass_cost, one.length_step) for one in sweep if one.contender == "one pass, 8"} == {(10**9, 8)}
@@ -131,7 +131,7 @@ def test_the_report_says_what_was_reached(tmp_path):
     records = [record(name, turn, 4.0) for name in TRAIN for turn in (0, 1)]
     records += [record("ours", turn, 2.0) for turn in (0, 1)] + [record("limit", turn, 1.9) for turn in (0, 1)]
     records += [record(name, 0, 3.0, "predict") for name in PREDICT]
-    records += [record(f"{times}×", 0, times, "growth", rows=100 * times) for times in (1, 10)]
+    records += [record(f"{times}×", 0, times, "growth", rows=100 * times, own_mb=50) for times in (1, 10)]
     records += [record("64, 8", 0, 2.0, "sweep"), record("one pass, 8", 0, 1.0, "sweep")]
     head = {"about": {"machine": "a toy"}, "skipped": {"ko-mini": "not here"}, "int8": {}}
     report.write(tmp_path, records, head)
@@ -225,3 +225,16 @@ def test_the_whole_of_it(tmp_path):
     assert [line["setting"]["contender"] for line in lines] == [*TRAIN, *PREDICT, "1×"]
     assert (tmp_path / "out" / "bench.png").is_file()
     assert "min left" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_growth_runs_the_command_from_file_to_file(tmp_path, command):
+    wish = {"work": str(tmp_path), "train": "sample:train", "test": "sample:test", "pool": 64, "tokenizer": None}
+    wish |= {"encoders": {}, "predict": [], "predict_rows": {}, "contenders": [], "times": [2], "checkpoint": None}
+    made = inputs.prepare(wish | {"growth_rows": 10})
+    setting = Setting(
+        "growth", "2×", command, made["networks"]["growth"], made["growth"][2], str(tmp_path), batch_size=8
+    )
+    found = measure.run(setting)
+    assert found["rows"] == 20
+    assert 10 < found["own_mb"] < found["peak_mb"]

@@ -184,9 +184,9 @@ def _turn(options: argparse.Namespace, made: dict[str, Any], work: str, repeat: 
         for contender in (one for one in PREDICT if one in options.contenders):
             yield Setting("predict", contender, **given, **reading)
     if "growth" in options.only and repeat < 3:
-        for times in options.times:
+        for command, times in product(("predict", "train"), options.times):
             given = {"folder": made["networks"]["growth"], "rows": made["growth"][str(times)]}
-            yield Setting("growth", f"{times}×", "tiny", **given, **reading)
+            yield Setting("growth", f"{times}×", command, **given, **reading)
 
 
 def measure(

@@ -16,12 +16,13 @@ def run(setting: Setting) -> Figures:
     """Measure in this process.
 
     Returns:
-        wall_s, cpu_s (all threads), start_mb and peak_mb (resident, at the start and at most), rows, precision, and
-        but for growth: tokens (real ones), padded_tokens (with padding), passes, steps, mean_tokens (of the pool).
+        wall_s, cpu_s (all threads), start_mb and peak_mb (resident, at the start and at most), rows, precision. For
+        growth also own_mb (at most, mapped files left out), else tokens (real ones), padded_tokens (with padding),
+        passes, steps, mean_tokens (of the pool).
     """
     torch.set_num_threads(setting.threads)
     if setting.part == "growth":
-        return prediction.growth(setting)
+        return {"train": training.growth, "predict": prediction.growth}[setting.encoder](setting)
     if setting.part == "sweep":
         return training.ours(setting)
     return {"train": training.CONTENDERS, "predict": prediction.CONTENDERS}[setting.part][setting.contender](setting)

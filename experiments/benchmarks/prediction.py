@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks import orders, rows
-from experiments.benchmarks.clock import measured
+from experiments.benchmarks.clock import measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, Figures, Setting
 from experiments.benchmarks.training import figures_of
 from mtl_re import unpadding
@@ -113,7 +113,7 @@ def growth(setting: Setting) -> Figures:
     with tempfile.TemporaryDirectory(dir=setting.work) as folder:
         output = Path(folder) / "answers.jsonl"
         command = ["predict", f"{setting.folder}/ckpt", "--data", setting.rows, "--output", str(output)]
-        with measured() as figures:
+        with measured() as figures, own_memory(figures):
             code = main([*command, "--batch_size", str(setting.batch_size), "--precision", setting.precision])
         assert code == 0, f"mtl-re predict ended with {code}"
         with output.open("rb") as file:

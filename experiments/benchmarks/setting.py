@@ -38,7 +38,7 @@ class Setting:
     """One measurement.
 
     Attributes:
-        part, contender, encoder: names. repeat: which turn.
+        part, contender, encoder: names (growth: the command in the place of the encoder). repeat: which turn.
         folder: of the encoder (train) or of `inputs.prepare`'s folder of networks (predict, growth).
         rows: file of the rows. work: directory for what a measurement writes.
         batch_size: rows of a step, or of a pass. steps: measured, warmup: taken before (train only).

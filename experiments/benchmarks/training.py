@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.benchmarks import orders, rows
-from experiments.benchmarks.clock import Clock, measured
+from experiments.benchmarks.clock import Clock, measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME, Figures, Setting
 from mtl_re import collate, prepare, train, unpadding
 from mtl_re.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
@@ -232,6 +232,31 @@ def limit(setting: Setting) -> Figures:
 
 def _exact_ids(table: Any, part: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack([table[int(row)].input_ids for row in part]).astype(np.int64))
+
+
+def growth(setting: Setting) -> Figures:
+    """`mtl-re train` from a file to a model: an epoch, reading and tokenising counted too."""
+    from mtl_re.cli import main
+
+    with tempfile.TemporaryDirectory(dir=setting.work) as folder:
+        options = {
+            "data.train": setting.rows,
+            "data.valid_fraction": 0,
+            "data.max_length": MAX_LENGTH,
+            "model.encoder": f"{setting.folder}/encoder",
+            "train.run_dir": f"{folder}/run",
+            "train.epochs": 1,
+            "train.batch_size": setting.batch_size,
+            "train.precision": setting.precision,
+            "train.seed": setting.seed,
+        }
+        command = ["train", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+        with measured() as figures, own_memory(figures):
+            code = main(command)
+        assert code == 0, f"mtl-re train ended with {code}"
+        with Path(setting.rows).open("rb") as file:
+            read = sum(1 for _ in file)
+    return figures | {"rows": read, "precision": setting.precision}
 
 
 CONTENDERS: dict[str, Callable[[Setting], Figures]] = {
