@@ -370,7 +370,7 @@ def test_an_empty_table(tokenizer):
 
 
 def test_chunks_do_not_change_rows(tokenizer, examples, table, monkeypatch):
-    monkeypatch.setattr(features, "_CHUNK", 7)
+    monkeypatch.setattr(features, "READ_AHEAD", 7)
     again = Featurizer(tokenizer, TAXONOMY, SCHEME, False, MAX_LENGTH, TYPES).table(examples)
     np.testing.assert_array_equal(again.ids, table.ids)
     np.testing.assert_array_equal(again.positions, table.positions)
