@@ -138,9 +138,10 @@ class Trackers:
         """Send the confusion of coarse classes and of labels, and each label's precision over recall: as wandb's own
         charts, as TensorBoard's precision-recall curves. On the main process only."""
         if "wandb" in self.names:
-            self.accelerator.get_tracker("wandb", unwrap=True).log(_wandb_charts(answers), step=step)
+            with self._forgiven("charts"):
+                self._tracker("wandb").log(_wandb_charts(answers), step=step)
         if "tensorboard" in self.names:
-            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            writer = self._tracker("tensorboard")
             for index in np.unique(answers.gold):
                 name = f"precision-recall/{answers.labels[index]}"
                 writer.add_pr_curve(name, answers.gold == index, answers.probs[:, index], global_step=step)
@@ -153,8 +154,20 @@ class Trackers:
             self.log({"final": {k: v for k, v in scores.items() if k not in {"per_label", "ci"}}}, step)
         model = self.run_dir / "model"
         if "wandb" in self.names and self.artifact and self.accelerator.is_main_process and model.is_dir():
-            self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(_wandb_artifact(model, scores))
+            with self._forgiven("the model"):
+                self._tracker("wandb").log_artifact(_wandb_artifact(model, scores))
         self.accelerator.end_training()
+
+    def _tracker(self, name: str) -> Any:
+        return self.accelerator.get_tracker(name, unwrap=True)
+
+    @contextmanager
+    def _forgiven(self, what: str) -> Iterator[None]:
+        """A finished training is not lost to a dashboard (no room for its copy of the model, a read-only home)."""
+        try:
+            yield
+        except Exception as error:  # wandb raises its own kinds, and those of the libraries below it
+            self._say(f"wandb: {what} could not be sent ({' '.join(str(error).split()) or type(error).__name__})")
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

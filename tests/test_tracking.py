@@ -267,6 +267,22 @@ def test_model_goes_as_an_artifact(no_wandb, tmp_path, wanted):
         assert set(artifact.manifest.entries) == {"config.json"}
 
 
+def test_a_dashboard_that_fails_does_not_end_the_training(no_wandb, tmp_path, capsys, monkeypatch):
+    def fail(*rest, **named):
+        raise OSError("no room\nleft")
+
+    (tmp_path / "model").mkdir()
+    accelerator = FakeAccelerator()
+    trackers = wandb_to(accelerator, tmp_path)
+    accelerator.run.log = accelerator.run.log_artifact = fail
+    trackers.charts(ANSWERS, 9)
+    trackers.finish({}, 9)
+    said = capsys.readouterr().err
+    assert "wandb: charts could not be sent (no room left)" in said
+    assert "wandb: the model could not be sent (no room left)" in said
+    assert accelerator.ended
+
+
 def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
     accelerator = FakeAccelerator()
     wandb_to(accelerator, tmp_path).finish({}, 9)
