@@ -222,7 +222,7 @@ def test_the_whole_of_it(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()]
-    assert [line["setting"]["contender"] for line in lines] == [*TRAIN, *PREDICT, "1×"]
+    assert [line["setting"]["contender"] for line in lines] == [*TRAIN, *PREDICT, "1×", "1×"]
     assert (tmp_path / "out" / "bench.png").is_file()
     assert "min left" in done.stderr
 
