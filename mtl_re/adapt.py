@@ -49,10 +49,10 @@ def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
         on_main(run.accelerator, lambda: write_records(run))
         _announce(run, state)
         with peers_named(run):
-            if _fit(run, state, log):
+            if finished := _fit(run, state, log):
                 on_main(run.accelerator, lambda: _conclude(run, state))
             run.accelerator.wait_for_everyone()
-        run.trackers.finish({}, state.step)
+        run.trackers.finish({}, state.step, finished)
         leave(run)
         return run.run_dir
 

@@ -32,7 +32,7 @@ from mtl_re.prepare import make_accelerator, on_all, on_main
 from mtl_re.run_dir import claim_run_dir
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import MetricsLog, Trackers, manifest
-from mtl_re.train_state import optimizer_tensors, put_optimizer, put_random, random_tensors
+from mtl_re.train_state import optimizer_tensors, put_optimizer, put_random, random_tensors, recorded
 
 _ROOM = 512  # positions of a new encoder at least, so that a later training may read longer rows
 _TRAIN, _HELD_OUT = 0, 1  # which masks a generator is for
@@ -291,7 +291,8 @@ def resume(run: AdaptRun) -> tuple[AdaptState, MetricsLog | None]:
     path = on_main(run.accelerator, lambda: _newest(run)) if options.resume == "auto" else options.resume
     if path is not None:
         found = on_all(run.accelerator, lambda: checkpoint.load(Path(str(path))))
-        changed = [name for name, value in run.identity.items() if found.state["identity"].get(name) != value]
+        before, defaults = found.state["identity"], AdaptConfig().to_dict()
+        changed = [name for name, value in run.identity.items() if recorded(before, name, defaults) != value]
         if changed:
             raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(changed)}")
         state = _restore(run, found)

@@ -107,7 +107,8 @@ class LossConfig:
     """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
     logit_adjustment: float = 0.0
     """τ: in training τ · log(share of the class among the head's training labels) is added to each logit, so that rare
-    classes need no larger logits to be learnt (Menon et al. 2021; 1 balances the classes of a head, 0 is off)."""
+    classes need no larger logits to be learnt (Menon et al. 2021; 1 balances the classes of a head, 0 is off). Logged
+    losses are those of the shifted logits."""
     rdrop: float = 0.0
     """α: every row is read twice under other dropout, and α times the symmetric KL divergence of the two answers of
     each head is added to its loss (R-Drop, Liang et al. 2021; twice the time, 0 is off)."""

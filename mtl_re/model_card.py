@@ -278,8 +278,8 @@ def _limits(model: MtlReModel, known: Known) -> str:
     lines = [
         "## Limits",
         "",
-        f"* **Prior shift.** Shares of the coarse classes in training: {shares}. {klue}Where a text's shares differ, "
-        "probabilities are off, and where it holds more unrelated pairs, relations are over-predicted. mtl-re can "
+        f"* **Prior shift.** The prior of the coarse classes learnt in training: {shares}. {klue}Where a text's shares "
+        "differ, probabilities are off, and where it holds more unrelated pairs, relations are over-predicted. mtl-re can "
         "shift the prior (`--prior`).",
         f"* **False relations.** {_cooccurrence(known.cooccurrence)}",
         "* Entities must be given, with types that training saw "

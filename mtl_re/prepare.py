@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -236,8 +237,11 @@ def make_accelerator(config: Config) -> Accelerator:
     """The accelerator; how many processes there are and on what is the launcher's decision.
 
     Raises:
-        MtlReError: a distributed mode other than data parallel.
+        MtlReError: a distributed mode other than data parallel, or a tracker that is not installed.
     """
+    for name in config.tracking.trackers:
+        if find_spec(name) is None:
+            raise MtlReError(f"tracking.trackers: {name} is not installed (pip install -c constraints.txt {name})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
     accelerator = Accelerator(
@@ -371,7 +375,6 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Rows, accelerator: Acce
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
     else:
         encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed)
-    groups = Counter(taxonomy.coarse_of(example.label) for example in rows.train if example.label is not None)
     model_config = MtlReConfig(
         taxonomy=taxonomy.to_dict(),
         markers=options.markers,
@@ -381,10 +384,28 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Rows, accelerator: Acce
         pooling=config.model.pooling,
         dropout=config.model.dropout,
         gate=config.eval.gate,
-        training_prior=[groups[group] / len(rows.train) for group in taxonomy.groups],
+        training_prior=training_prior(rows.train, taxonomy, config.loss.logit_adjustment),
     )
     torch.manual_seed(seed)
     return tokenizer, from_encoder(encoder, model_config)
+
+
+def training_prior(examples: Sequence[Example], taxonomy: Taxonomy, adjustment: float) -> list[float]:
+    """The coarse classes' prior that a model trained on these rows has, in taxonomy order.
+
+    Under logit adjustment by τ it is not the rows' own: a softmax trained with τ · log π added to its logits gives,
+    without it, p(class | row) / π^τ, whose prior goes as π^(1-τ) over the classes of the root head.
+    """
+    labels = Counter(example.label for example in examples if example.label is not None)
+    flat = set(taxonomy.root.classes) != set(taxonomy.groups)
+    classes: Counter[str] = Counter()
+    for label, count in labels.items():
+        classes[label if flat else taxonomy.coarse_of(label)] += count
+    implied = dict.fromkeys(taxonomy.groups, 0.0)
+    for name, count in classes.items():
+        implied[taxonomy.coarse_of(name) if flat else name] += (count / len(examples)) ** (1 - adjustment)
+    total = sum(implied.values())
+    return [share / total for share in implied.values()]
 
 
 def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence[str]) -> Any:

@@ -141,22 +141,25 @@ class Trackers:
             with self._forgiven("charts"):
                 self._tracker("wandb").log(_wandb_charts(answers), step=step)
         if "tensorboard" in self.names:
-            writer = self._tracker("tensorboard")
-            for index in np.unique(answers.gold):
-                name = f"precision-recall/{answers.labels[index]}"
-                writer.add_pr_curve(name, answers.gold == index, answers.probs[:, index], global_step=step)
+            with self._forgiven("charts"):
+                writer = self._tracker("tensorboard")
+                for index in np.unique(answers.gold):
+                    name = f"precision-recall/{answers.labels[index]}"
+                    writer.add_pr_curve(name, answers.gold == index, answers.probs[:, index], global_step=step)
 
-    def finish(self, scores: Mapping[str, Any], step: int) -> None:
-        """Send the final scores, if there are any, and the model, and close."""
+    def finish(self, scores: Mapping[str, Any], step: int, finished: bool) -> None:
+        """Close; if the run came to its end, first send the final scores, where there are any, and the model."""
         if not self.names:
             return
         if scores:
             self.log({"final": {k: v for k, v in scores.items() if k not in {"per_label", "ci"}}}, step)
         model = self.run_dir / "model"
-        if "wandb" in self.names and self.artifact and self.accelerator.is_main_process and model.is_dir():
+        sends = "wandb" in self.names and self.artifact and self.accelerator.is_main_process
+        if finished and sends and model.is_dir():
             with self._forgiven("the model"):
                 self._tracker("wandb").log_artifact(_wandb_artifact(model, scores))
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would destroy the process group under DDP as well
+            tracker.finish()
 
     def _tracker(self, name: str) -> Any:
         return self.accelerator.get_tracker(name, unwrap=True)
@@ -167,7 +170,7 @@ class Trackers:
         try:
             yield
         except Exception as error:  # wandb raises its own kinds, and those of the libraries below it
-            self._say(f"wandb: {what} could not be sent ({' '.join(str(error).split()) or type(error).__name__})")
+            self._say(f"trackers: {what} could not be sent ({' '.join(str(error).split()) or type(error).__name__})")
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -218,7 +221,7 @@ def _wandb_charts(answers: Answers) -> dict[str, Any]:
 def _wandb_artifact(model: Path, scores: Mapping[str, Any]) -> Any:
     from wandb import Artifact
 
-    name = re.sub(r"[^\w.-]", "-", f"{model.parent.name}-model")  # no other signs are allowed
+    name = re.sub(r"[^\w.-]", "-", f"{model.parent.name[:100]}-model", flags=re.ASCII)  # wandb allows no other signs
     numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
     artifact = Artifact(name, type="model", metadata=numbers)
     artifact.add_dir(str(model))

@@ -68,7 +68,7 @@ def train(config: Config, name: str = "train") -> Path:
             finished = fit(run, state, log)
             scores = on_main(run.accelerator, lambda: _conclude(run, state)) if finished else {}
             run.accelerator.wait_for_everyone()
-        run.trackers.finish(scores, state.step)
+        run.trackers.finish(scores, state.step, finished)
         leave(run)
         return run.run_dir
 

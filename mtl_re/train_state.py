@@ -7,6 +7,7 @@ with the same number of processes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from mtl_re import checkpoint
+from mtl_re.config import Config
 from mtl_re.errors import MtlReError
 from mtl_re.prepare import Run, on_all, on_main
 from mtl_re.tracking import MetricsLog
@@ -150,9 +152,9 @@ def restore(run: Run, path: Path) -> State:
 def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
     """Raise unless options and rows are those of the checkpoint; what has changed since is named, with both values."""
     before, places = found.state["identity"], {"training rows": "train", "validation rows": "valid"}
-    changed = []
+    changed, defaults = [], Config().to_dict()
     for name, now in run.identity.items():
-        if (then := before.get(name)) == now:
+        if (then := recorded(before, name, defaults)) == now:
             continue
         if name in places:
             changed.append(f"{name} (data.{places[name]}: {getattr(run.config.data, places[name])})")
@@ -160,6 +162,14 @@ def _check_identity(run: Run, found: checkpoint.Checkpoint) -> None:
             changed.append(f"{name} ({then} then, {now} now)")
     if changed:
         raise MtlReError(f"{found.path}: cannot go on, because these have changed since: {', '.join(changed)}")
+
+
+def recorded(identity: Mapping[str, str], name: str, defaults: Mapping[str, Any]) -> str | None:
+    """What a checkpoint's identity says under a name; of an option that is younger than the checkpoint, its default."""
+    if name in identity or not name.startswith("options "):
+        return identity.get(name)
+    group, option = name.removeprefix("options ").split(".", 1)
+    return json.dumps(defaults[group][option], sort_keys=True, ensure_ascii=False)
 
 
 def _restore(run: Run, found: checkpoint.Checkpoint) -> State:

@@ -163,7 +163,7 @@ def test_no_trackers_do_nothing(tmp_path):
     trackers = Trackers(None, TrackingConfig(), tmp_path, {})
     trackers.log({"a": 1}, 1)
     trackers.charts(ANSWERS, 1)
-    trackers.finish({}, 1)
+    trackers.finish({}, 1, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -193,6 +193,7 @@ class FakeAccelerator:
 
     def __init__(self):
         self.run, self.logged, self.ended, self.started = FakeRun(), [], False, None
+        self.trackers = [self]
 
     def init_trackers(self, project, config, init_kwargs):
         self.started = (project, config, init_kwargs)
@@ -204,7 +205,7 @@ class FakeAccelerator:
         assert unwrap
         return self.run
 
-    def end_training(self):
+    def finish(self):
         self.ended = True
 
 
@@ -225,7 +226,7 @@ def test_wandb_gets_numbers_and_scores(no_wandb, tmp_path, capsys):
     assert str(tmp_path / "run" / "wandb") in said
     trackers.log({"kind": "train", "loss": {"coarse": 1.0}}, 3)
     assert accelerator.logged[-1] == ({"loss/coarse": 1.0}, 3)
-    trackers.finish({"micro_f1": 50.0, "selection": 40.0, "coarse": {"accuracy": 80.0}, "per_label": {"a": 1}}, 9)
+    trackers.finish({"micro_f1": 50.0, "selection": 40.0, "coarse": {"accuracy": 80.0}, "per_label": {"a": 1}}, 9, True)
     assert accelerator.logged[-1] == (
         {"final/micro_f1": 50.0, "final/selection": 40.0, "final/coarse/accuracy": 80.0},
         9,
@@ -253,16 +254,16 @@ def test_wandb_charts_count_classes_and_labels(no_wandb, tmp_path):
     assert dict(curves["per:title"])[1.0] == 0.5  # the row that says 0.5 is wrong, the one with 0.4 right
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_model_goes_as_an_artifact(no_wandb, tmp_path, wanted):
-    run_dir = tmp_path / "a run"
+@pytest.mark.parametrize(("wanted", "finished"), [(True, True), (False, True), (True, False)])
+def test_model_goes_as_an_artifact(no_wandb, tmp_path, wanted, finished):
+    run_dir = tmp_path / "관계 run"
     (run_dir / "model").mkdir(parents=True)
     (run_dir / "model" / "config.json").write_text("{}")
     accelerator = FakeAccelerator()
-    wandb_to(accelerator, run_dir, artifact=wanted).finish({"micro_f1": 50.0, "ci": {}}, 9)
-    assert len(accelerator.run.artifacts) == wanted
+    wandb_to(accelerator, run_dir, artifact=wanted).finish({"micro_f1": 50.0, "ci": {}}, 9, finished)
+    assert len(accelerator.run.artifacts) == (wanted and finished)
     for artifact in accelerator.run.artifacts:
-        assert (artifact.name, artifact.type) == ("a-run-model", "model")
+        assert (artifact.name, artifact.type) == ("---run-model", "model")
         assert artifact.metadata == {"micro_f1": 50.0}
         assert set(artifact.manifest.entries) == {"config.json"}
 
@@ -276,16 +277,16 @@ def test_a_dashboard_that_fails_does_not_end_the_training(no_wandb, tmp_path, ca
     trackers = wandb_to(accelerator, tmp_path)
     accelerator.run.log = accelerator.run.log_artifact = fail
     trackers.charts(ANSWERS, 9)
-    trackers.finish({}, 9)
+    trackers.finish({}, 9, True)
     said = capsys.readouterr().err
-    assert "wandb: charts could not be sent (no room left)" in said
-    assert "wandb: the model could not be sent (no room left)" in said
+    assert "trackers: charts could not be sent (no room left)" in said
+    assert "trackers: the model could not be sent (no room left)" in said
     assert accelerator.ended
 
 
 def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
     accelerator = FakeAccelerator()
-    wandb_to(accelerator, tmp_path).finish({}, 9)
+    wandb_to(accelerator, tmp_path).finish({}, 9, True)
     assert accelerator.ended
 
 

@@ -413,6 +413,48 @@ def test_folds_are_validation_rows(go, rows):
     assert all(data["train"]["rows"] + data["valid"]["rows"] == 40 for data in manifests)
 
 
+@pytest.mark.parametrize("heads", ["hierarchical", "flat"])
+def test_prior_of_an_adjusted_model_is_the_one_it_has_learnt(go, rows, heads):
+    """Menon et al. 2021: adjusted by τ, a model answers under the prior π^(1-τ) of its root head's classes."""
+    labels = [row["label"] for row in json.loads(rows.read_text(encoding="utf-8"))]
+    coarse = {label: "no_relation" if label == "no_relation" else label.split(":")[0] for label in labels}
+    classes = labels if heads == "flat" else [coarse[label] for label in labels]
+    for tau in (0.0, 0.5, 1.0):
+        run_dir = go(
+            f"{tau}",
+            **{"loss.logit_adjustment": tau, "model.heads": heads, "data.valid_fraction": 0.0, "train.max_steps": 1},
+        )
+        prior = json.loads((run_dir / "model" / "config.json").read_text())["training_prior"]
+        powers = {name: (classes.count(name) / len(classes)) ** (1 - tau) for name in set(classes)}
+        expected = [
+            sum(power for name, power in powers.items() if coarse.get(name, name) == group) / sum(powers.values())
+            for group in ("no_relation", "org", "per")
+        ]
+        assert prior == pytest.approx(expected)
+
+
+def test_a_checkpoint_older_than_an_option_is_resumed_where_the_option_has_its_default(go, plain_run, monkeypatch):
+    from mtl_re import prepare
+
+    real = prepare.identity
+
+    def older(*arguments):
+        return {name: value for name, value in real(*arguments).items() if name != "options loss.rdrop"}
+
+    monkeypatch.setattr(prepare, "identity", older)
+    go(**{"train.epochs": 1})
+    monkeypatch.setattr(prepare, "identity", real)
+    assert go(**{"train.epochs": 1, "train.resume": "auto"}).is_dir()
+    with pytest.raises(MtlReError, match=r"options loss.rdrop \(0.0 then, 1.0 now\)"):
+        go(**{"train.epochs": 1, "train.resume": "auto", "loss.rdrop": 1.0})
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_the_work(go, monkeypatch):
+    monkeypatch.setattr("mtl_re.prepare.find_spec", lambda name: None)
+    with pytest.raises(MtlReError, match=r"tracking.trackers: tensorboard is not installed"):
+        go(**{"tracking.trackers": ["tensorboard"]})
+
+
 # ---- options -------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ NOTES = (
     "* peak MB: resident memory at most while it was measured; loading left out",
     "* training: everybody starts from token ids; set-up, evaluation and checkpoints left out",
     "* prediction: from sentences in memory to labels, tokenising counted, but for the limit, which reads token ids",
+    "* growth: commands from file to file, everything counted; both take prediction's rows a pass and its precision",
 )
 
 

@@ -6,6 +6,7 @@ starts from tokenised rows; set-up, evaluation and checkpoints are left out for 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -251,6 +252,7 @@ def growth(setting: Setting) -> Figures:
             "train.seed": setting.seed,
         }
         command = ["train", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+        os.environ["MTL_RE_CACHE"] = f"{folder}/cache"  # every repeat tokenises
         with measured() as figures, own_memory(figures):
             code = main(command)
         assert code == 0, f"mtl-re train ended with {code}"
