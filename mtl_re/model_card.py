@@ -279,8 +279,8 @@ def _limits(model: MtlReModel, known: Known) -> str:
         "## Limits",
         "",
         f"* **Prior shift.** The prior of the coarse classes learnt in training: {shares}. {klue}Where a text's shares "
-        "differ, probabilities are off, and where it holds more unrelated pairs, relations are over-predicted. mtl-re can "
-        "shift the prior (`--prior`).",
+        "differ, probabilities are off, and where it holds more unrelated pairs, relations are over-predicted. "
+        "mtl-re can shift the prior (`--prior`).",
         f"* **False relations.** {_cooccurrence(known.cooccurrence)}",
         "* Entities must be given, with types that training saw "
         f"({', '.join(model.config.entity_types) or 'any'}); nothing finds them. Input beyond "
