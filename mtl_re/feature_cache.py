@@ -3,7 +3,7 @@
 The key covers every row and all that turns it into features (tokenizer, markers, query, length, entity types, heads):
 there is nothing to invalidate. A file appears by rename: two processes that make it at once write the same bytes. A
 cache that cannot be written or read is no fault; the rows are tokenised instead. Where: `$MTL_RE_CACHE`, else
-`~/.cache/mtl-re`. Tables are mapped into memory, not read into it: its size does not grow with the rows.
+`~/.cache/mtl-re`. Tables are mapped into memory, not read into it.
 """
 
 from __future__ import annotations

@@ -70,12 +70,12 @@ def kept(
     Raises:
         MtlReError: the temporary file cannot be written.
     """
-    import numpy as np
-
     stream = iter(rows)
     first = list(islice(stream, IN_MEMORY + 1))
     if len(first) <= IN_MEMORY:
         return first
+    import numpy as np  # few rows start without it
+
     starts = array("q", [0])
     try:
         with tempfile.TemporaryFile(prefix="mtl-re-rows-") as file:
