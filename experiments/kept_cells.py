@@ -4,21 +4,26 @@
     python experiments/kept_cells.py restore STUDY.yaml FOLDER   # then `mtl-re ablate` trains only what is missing
 
 Weights stay behind. Logits are kept as float16 (within a thousandth): labels and scores may differ in the last digit.
-Heads that a cell does not train are left out, for nothing reads them.
+Heads that a cell does not train are left out, for nothing reads them. A kept cell is known by its options, defaults
+filled in, not by its name: the folder of one study also serves another that has the same training in an arm.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from mtl_re.ablation_report import parts_only
 from mtl_re.cell_logits import cell_logits
 from mtl_re.cell_process import finished
-from mtl_re.study import heads_of, trained_heads
+from mtl_re.losses import normalise
+from mtl_re.study import checked_config, heads_of, trained_heads
 from mtl_re.study_file import load_study
+from mtl_re.taxonomy import Taxonomy
 
 FILES = ("cell.yaml", "metrics.jsonl", "report/report.md")
 
@@ -30,31 +35,44 @@ def copy(source, target):
 
 
 def keep(study, folder):
-    kept = "logits-test.npz" if study.test is not None else "logits-valid.npz"
+    kept = ["logits-test.npz"] * (study.test is not None) + ["logits-valid.npz"] * (
+        study.test is None or study.calibrates
+    )
     for cell in study.cells():
         source, target = study.run_dir(cell), folder / cell.key
-        if not finished(source) or (target / kept).is_file():
+        if not finished(source) or all((target / name).is_file() for name in kept):
             continue
         cell_logits(study, cell)  # computed now, if no report has been written yet
         copy(source, target)
         left_out = set()
         if cell.arm in parts_only(study):
             left_out = set(heads_of(study, cell.arm)) - set(trained_heads(study, cell.arm))
-        with np.load(source / kept) as found:
-            arrays = {name: found[name] for name in found.files if name.removeprefix("head ") not in left_out}
-        half = {name: array if name == "about" else array.astype(np.float16) for name, array in arrays.items()}
-        np.savez_compressed(target / kept, **half)
+        for logits in kept:
+            with np.load(source / logits) as found:
+                arrays = {name: found[name] for name in found.files if name.removeprefix("head ") not in left_out}
+            half = {name: array if name == "about" else array.astype(np.float16) for name, array in arrays.items()}
+            np.savez_compressed(target / logits, **half)
         print(target, file=sys.stderr)
 
 
 def restore(study, folder):
+    kept = {options(yaml.safe_load(path.read_text())): path.parent for path in sorted(folder.glob("*/cell.yaml"))}
     for cell in study.cells():
-        source, target = folder / cell.key, study.run_dir(cell)
-        if source.is_dir() and not target.exists():
+        source, target = kept.get(options(cell.config)), study.run_dir(cell)
+        if source is not None and not target.exists():
             copy(source, target)
-            for kept in source.glob("logits-*.npz"):
-                shutil.copyfile(kept, target / kept.name)
-            print(target, file=sys.stderr)
+            (target / "cell.yaml").write_text(yaml.safe_dump(cell.config, allow_unicode=True, sort_keys=False))
+            for logits in source.glob("logits-*.npz"):
+                shutil.copyfile(logits, target / logits.name)
+            print(f"{source} -> {target}", file=sys.stderr)
+
+
+def options(config):
+    """All options of a training run as text; two cells with the same are the same run."""
+    whole = checked_config(config).to_dict()
+    heads = [head.name for head in Taxonomy.from_option(whole["model"]["heads"]).heads]
+    whole["loss"]["weights"] = normalise(whole["loss"]["weights"], heads)
+    return json.dumps(whole, sort_keys=True)
 
 
 if __name__ == "__main__":

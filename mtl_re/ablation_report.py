@@ -180,9 +180,13 @@ def _heading(
     lines += ["", f"{chosen}. {where}.", ""]
     lines += [f"Intervals over rows: {resamples:,} bootstrap resamples. All figures in %, differences in points.", ""]
     readings = [
-        [name, how.gate, how.prior, how.restrict, _priors(entries, name)] for name, how in study.readings.items()
+        [name, how.gate, how.prior, how.restrict, _temperatures(entries, name), _priors(entries, name)]
+        for name, how in study.readings.items()
     ]
-    lines += table(["reading", "gate", "prior", "restriction", "prior applied, mean over arms and seeds"], readings)
+    means = ["temperatures, mean over arms and seeds", "prior applied, mean over arms and seeds"]
+    lines += table(["reading", "gate", "prior", "restriction", *means], readings)
+    if study.calibrates:
+        lines += ["Temperatures were fitted on each cell's own validation rows, one a head, before any prior.", ""]
     if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
         lines += table(["composed of separate networks", "head: arm"], composed)
     return lines
@@ -192,6 +196,16 @@ def _priors(entries: Sequence[Entry], reading: str) -> str:
     said = [read.prior for entry in entries if entry.reading == reading for read in entry.reads.values()]
     shares = [[float(part) for part in text.removeprefix("em: ").split(", ")] for text in said if text != "none"]
     return ", ".join(f"{sum(column) / len(column):.3f}" for column in zip(*shares, strict=True)) if shares else NONE
+
+
+def _temperatures(entries: Sequence[Entry], reading: str) -> str:
+    by_head: dict[str, list[float]] = {}
+    for entry in entries:
+        for rows in entry.reads.values() if entry.reading == reading else ():
+            for head, value in rows.temperatures.items():
+                by_head.setdefault(head, []).append(value)
+    said = [f"{head} {sum(values) / len(values):.2f}" for head, values in by_head.items() if set(values) != {1.0}]
+    return ", ".join(said) or NONE
 
 
 def _scores(entries: Sequence[Entry], folder: Path) -> list[str]:

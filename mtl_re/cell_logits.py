@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from mtl_re import gating
+from mtl_re.calibration import fit_temperature
 from mtl_re.errors import MtlReError
 from mtl_re.inference import probabilities
 from mtl_re.metrics import Floats, Indices
-from mtl_re.scorer import Reading, Scorer, apply_reading
-from mtl_re.study import Cell, Study, checked_config
+from mtl_re.scorer import Scorer, apply_reading
+from mtl_re.study import Cell, Study, StudyReading, checked_config
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class CellLogits:
         logits: head → (rows, classes) float32. gold: (rows,) indices into `taxonomy.labels`.
         subjects: (rows,) entity types of the subjects.
         trained: shares of the coarse classes in training, in taxonomy order.
-        temperatures: by head.
+        temperatures: by head, as the checkpoint has them.
+        fitted: by head, from the cell's own validation rows; empty if no reading of the study asks for them.
         rows: digest of the rows; what is compared must agree in it.
     """
 
@@ -50,6 +52,7 @@ class CellLogits:
     trained: Sequence[float] | None
     temperatures: Mapping[str, float]
     rows: str
+    fitted: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,18 @@ class Read:
         gold: (rows,). probs: (rows, labels) float64. hard, soft: (rows,) labels under each gate; `labels` is the one
             that the reading counts.
         prior: what was done to the coarse prior, in words. rows: digest of the rows.
+        temperatures: by head, as applied.
     """
 
     gold: Indices
     probs: Floats
     hard: Indices
     soft: Indices
-    reading: Reading
+    reading: StudyReading
     taxonomy: Taxonomy
     prior: str
     rows: str
+    temperatures: Mapping[str, float]
 
     @property
     def labels(self) -> Indices:
@@ -77,7 +82,7 @@ class Read:
         return self.hard if self.reading.gate == "hard" else self.soft
 
 
-def read(cell: CellLogits, reading: Reading) -> Read:
+def read(cell: CellLogits, reading: StudyReading) -> Read:
     """Probabilities and labels: temperatures, then the reading (`scorer.apply_reading`), then both gates.
 
     Raises:
@@ -85,12 +90,13 @@ def read(cell: CellLogits, reading: Reading) -> Read:
     """
     taxonomy, said = cell.taxonomy, "none"
     together = np.concatenate([cell.logits[head.name] for head in taxonomy.heads], axis=1)
-    probs = torch.from_numpy(probabilities(together, taxonomy, dict(cell.temperatures)))
+    temperatures = dict(cell.fitted if reading.calibrate else cell.temperatures)
+    probs = torch.from_numpy(probabilities(together, taxonomy, temperatures))
     probs, shares = apply_reading(probs, taxonomy, cell.trained, cell.subjects, reading)
     if shares is not None:
         said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in shares)}"
     hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in ("hard", "soft"))
-    return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows)
+    return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows, temperatures)
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
@@ -113,6 +119,7 @@ def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
         first,
         logits={head: parts[head].logits[head] for head in heads},
         temperatures={head: parts[head].temperatures.get(head, 1.0) for head in heads},
+        fitted={head: parts[head].fitted[head] for head in heads if head in parts[head].fitted},
         trained=parts[first.taxonomy.root.name].trained,
     )
 
@@ -127,10 +134,28 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
         MtlReError: the cell left no model, or the rows cannot be read.
     """
     folder = study.run_dir(cell)
+    if study.test is None:
+        return _logits(folder, cell, "valid", valid_rows(cell))
+    found = _logits(folder, cell, "test", labelled_rows(study.test, _heads(cell)))
+    if not study.calibrates:
+        return found
+    aside = valid_rows(cell)
+    return replace(found, fitted=_fitted(_logits(folder, cell, "valid", aside), aside))
+
+
+def _fitted(aside: CellLogits, examples: Sequence[Example]) -> dict[str, float]:
+    """A temperature for each head from validation rows."""
+    targets = [aside.taxonomy.targets(example.label) for example in examples]
+    return {
+        name: fit_temperature(logits, np.array([row[name] for row in targets])) for name, logits in aside.logits.items()
+    }
+
+
+def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -> CellLogits:
+    """Logits of rows: those kept beside the cell if they are of its model and of these rows, else computed and kept."""
     weights = folder / "model" / "model.safetensors"
-    examples = labelled_rows(study.test, _heads(cell)) if study.test is not None else valid_rows(cell)
     rows = _digest(examples)
-    cache = folder / f"logits-{'test' if study.test is not None else 'valid'}.npz"
+    cache = folder / f"logits-{which}.npz"
     mark = {"rows": rows}
     if weights.is_file():
         mark["model"] = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -84,6 +84,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class StudyReading(Reading):
+    """A reading of a study's cells.
+
+    Attributes:
+        calibrate: divide each head's logits by a temperature fitted on the cell's own validation rows, before the
+            prior: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020).
+    """
+
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A study file, checked. `arms` is empty for a search; `axes` holds a grid's values for the report.
 
@@ -100,7 +112,7 @@ class Study:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     search: Search | None = None
     composed: dict[str, dict[str, str]] = field(default_factory=dict)
-    readings: dict[str, Reading] = field(default_factory=lambda: {"hard": Reading()})
+    readings: dict[str, StudyReading] = field(default_factory=lambda: {"hard": StudyReading()})
     baseline: tuple[str, str | None] | None = None
     test: str | None = None
     pruner: Pruner = "none"
@@ -118,6 +130,11 @@ class Study:
             set_dotted(config, key, value)
         set_dotted(config, "train.seed", seed)
         return Cell(arm, seed, dict(settings), config)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a reading fits temperatures on validation rows."""
+        return any(reading.calibrate for reading in self.readings.values())
 
     def run_dir(self, cell: Cell) -> Path:
         """Where a cell trains."""
@@ -143,7 +160,7 @@ def checked_config(options: Mapping[str, Any]) -> Config:
     from jsonargparse import ArgumentError
 
     try:
-        parsed = _parser().parse_object(dict(options))
+        parsed = _parser().parse_object(deepcopy(dict(options)))  # it converts in place
     except (ArgumentError, TypeError, KeyError) as error:
         raise MtlReError(" ".join(str(error).split())) from error
     config = Config(**{name: group(**vars(parsed[name])) for name, group in GROUPS.items()})
@@ -213,6 +230,10 @@ def check_cell(study: Study, cell: Cell) -> None:
             check_exists(f"{where}: {name}", spec)
     if study.test is not None:
         check_exists("test", study.test)
+    if study.calibrates and study.test is None:
+        raise MtlReError("readings: calibrate fits on validation rows, which are scored here; it needs test")
+    if study.calibrates and not config.data.validated:
+        raise MtlReError(f"{where}: readings: calibrate needs validation rows: set data.valid or data.valid_fraction")
 
 
 def check_exists(where: str, spec: str) -> None:

@@ -20,8 +20,7 @@ import yaml
 
 from mtl_re.config import GROUPS, Gate, Restrict, check_shares
 from mtl_re.errors import MtlReError
-from mtl_re.scorer import Reading
-from mtl_re.study import Arm, Pruner, Range, Sampler, Search, Study, check_study, set_dotted
+from mtl_re.study import Arm, Pruner, Range, Sampler, Search, Study, StudyReading, check_study, set_dotted
 
 _NAME = re.compile(r"[\w.,=+-]{1,100}")
 KEYS = (
@@ -175,14 +174,14 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _reading(name: Any, value: Any) -> Reading:
+def _reading(name: Any, value: Any) -> StudyReading:
     where = f"readings: {name}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise MtlReError(f"{where}: letters, digits and . , = + - only")
     if not isinstance(value, dict | None):
-        raise MtlReError(f"{where}: expected a map with gate, prior, restrict")
+        raise MtlReError(f"{where}: expected a map with gate, prior, restrict, calibrate")
     value = value or {}
-    _known(value, ("gate", "prior", "restrict"), where)
+    _known(value, ("gate", "prior", "restrict", "calibrate"), where)
     prior = value.get("prior", "none")
     if prior not in ("none", "em"):
         try:
@@ -192,10 +191,13 @@ def _reading(name: Any, value: Any) -> Reading:
         check_shares(f"{where}: prior", shares)
         prior = ",".join(f"{share:g}" for share in shares)
     gate = _choice(value, "gate", get_args(Gate), "hard", where)
-    return Reading(gate, prior, _choice(value, "restrict", get_args(Restrict), "none", where))
+    restrict = _choice(value, "restrict", get_args(Restrict), "none", where)
+    if not isinstance(calibrate := value.get("calibrate", False), bool):
+        raise MtlReError(f"{where}: calibrate: {calibrate!r}; expected true or false")
+    return StudyReading(gate, prior, restrict, calibrate=calibrate)
 
 
-def _baseline(raw: dict[str, Any], arms: list[str], readings: dict[str, Reading]) -> tuple[str, str | None] | None:
+def _baseline(raw: dict[str, Any], arms: list[str], readings: dict[str, StudyReading]) -> tuple[str, str | None] | None:
     text = _typed(raw, "baseline", str, None)
     if text is None:
         return None

@@ -14,7 +14,7 @@ from mtl_re import ablation, cell_process, trial_book
 from mtl_re.ablation import Worker, ablate
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
-from mtl_re.study import Reading, shares_of, trained_heads
+from mtl_re.study import StudyReading, shares_of, trained_heads
 from mtl_re.study_file import grid_name, load_study
 from mtl_re.trial_book import Book
 
@@ -118,6 +118,12 @@ WRONG = {
     "gate": ({"readings": {"x": {"gate": "wide"}}}, "readings: x: gate: 'wide'"),
     "prior": ({"readings": {"x": {"prior": "flat"}}}, "readings: x: prior: 'flat'"),
     "shares": ({"readings": {"x": {"prior": [0.5, 0.1, 0.1]}}}, "readings: x: prior: .*sum to 1"),
+    "calibrate": ({"readings": {"x": {"calibrate": "yes"}}}, "readings: x: calibrate: 'yes'; expected true or false"),
+    "calibrate on scored rows": ({"readings": {"x": {"calibrate": True}}}, "it needs test"),
+    "calibrate on nothing": (
+        {"readings": {"x": {"calibrate": True}}, "test": "sample:test", "overrides": {"data.valid_fraction": 0}},
+        "arm a: readings: calibrate needs validation rows",
+    ),
     "trials of arms": ({"trials": 3}, "trials: belongs to a search"),
     "range without trials": (SEARCH | {"trials": None}, "trials: is missing"),
     "range": (SEARCH | {"axes": {"optim.lr": {"low": 2, "high": 1}}}, "low 2 and high 1"),
@@ -148,7 +154,7 @@ def test_arms_and_seeds_make_cells(write):
     assert study.cells()[1].config["optim"] == {"lr": 0.01}
     assert shares_of(study, {}) == {"coarse": 0.5, "org": 0.25, "per": 0.25}
     assert shares_of(study, {"loss.weighting": "rlw"}) is None
-    assert study.readings == {"hard": Reading()}
+    assert study.readings == {"hard": StudyReading()}
 
 
 def test_axes_make_a_grid(write):

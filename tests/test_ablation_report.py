@@ -19,8 +19,8 @@ from mtl_re.cell_logits import CellLogits, Read, compose, read
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
 from mtl_re.metrics import auprc, micro_f1
-from mtl_re.scorer import Reading
 from mtl_re.significance import paired_bootstrap
+from mtl_re.study import StudyReading
 from mtl_re.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
@@ -33,7 +33,7 @@ def as_read(gold, labels, probs=None, rows="rows", taxonomy=TAXONOMY):
     if probs is None:
         probs = np.full((len(gold), LABELS), 0.1)
         probs[np.arange(len(gold)), labels] = 0.6
-    return Read(gold, probs, labels, labels, Reading(), taxonomy, "none", rows)
+    return Read(gold, probs, labels, labels, StudyReading(), taxonomy, "none", rows, {})
 
 
 def predict(generator, gold, skill):
@@ -204,7 +204,7 @@ def softmax(values):
 def test_a_composition_takes_each_head_from_its_network():
     parts = {"coarse": logits(1, temperatures={"coarse": 2.0, "a": 9.0}), "a": logits(2, trained=None), "b": logits(3)}
     whole = compose(parts)
-    found = read(whole, Reading("soft"))
+    found = read(whole, StudyReading("soft"))
     coarse = softmax(parts["coarse"].logits["coarse"] / 2)
     fine = {name: softmax(parts[name].logits[name]) for name in ("a", "b")}
     expected = np.concatenate([coarse[:, :1], coarse[:, 1:2] * fine["a"], coarse[:, 2:] * fine["b"]], axis=1)
@@ -215,7 +215,9 @@ def test_a_composition_takes_each_head_from_its_network():
     assert np.array_equal(found.hard, by_hand)
     assert whole.trained == (0.5, 0.25, 0.25)
     one = logits(4)
-    assert np.array_equal(read(compose(dict.fromkeys(HEADS, one)), Reading()).probs, read(one, Reading()).probs)
+    assert np.array_equal(
+        read(compose(dict.fromkeys(HEADS, one)), StudyReading()).probs, read(one, StudyReading()).probs
+    )
 
 
 def test_a_composition_of_what_does_not_fit_is_refused():
@@ -228,20 +230,31 @@ def test_a_composition_of_what_does_not_fit_is_refused():
 def test_readings_apply_prior_and_restriction():
     typed = Taxonomy.from_dict({**TAXONOMY.to_dict(), "subject_types": {"a": ["A"], "b": ["B"]}})
     cell = logits(1, taxonomy=typed)
-    plain = read(cell, Reading("soft"))
-    restricted = read(cell, Reading("soft", restrict="subject_type"))
+    plain = read(cell, StudyReading("soft"))
+    restricted = read(cell, StudyReading("soft", restrict="subject_type"))
     assert (restricted.probs[0::2, 3:] == 0).all()
     assert (restricted.probs[1::2, 1:3] == 0).all()
     assert restricted.probs.sum(axis=1) == pytest.approx(np.ones(40))
-    shifted = read(cell, Reading("soft", prior="0.8,0.1,0.1"))
+    shifted = read(cell, StudyReading("soft", prior="0.8,0.1,0.1"))
     ratio = (np.array([0.8, 0.1, 0.1]) / [0.5, 0.25, 0.25])[[0, 1, 1, 2, 2]]
     expected = plain.probs * ratio
     assert shifted.probs == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
     assert shifted.prior == "0.8000, 0.1000, 0.1000"
-    assert read(cell, Reading(prior="em")).prior.startswith("em: ")
-    assert read(cell, Reading("hard")).labels is not plain.labels
+    assert read(cell, StudyReading(prior="em")).prior.startswith("em: ")
+    assert read(cell, StudyReading("hard")).labels is not plain.labels
     with pytest.raises(MtlReError, match="does not record the prior"):
-        read(logits(1, trained=None), Reading(prior="em"))
+        read(logits(1, trained=None), StudyReading(prior="em"))
+
+
+def test_a_calibrating_reading_uses_the_fitted_temperatures():
+    cell = logits(1, temperatures={"coarse": 5.0}, fitted={"coarse": 2.0, "a": 1.0, "b": 0.5})
+    by_hand = replace(cell, temperatures=cell.fitted)
+    fitted = read(cell, StudyReading("soft", prior="em", calibrate=True))
+    assert np.array_equal(fitted.probs, read(by_hand, StudyReading("soft", prior="em")).probs)
+    assert fitted.prior != read(cell, StudyReading("soft", prior="em")).prior
+    assert fitted.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
+    other = logits(2, fitted={"coarse": 3.0, "a": 4.0, "b": 6.0})
+    assert compose({"coarse": cell, "a": other, "b": cell}).fitted == {"coarse": 2.0, "a": 4.0, "b": 0.5}
 
 
 def test_figures_are_flat():
@@ -398,13 +411,17 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
     path.write_text(
         "name: real\nbase: base.yaml\narms: {unit: {}, coarse: {loss.weights: {coarse: 1, org: 0, per: 0}}}\n"
         "composed: {both: {coarse: coarse, org: unit, per: unit}}\nseeds: [1]\nbaseline: unit\n"
-        f"readings: {{hard: {{}}, typed: {{restrict: subject_type}}}}\ntest: sample:test\noutput: {tmp_path / 'out'}\n"
+        f"readings: {{hard: {{}}, typed: {{restrict: subject_type}}, em: {{prior: em, calibrate: true}}}}\n"
+        f"test: sample:test\noutput: {tmp_path / 'out'}\n"
     )
     assert main(["ablate", str(path), "--resamples", "50"]) == 0
     report = tmp_path / "out" / "report" / "report.md"
     assert capsys.readouterr().out.strip() == str(report)
     text = report.read_text()
     assert "| both/typed |" in text
+    fitted = cell_logits.cell_logits(load_study(path), load_study(path).cells()[0]).fitted
+    assert set(fitted) == {"coarse", "org", "per"}
+    assert f"| em | hard | em | none | coarse {fitted['coarse']:.2f}, " in text
     assert "| coarse/hard |" not in text  # its fine heads are untrained: it only lends its coarse head
     kept = (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns
     report.unlink()
