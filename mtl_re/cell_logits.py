@@ -21,6 +21,7 @@ import torch
 
 from mtl_re import gating
 from mtl_re.calibration import fit_temperature
+from mtl_re.checkpoint import WEIGHTS
 from mtl_re.errors import MtlReError
 from mtl_re.inference import probabilities
 from mtl_re.metrics import Floats, Indices
@@ -153,7 +154,7 @@ def _fitted(aside: CellLogits, examples: Sequence[Example]) -> dict[str, float]:
 
 def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -> CellLogits:
     """Logits of rows: those kept beside the cell if they are of its model and of these rows, else computed and kept."""
-    weights = folder / "model" / "model.safetensors"
+    weights = folder / "model" / WEIGHTS
     rows = _digest(examples)
     cache = folder / f"logits-{which}.npz"
     mark = {"rows": rows}

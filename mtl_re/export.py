@@ -266,7 +266,7 @@ def _report(source: Source, build: Path) -> dict[str, Any]:
         "mtl_re": __version__,
         "torch": torch.__version__.split("+")[0],
         "parameters": parameter_count(source.model),
-        "weights_sha256": file_digest(str(build / "model.safetensors")),
+        "weights_sha256": file_digest(str(build / checkpoint.WEIGHTS)),
         "averaged_steps": source.steps,
     }
 

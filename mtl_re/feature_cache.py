@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from itertools import islice
@@ -23,8 +23,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from mtl_re.errors import MtlReError, RowError
-from mtl_re.features import FeatureTable, Featurizer
+from mtl_re.errors import MtlReError
+from mtl_re.features import FeatureTable, Featurizer, Reject
 
 if TYPE_CHECKING:
     from mtl_re.data import Example
@@ -42,9 +42,7 @@ def folder() -> Path:
     return Path(os.environ.get("MTL_RE_CACHE") or Path.home() / ".cache" / "mtl-re")
 
 
-def cached_table(
-    featurizer: Featurizer, examples: Sequence[Example], reject: Callable[[Example, RowError], None] | None = None
-) -> FeatureTable:
+def cached_table(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None = None) -> FeatureTable:
     """`featurizer.table(examples, reject)`, from the cache if it is there.
 
     Rows that `reject` would be told of are not cached with a table: such data is tokenised each time.
@@ -61,9 +59,7 @@ def cached_table(
     return _read(path) or table
 
 
-def _laid_out(
-    featurizer: Featurizer, examples: Sequence[Example], reject: Callable[[Example, RowError], None] | None
-) -> FeatureTable:
+def _laid_out(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None) -> FeatureTable:
     """`featurizer.table(examples, reject)`, chunk by chunk into files without a name.
 
     Raises:

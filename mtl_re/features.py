@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,10 @@ POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 
 READ_AHEAD = 1024
 """Rows tokenised at once."""
+
+
+Reject = Callable[[int, "Example", RowError], None]
+"""Told of a row that cannot be made to fit: its number among the rows given, counted from 0, itself, and why."""
 
 
 class Features(NamedTuple):
@@ -148,9 +153,7 @@ class Featurizer:
         self.frame = Frame.of(tokenizer, pair=query)
         check_known(tokenizer, scheme, types)
 
-    def table(
-        self, examples: Iterable[Example], reject: Callable[[Example, RowError], None] | None = None
-    ) -> FeatureTable:
+    def table(self, examples: Iterable[Example], reject: Reject | None = None) -> FeatureTable:
         """Features of all examples, in order.
 
         Args:
@@ -163,36 +166,28 @@ class Featurizer:
         rows = [row for _, row in self.stream(examples, reject)]
         return FeatureTable.from_rows(rows, len(self.taxonomy.heads))
 
-    def stream(
-        self, examples: Iterable[Example], reject: Callable[[Example, RowError], None] | None = None
-    ) -> Iterator[tuple[Example, Features]]:
+    def stream(self, examples: Iterable[Example], reject: Reject | None = None) -> Iterator[tuple[Example, Features]]:
         """As `table`, one at a time with its example, reading ahead by a fixed number of rows."""
-        chunk: list[Example] = []
-        for example in examples:
-            chunk.append(example)
-            if len(chunk) == READ_AHEAD:
-                yield from self._chunk(chunk, reject)
-                chunk = []
-        yield from self._chunk(chunk, reject)
+        numbered = enumerate(examples)
+        while chunk := list(islice(numbered, READ_AHEAD)):
+            yield from self._chunk(chunk, reject)
 
-    def _chunk(
-        self, chunk: Sequence[Example], reject: Callable[[Example, RowError], None] | None
-    ) -> Iterator[tuple[Example, Features]]:
-        marked: list[tuple[Example, markers.Marked]] = []
-        for example in chunk:
-            with _named(example, reject):
+    def _chunk(self, chunk: Sequence[tuple[int, Example]], reject: Reject | None) -> Iterator[tuple[Example, Features]]:
+        marked: list[tuple[int, Example, markers.Marked]] = []
+        for number, example in chunk:
+            with _named(number, example, reject):
                 self._check_types(example)
                 text = markers.mark(example.sentence, example.subject, example.object, self.scheme)
-                marked.append((example, text))
+                marked.append((number, example, text))
         if not marked:
             return
-        coded = self._encode([text.text for _, text in marked])
+        coded = self._encode([text.text for _, _, text in marked])
         questions: list[list[int]] = [[]] * len(marked)
         if self.query:
-            asked = [markers.question(example.subject, example.object) for example, _ in marked]
+            asked = [markers.question(example.subject, example.object) for _, example, _ in marked]
             questions = self._encode(asked)["input_ids"]
-        for index, (example, text) in enumerate(marked):
-            with _named(example, reject):
+        for index, (number, example, text) in enumerate(marked):
+            with _named(number, example, reject):
                 ids, offsets = coded["input_ids"][index], coded["offset_mapping"][index]
                 yield example, self._features(example, text, ids, offsets, questions[index])
 
@@ -244,8 +239,8 @@ class Featurizer:
 class _named:  # noqa: N801 - reads as a statement
     """Give a RowError its row: hand it to `reject`, or raise it as the user's message."""
 
-    def __init__(self, example: Example, reject: Callable[[Example, RowError], None] | None) -> None:
-        self.example, self.reject = example, reject
+    def __init__(self, number: int, example: Example, reject: Reject | None) -> None:
+        self.number, self.example, self.reject = number, example, reject
 
     def __enter__(self) -> None: ...
 
@@ -254,7 +249,7 @@ class _named:  # noqa: N801 - reads as a statement
             return False
         if self.reject is None:
             raise MtlReError(f"row {self.example.id}: {error}") from error
-        self.reject(self.example, error)
+        self.reject(self.number, self.example, error)
         return True
 
 

@@ -196,7 +196,7 @@ def checkpoint_folder(path: str) -> Path:
     """
     folder = Path(path)
     found = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+    for name in ("config.json", checkpoint.WEIGHTS, "tokenizer_config.json"):
         if not (found / name).is_file():
             raise MtlReError(f"{path}: no {name} there; give the model/ folder of a run, or an exported directory")
     return found
@@ -243,7 +243,7 @@ def _fetched(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise MtlReError(f"{name}: no such checkpoint directory")
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"])
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", checkpoint.WEIGHTS])
     except Exception as error:  # the hub client raises dozens of kinds
         raise MtlReError(f"{name}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
 

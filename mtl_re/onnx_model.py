@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig
 
+from mtl_re.checkpoint import WEIGHTS
 from mtl_re.errors import MtlReError, entry
 from mtl_re.model import MtlReConfig, checkpoint_folder, first_line
 from mtl_re.taxonomy import Taxonomy
@@ -97,6 +98,6 @@ def _fetched(name: str, graph: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors", f"{graph}*"])
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS, f"{graph}*"])
     except Exception as error:  # the hub client raises dozens of kinds
         raise MtlReError(f"{name}: not to be had from the hub ({first_line(error)})") from error

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,7 +33,7 @@ from mtl_re.dropout import quicken
 from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
-from mtl_re.features import READ_AHEAD, FeatureTable, Featurizer
+from mtl_re.features import FeatureTable, Featurizer
 from mtl_re.inference import resolve_precision
 from mtl_re.losses import LOSSES, log_shares, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
@@ -417,40 +417,16 @@ def _featurize(
     examples: Sequence[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
 ) -> tuple[Sequence[Example], FeatureTable]:
     """Features of the rows that fit; those that do not are bad rows like any others."""
-    numbered, lost = _Numbered(examples), list[int]()
+    lost: list[int] = []
 
-    def reject(example: Example, error: RowError) -> None:
+    def reject(number: int, example: Example, error: RowError) -> None:
         if config.data.on_bad_row == "error":
             raise MtlReError(f"row {example.id}: {error} (--data.on_bad_row skip leaves such rows out)")
-        lost.append(numbered.number(example))
+        lost.append(number)
         bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
 
-    table = cached_table(featurizer, numbered, reject)
+    table = cached_table(featurizer, examples, reject)
     return spool.select(examples, np.setdiff1d(np.arange(len(examples)), lost)) if lost else examples, table
-
-
-class _Numbered(Sequence[Example]):
-    """Rows that know the number of each one they gave lately. A spool makes a row anew whenever it is asked for one."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples, self._numbers = examples, dict[int, int]()
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._examples[index]
-
-    def __iter__(self) -> Iterator[Example]:
-        alive: deque[Example] = deque(maxlen=2 * READ_AHEAD)  # no other row may get the identity of one of these
-        for number, example in enumerate(self._examples):
-            alive.append(example)
-            self._numbers[id(example)] = number
-            yield example
-
-    def number(self, example: Example) -> int:
-        """Of one of the last `READ_AHEAD` rows."""
-        return self._numbers[id(example)]
 
 
 def check_entries(config: Config) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_re.config import GROUPS
 from mtl_re.errors import MtlReError
 from mtl_re.figures import (
     COLORS,
@@ -323,12 +324,19 @@ def _configuration(path: Path) -> list[str]:
         options = yaml.safe_load(_text(path)) or {}
         groups = {name: options[name] for name in HIGHLIGHTS if name in options}
         rows = [
-            [name, ", ".join(f"{key} {_shown(group[key])}" for key in HIGHLIGHTS[name] if key in group)]
+            [name, ", ".join(f"{key} {_shown(group[key])}" for key in group if key in _told(name, group))]
             for name, group in groups.items()
         ]
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         raise MtlReError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
     return ["## Configuration", "", "All options: `../config.yaml`.", "", *table(["group", "options"], rows)]
+
+
+def _told(name: str, group: Mapping[str, Any]) -> set[str]:
+    """Options of a group worth a line: the usual ones, and all that are not at their defaults."""
+    default = vars(GROUPS[name]())
+    other = {key for key, value in group.items() if value != default.get(key, value)}
+    return {*HIGHLIGHTS[name], *other} - {"run_dir", "resume"}
 
 
 def _shown(value: Any) -> str:

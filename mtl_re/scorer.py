@@ -94,8 +94,12 @@ class Scorer:
 
     def usable(self, examples: Iterable[Example], reject: Callable[[Example, RowError], None]) -> Iterator[Example]:
         """The examples that every network can take, in order; the others go to `reject` with the reason."""
+
+        def told(number: int, example: Example, error: RowError) -> None:
+            reject(example, error)  # the number is one among the rows that the networks before could take
+
         for model, tokenizer in {id(pair[0]): pair for pair in self.networks.values()}.values():
-            examples = (example for example, _ in featurizer_of(model, tokenizer).stream(examples, reject))
+            examples = (example for example, _ in featurizer_of(model, tokenizer).stream(examples, told))
         yield from examples
 
     def logits(

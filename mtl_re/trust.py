@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
+from mtl_re.checkpoint import WEIGHTS
 from mtl_re.config import Gate
 from mtl_re.errors import MtlReError
 from mtl_re.markers import MARKERS
@@ -93,7 +94,7 @@ def checked(folder: Path) -> tuple[dict[str, Any], Shapes]:
             Taxonomy.from_dict(config["taxonomy"])
     except MtlReError as error:
         raise MtlReError(f"{place}: {error}") from error
-    stored = _stored(folder / "model.safetensors")
+    stored = _stored(folder / WEIGHTS)
     _check_encoder(place, config.get("encoder", {}), len(stored))
     return config, stored
 

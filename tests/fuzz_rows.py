@@ -364,7 +364,7 @@ class TokenCheck:
     def __call__(self, examples: list[Example], number: int) -> None:
         scheme, room = list(self.made)[number % len(self.made)]
         featurizer, refused = self.made[scheme, room], []
-        found = list(featurizer.stream(examples, lambda example, error: refused.append((example, error))))
+        found = list(featurizer.stream(examples, lambda number, example, error: refused.append((example, error))))
         assert len(found) + len(refused) == len(examples), f"{scheme}: rows were lost"
         assert all(error.field for _, error in refused)
         for example, features in found:

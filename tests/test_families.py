@@ -160,7 +160,7 @@ def test_positions_point_at_the_markers_at_every_length(family, scheme):
     cut, lost = 0, []
     for length in (28, 40, LENGTH):
         featurizer = Featurizer(tokenizer, TAXONOMY, scheme, False, length, TYPES)
-        for row, found in featurizer.stream(ROWS, lambda row, error: lost.append(str(error))):
+        for row, found in featurizer.stream(ROWS, lambda number, row, error: lost.append(str(error))):
             pieces = [bare(piece) for piece in tokenizer.convert_ids_to_tokens(found.input_ids.tolist())]
             assert len(pieces) <= length
             for role, entity, columns in (("subject", row.subject, (0, 1)), ("object", row.object, (2, 3))):

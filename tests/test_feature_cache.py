@@ -97,7 +97,7 @@ def test_tables_with_rejected_rows_are_not_kept(featurizer, examples):
     odd = replace(examples[0], subject=replace(examples[0].subject, type="ZZZ"))
     lost = []
     for _ in range(2):
-        table = feature_cache.cached_table(featurizer, [odd, *examples], lambda row, error: lost.append(row))
+        table = feature_cache.cached_table(featurizer, [odd, *examples], lambda number, row, error: lost.append(row))
         assert len(table) == len(examples)
     assert len(lost) == 2
 

@@ -241,10 +241,10 @@ def test_a_row_that_cannot_fit_is_named_or_handed_over(make):
     with pytest.raises(MtlReError, match=r"row made: sentence: the two marked entities take \d+ tokens, data.max_len"):
         featurizer.table([fine, long])
     lost = []
-    table = featurizer.table([long, fine, long], lambda example, error: lost.append((example, error)))
+    table = featurizer.table([long, fine, long], lambda number, example, error: lost.append((number, example, error)))
     assert len(table) == 1
-    assert [example is long for example, _ in lost] == [True, True]
-    assert all(isinstance(error, RowError) and error.field == "sentence" for _, error in lost)
+    assert [(number, example is long) for number, example, _ in lost] == [(0, True), (2, True)]
+    assert all(isinstance(error, RowError) and error.field == "sentence" for *_, error in lost)
     assert table[0].input_ids.tolist() == featurizer.table([fine])[0].input_ids.tolist()
 
 

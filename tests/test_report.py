@@ -46,7 +46,8 @@ def make_run(folder, result, lines, taxonomy=TAXONOMY):
     """A run directory as `train` leaves it, as far as the report reads it."""
     (folder / "model").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"loss": {"kind": "focal", "weights": {"org": 2.0}}}))
+    options = {"loss": {"kind": "focal", "weights": {"org": 2.0}, "rdrop": 1.0, "fgm": 0.0}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
     part = {"source": "a|b.json", "sha256": None, "rows": 7, "labels": {taxonomy.labels[0]: 5, taxonomy.labels[1]: 2}}
     manifest = {"data": {"train": part, "valid": part, "rejected": 3, "dropped_overlap": 1234}, "seed": 11, "git": None}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -90,7 +91,7 @@ def test_report_holds_the_run(tmp_path):
     gold = result["coarse"]["confusion"]["per"]
     assert cells(text, "per") == ["per", *map(str, gold.values()), str(sum(gold.values()))]
     assert cells(text, "missed: a relation read as none")[1] == str(result["errors"]["missed"])
-    assert cells(text, "loss") == ["loss", "kind focal, weights {org: 2.0}"]
+    assert cells(text, "loss") == ["loss", "kind focal, weights {org: 2.0}, rdrop 1.0"]
     assert "400 validation rows, the best model (step 2)" in text
     assert "3 bad row(s), 1,234 training row(s)" in text
     assert r"a\|b.json" in text
