@@ -231,13 +231,18 @@ def valid_rows(cell: Cell) -> tuple[Example, ...]:
     Raises:
         MtlReError: it had none.
     """
-    from mtl_re.prepare import read_rows
-
-    config = checked_config(cell.config)
-    rows = read_rows(config, Taxonomy.from_option(config.model.heads)).valid
+    rows = _split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell))
     if not rows:
         raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")
-    return tuple(rows)
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _split_off(options: str, heads: str) -> tuple[Example, ...]:
+    from mtl_re.prepare import read_rows
+
+    config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
+    return tuple(read_rows(config, Taxonomy.from_option(heads)).valid)
 
 
 def _heads(cell: Cell) -> str:
