@@ -26,6 +26,7 @@ from mtl_re.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.from_dict({"groups": {"none": ["no_relation"], "a": ["a:1", "a:2"], "b": ["b:1", "b:2"]}})
 LABELS = len(TAXONOMY.labels)
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 HEADS = {head.name: len(head.classes) for head in TAXONOMY.heads}
 
 
@@ -427,6 +428,11 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
     report.unlink()
     assert main(["ablate", str(path), "--report", "--resamples", "50"]) == 0
     assert report.read_text() == text
+    paired = [sys.executable, str(EXPERIMENTS / "paired.py"), str(path), "--resamples", "50"]
+    same = subprocess.run([*paired, "vote:unit/hard", "unit/hard"], check=True, capture_output=True, text=True).stdout
+    assert "micro_f1: +0.00; over rows +0.00 to +0.00" in same  # the vote of one seed
+    refused = subprocess.run([*paired, "unit/soft", "unit/hard"], capture_output=True, text=True)
+    assert "unit/soft: no such arm/reading is finished; there are unit/hard" in refused.stderr
     assert (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns == kept
     study = load_study(path)
     (tmp_path / "out" / "cells" / "unit-s1" / "model" / "model.safetensors").unlink()  # its kept logits still count
@@ -444,7 +450,7 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
 
 def kept_and_restored(folder, study):
     """The report of a study whose small files were laid elsewhere and back, all else gone; nothing is trained."""
-    script = Path(__file__).parents[1] / "experiments" / "kept_cells.py"
+    script = EXPERIMENTS / "kept_cells.py"
     subprocess.run([sys.executable, str(script), "keep", str(study), str(folder / "kept")], check=True)
     assert not list((folder / "kept").rglob("*.safetensors"))
     shutil.rmtree(folder / "out")
