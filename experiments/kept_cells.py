@@ -35,23 +35,21 @@ def copy(source, target):
 
 
 def keep(study, folder):
-    kept = ["logits-test.npz"] * (study.test is not None) + ["logits-valid.npz"] * (
-        study.test is None or study.calibrates
-    )
     for cell in study.cells():
         source, target = study.run_dir(cell), folder / cell.key
-        if not finished(source) or all((target / name).is_file() for name in kept):
+        if not finished(source) or finished(target):
             continue
         cell_logits(study, cell)  # computed now, if no report has been written yet
-        copy(source, target)
         left_out = set()
         if cell.arm in parts_only(study):
             left_out = set(heads_of(study, cell.arm)) - set(trained_heads(study, cell.arm))
-        for logits in kept:
-            with np.load(source / logits) as found:
+        target.mkdir(parents=True, exist_ok=True)
+        for logits in source.glob("logits-*.npz"):
+            with np.load(logits) as found:
                 arrays = {name: found[name] for name in found.files if name.removeprefix("head ") not in left_out}
             half = {name: array if name == "about" else array.astype(np.float16) for name, array in arrays.items()}
-            np.savez_compressed(target / logits, **half)
+            np.savez_compressed(target / logits.name, **half)
+        copy(source, target)
         print(target, file=sys.stderr)
 
 

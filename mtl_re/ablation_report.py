@@ -118,7 +118,7 @@ def read_entries(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[Ent
     entries = []
     for arm, by_seed in by_arm.items():
         for reading, how in study.readings.items():
-            reads = {seed: read(part, how) for seed, part in by_seed.items()}
+            reads = {seed: read(part, how) for seed, part in by_seed.items() if part.fitted or not how.calibrate}
             numbers = {seed: flat_figures(figures(rows)) for seed, rows in reads.items()}
             if reads:
                 entries.append(Entry(arm, reading, reads, numbers, scores.get(arm, {})))
@@ -186,7 +186,7 @@ def _heading(
     means = ["temperatures, mean over arms and seeds", "prior applied, mean over arms and seeds"]
     lines += table(["reading", "gate", "prior", "restriction", *means], readings)
     if study.calibrates:
-        lines += ["Temperatures were fitted on each cell's own validation rows, one a head, before any prior.", ""]
+        lines += ["Fitted on each cell's own validation rows, one a head; an arm without such rows is not read so.", ""]
     if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
         lines += table(["composed of separate networks", "head: arm"], composed)
     return lines

@@ -138,7 +138,7 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     if study.test is None:
         return _logits(folder, cell, "valid", valid_rows(cell))
     found = _logits(folder, cell, "test", labelled_rows(study.test, _heads(cell)))
-    if not study.calibrates:
+    if not study.calibrates or not checked_config(cell.config).data.validated:
         return found
     aside = valid_rows(cell)
     return replace(found, fitted=_fitted(_logits(folder, cell, "valid", aside), aside))

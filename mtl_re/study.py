@@ -89,7 +89,8 @@ class StudyReading(Reading):
 
     Attributes:
         calibrate: divide each head's logits by a temperature fitted on the cell's own validation rows, before the
-            prior: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020).
+            prior: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020). Arms without such rows have no
+            reading of this kind.
     """
 
     calibrate: bool = False
@@ -206,6 +207,9 @@ def check_study(study: Study) -> None:
         if study.composed:
             raise MtlReError("composed: a search has no arms to compose; write the arms out")
     _check_composed(study)
+    configs = [checked_config(cell.config) for cell in study.cells()]
+    if study.calibrates and study.search is None and not any(config.data.validated for config in configs):
+        raise MtlReError("readings: calibrate needs an arm with validation rows: set data.valid or data.valid_fraction")
 
 
 def check_cell(study: Study, cell: Cell) -> None:
@@ -232,8 +236,6 @@ def check_cell(study: Study, cell: Cell) -> None:
         check_exists("test", study.test)
     if study.calibrates and study.test is None:
         raise MtlReError("readings: calibrate fits on validation rows, which are scored here; it needs test")
-    if study.calibrates and not config.data.validated:
-        raise MtlReError(f"{where}: readings: calibrate needs validation rows: set data.valid or data.valid_fraction")
 
 
 def check_exists(where: str, spec: str) -> None:

@@ -122,7 +122,7 @@ WRONG = {
     "calibrate on scored rows": ({"readings": {"x": {"calibrate": True}}}, "it needs test"),
     "calibrate on nothing": (
         {"readings": {"x": {"calibrate": True}}, "test": "sample:test", "overrides": {"data.valid_fraction": 0}},
-        "arm a: readings: calibrate needs validation rows",
+        "readings: calibrate needs an arm with validation rows",
     ),
     "trials of arms": ({"trials": 3}, "trials: belongs to a search"),
     "range without trials": (SEARCH | {"trials": None}, "trials: is missing"),
