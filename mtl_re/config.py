@@ -540,8 +540,8 @@ class AblateConfig:
 class CalibrateConfig:
     """Options of `mtl-re calibrate`."""
 
-    data: str
-    """Labelled rows that training did not see and that will not be scored."""
+    data: str | None = None
+    """Labelled rows that training did not see and that will not be scored; not given: those that the run held out."""
     prior: str = "none"
     """Target prior for the threshold: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
     unlabelled: str | None = None

@@ -36,15 +36,16 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     """Fit, report, and store unless `options.store` says no.
 
     Raises:
-        MtlReError: a head has no labelled row, or the checkpoint cannot be written.
+        MtlReError: there are no rows to fit on, a head has no labelled one, or the checkpoint cannot be written.
     """
     folder = checkpoint_folder(ckpt)
     scorer = Scorer.load(str(folder))
     scorer.root.config.temperatures = {}
     taxonomy = scorer.taxonomy
-    examples = labelled_examples(options.data, scorer, "error")
+    source = options.data or f"the rows that {folder.parent} held out"
+    examples = labelled_examples(options.data, scorer, "error") if options.data else held_out(folder, taxonomy)
     gold = gold_indices(examples, taxonomy)
-    logits = scorer.logits(examples, options.batch_size, progress=f"calibrate on {options.data}")
+    logits = scorer.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = probabilities(logits, taxonomy)
     temperatures = fit_temperatures(logits, examples, taxonomy)
     scorer.root.config.temperatures = temperatures
@@ -52,7 +53,7 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     prior = _prior(scorer, options, after, gold, examples)
     threshold = _threshold(scorer, logits, examples, gold, prior["target"])
     result = {
-        "data": options.data,
+        "data": source,
         "n": len(examples),
         "temperatures": temperatures,
         "before": _quality(before, gold, taxonomy),
@@ -66,6 +67,25 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     if options.store:
         store(folder, temperatures, threshold["value"] if threshold else None)
     return result
+
+
+def held_out(folder: Path, taxonomy: Taxonomy) -> Sequence[Example]:
+    """The validation rows of the run whose `model/` a folder is, read and split off again as its training did.
+
+    Raises:
+        MtlReError: it is no run's, or the run had none.
+    """
+    from mtl_re.prepare import read_rows
+    from mtl_re.study import checked_config
+    from mtl_re.study_file import read_yaml
+
+    path = folder.parent / "config.yaml"
+    if not path.is_file():
+        raise MtlReError(f"{folder}: is not the model/ of a run; name labelled rows with --data")
+    rows = read_rows(checked_config(read_yaml(path)), taxonomy).valid
+    if not rows:
+        raise MtlReError(f"{folder.parent}: this run held no rows out; name labelled rows with --data")
+    return rows
 
 
 def fit_temperatures(logits: np.ndarray, examples: Sequence[Example], taxonomy: Taxonomy) -> dict[str, float]:

@@ -157,6 +157,23 @@ def test_calibrate_can_leave_the_checkpoint_alone(ckpt, data):
         calibrate(ckpt, CalibrateConfig(data=data, prior="0.6,0.2,0.2", unlabelled=data))
 
 
+def test_without_data_it_takes_the_rows_that_the_run_held_out(ckpt, tmp_path):
+    with pytest.raises(MtlReError, match="not the model/ of a run; name labelled rows with --data"):
+        calibrate(ckpt, CalibrateConfig())
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "ckpt").rename(run / "model")
+    (run / "config.yaml").write_text("data: {train: 'sample:train', valid: 'sample:valid'}\n")
+    found = calibrate(str(run), CalibrateConfig(store=False))
+    named = calibrate(str(run), CalibrateConfig(data="sample:valid", store=False))
+    assert found.pop("data") == f"the rows that {run} held out"
+    assert named.pop("data") == "sample:valid"
+    assert found == named
+    (run / "config.yaml").write_text("data: {train: 'sample:train', valid_fraction: 0}\n")
+    with pytest.raises(MtlReError, match="held no rows out"):
+        calibrate(str(run), CalibrateConfig())
+
+
 def test_reliability_bins():
     confidence = np.array([0.05, 0.06, 0.95, 1.0])
     means, right, counts = reliability(confidence, np.array([True, False, True, True]))

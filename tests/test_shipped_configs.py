@@ -31,7 +31,7 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
 def test_none_is_missed():
     assert {path.stem for path in CONFIGS} >= {
         *(f"klue-roberta-{size}" for size in ("small", "base", "large")),
-        *("xlm-roberta-large", "kf-deberta-base", "ko-mini", "sample", "adapt-ko-mini"),
+        *("xlm-roberta-large", "kf-deberta-base", "ko-mini", "ko-mini-recommended", "sample", "adapt-ko-mini"),
     }
 
 
