@@ -44,7 +44,8 @@ for name in (given.a, given.b):
         parser.error(f"{name}: no such arm/reading is finished; there are {', '.join(entries)}")
     reads = voted(entry.reads) if name.startswith("vote:") else entry.reads
     found = summarised([{key: figures(read)[key] for key in ("micro_f1", "auprc")} for read in reads.values()])
-    print(name, *(f"{score} {values['mean']:.2f} ± {values['sd']:.2f}" for score, values in found.items()))
+    spread = {score: f" ± {values['sd']:.2f}" if values["sd"] else "" for score, values in found.items()}
+    print(name, *(f"{score} {values['mean']:.2f}{spread[score]}" for score, values in found.items()))
     sides.append(reads)
 for one in compare((given.a, "", given.b), *sides, given.resamples):
     seeds = (
