@@ -59,7 +59,7 @@ def restore(study, folder):
         source, target = kept.get(options(cell.config)), study.run_dir(cell)
         if source is not None and not target.exists():
             copy(source, target)
-            (target / "cell.yaml").write_text(yaml.safe_dump(cell.config, allow_unicode=True, sort_keys=False))
+            (target / "cell.yaml").write_text(cell.text, encoding="utf-8")
             for logits in source.glob("logits-*.npz"):
                 shutil.copyfile(logits, target / logits.name)
             print(f"{source} -> {target}", file=sys.stderr)

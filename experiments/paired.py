@@ -7,26 +7,13 @@ A vote is one model, not one a seed: beside it, chance over seeds only lies in t
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from mtl_re import gating
 from mtl_re.ablation_report import read_entries
-from mtl_re.arm_statistics import compare, figures, summarised
+from mtl_re.arm_statistics import compare, figures, flat_figures, summarised
+from mtl_re.cell_logits import vote
 from mtl_re.cell_process import finished
 from mtl_re.study_file import load_study
-
-
-def voted(reads):
-    """Every seed → the soft vote of all: mean probabilities, then the reading's gate."""
-    first = next(iter(reads.values()))
-    probs = np.mean([read.probs for read in reads.values()], axis=0)
-    hard, soft = (gating.labels(torch.from_numpy(probs), first.taxonomy, gate).numpy() for gate in ("hard", "soft"))
-    return dict.fromkeys(reads, replace(first, probs=probs, hard=hard, soft=soft, prior="of each member"))
-
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("study", type=Path)
@@ -42,16 +29,16 @@ for name in (given.a, given.b):
     entry = entries.get(name.removeprefix("vote:"))
     if entry is None:
         parser.error(f"{name}: no such arm/reading is finished; there are {', '.join(entries)}")
-    reads = voted(entry.reads) if name.startswith("vote:") else entry.reads
-    found = summarised([{key: figures(read)[key] for key in ("micro_f1", "auprc")} for read in reads.values()])
-    spread = {score: f" ± {values['sd']:.2f}" if values["sd"] else "" for score, values in found.items()}
-    print(name, *(f"{score} {values['mean']:.2f}{spread[score]}" for score, values in found.items()))
+    reads, found = entry.reads, entry.summary
+    if name.startswith("vote:"):
+        one = vote(list(entry.reads.values()))
+        reads, found = dict.fromkeys(entry.reads, one), summarised([flat_figures(figures(one))])
     sides.append(reads)
-for one in compare((given.a, "", given.b), *sides, given.resamples):
-    seeds = (
-        ""
-        if one.seeds_ci is None
-        else f"; over seeds {one.seeds_ci[0]:+.2f} to {one.seeds_ci[1]:+.2f} (p {one.seeds_p:.3f})"
-    )
-    low, high = one.rows_ci
-    print(f"{one.score}: {one.difference:+.2f}; over rows {low:+.2f} to {high:+.2f} (p {one.rows_p:.4f}){seeds}")
+    for score in ("micro_f1", "auprc"):
+        values = found[score]
+        print(name, score, f"{values['mean']:.2f}", "" if values["ci"] is None else f"± {values['sd']:.2f}")
+for one in compare((given.a, "", given.b), *sides, given.resamples, study.output / "draws"):
+    said = f"{one.difference:+.2f}; over rows {one.rows_ci[0]:+.2f} to {one.rows_ci[1]:+.2f} (p {one.rows_p:.4f})"
+    if one.seeds_ci is not None:
+        said += f"; over seeds {one.seeds_ci[0]:+.2f} to {one.seeds_ci[1]:+.2f} (p {one.seeds_p:.3f})"
+    print(f"{one.score}: {said}")

@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from mtl_re.cell_process import Outcome, locked, run_cell, stop_with_parent
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
@@ -194,10 +192,9 @@ class Worker:
         run_dir, output = self.book.study.run_dir(cell), self.book.study.output
         make_folder(run_dir)
         config = run_dir / "cell.yaml"
-        text = yaml.safe_dump(cell.config, allow_unicode=True, sort_keys=False)
-        if config.exists() and config.read_text(encoding="utf-8") != text and (run_dir / "metrics.jsonl").exists():
+        if config.exists() and config.read_text(encoding="utf-8") != cell.text and (run_dir / "metrics.jsonl").exists():
             raise MtlReError(f"{run_dir}: holds a run with other options; remove it or give the study another output")
-        config.write_text(text, encoding="utf-8")
+        config.write_text(cell.text, encoding="utf-8")
         prune = handle if handle is not None and self.book.study.pruner != "none" else None
         last = time.monotonic()
 

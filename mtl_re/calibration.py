@@ -10,7 +10,7 @@ it presumes calibrated posteriors and overshoots without (Alexandari et al. 2020
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,18 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
 
     found = minimize_scalar(nll, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
     return float(np.exp(found.x))
+
+
+def fit_temperatures(
+    logits: Mapping[str, Floats], labels: Sequence[str | None], taxonomy: Taxonomy
+) -> dict[str, float]:
+    """One temperature a head (see `fit_temperature`).
+
+    Args:
+        logits: head → (rows, classes). labels: of the rows.
+    """
+    targets = [taxonomy.targets(label) for label in labels]
+    return {name: fit_temperature(scores, np.array([row[name] for row in targets])) for name, scores in logits.items()}
 
 
 def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, tolerance: float = 1e-8) -> list[float]:

@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
 from mtl_re import gating
-from mtl_re.calibration import fit_temperature
+from mtl_re.calibration import fit_temperatures
 from mtl_re.checkpoint import WEIGHTS
+from mtl_re.config import Gate
 from mtl_re.errors import MtlReError
-from mtl_re.inference import probabilities
+from mtl_re.inference import by_head
 from mtl_re.metrics import Floats, Indices
 from mtl_re.scorer import Scorer, apply_reading
 from mtl_re.study import Cell, Study, StudyReading, checked_config
@@ -90,14 +91,26 @@ def read(cell: CellLogits, reading: StudyReading) -> Read:
         MtlReError: a prior is asked for, and the checkpoint does not know the one it was trained under.
     """
     taxonomy, said = cell.taxonomy, "none"
-    together = np.concatenate([cell.logits[head.name] for head in taxonomy.heads], axis=1)
-    temperatures = dict(cell.fitted if reading.calibrate else cell.temperatures)
-    probs = torch.from_numpy(probabilities(together, taxonomy, temperatures))
+    logits = {name: torch.from_numpy(part).double() for name, part in cell.logits.items()}
+    temperatures = cell.fitted if reading.calibrate else cell.temperatures
+    probs = gating.product(logits, taxonomy, temperatures)
     probs, shares = apply_reading(probs, taxonomy, cell.trained, cell.subjects, reading)
     if shares is not None:
         said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in shares)}"
-    hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in ("hard", "soft"))
+    hard, soft = _both_gates(probs, taxonomy)
     return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows, temperatures)
+
+
+def vote(reads: Sequence[Read]) -> Read:
+    """The soft vote of several models on the same rows: mean probabilities, then both gates."""
+    probs = np.mean([read.probs for read in reads], axis=0)
+    hard, soft = _both_gates(torch.from_numpy(probs), reads[0].taxonomy)
+    return replace(reads[0], probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})
+
+
+def _both_gates(probs: torch.Tensor, taxonomy: Taxonomy) -> tuple[Indices, Indices]:
+    hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in get_args(Gate))
+    return hard, soft
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
@@ -141,15 +154,8 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     if not study.calibrates or not checked_config(cell.config).data.validated:
         return found
     aside = valid_rows(cell)
-    return replace(found, fitted=_fitted(_logits(folder, cell, "valid", aside), aside))
-
-
-def _fitted(aside: CellLogits, examples: Sequence[Example]) -> dict[str, float]:
-    """A temperature for each head from validation rows."""
-    targets = [aside.taxonomy.targets(example.label) for example in examples]
-    return {
-        name: fit_temperature(logits, np.array([row[name] for row in targets])) for name, logits in aside.logits.items()
-    }
+    logits = _logits(folder, cell, "valid", aside).logits
+    return replace(found, fitted=fit_temperatures(logits, [example.label for example in aside], found.taxonomy))
 
 
 def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -> CellLogits:
@@ -174,10 +180,8 @@ def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -
 def _computed(folder: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
     scorer = Scorer.load(str(folder / "model"))
     together = scorer.logits(examples, checked_config(cell.config).eval.batch_size)
-    widths = [len(head.classes) for head in scorer.taxonomy.heads]
-    parts = np.split(together, np.cumsum(widths)[:-1], axis=1)
     return CellLogits(
-        logits={head.name: part for head, part in zip(scorer.taxonomy.heads, parts, strict=True)},
+        logits=by_head(together, scorer.taxonomy),
         gold=_gold(examples, scorer.taxonomy),
         subjects=[example.subject.type for example in examples],
         taxonomy=scorer.taxonomy,

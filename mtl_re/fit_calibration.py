@@ -21,7 +21,7 @@ from mtl_re import calibration, figures, gating, metrics
 from mtl_re.config import CalibrateConfig
 from mtl_re.errors import MtlReError
 from mtl_re.evaluation import gold_indices, labelled_examples, write_json
-from mtl_re.inference import probabilities
+from mtl_re.inference import by_head, probabilities
 from mtl_re.model import checkpoint_folder
 from mtl_re.scorer import Reading, Scorer, parse_shares
 from mtl_re.taxonomy import Taxonomy
@@ -47,7 +47,8 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     gold = gold_indices(examples, taxonomy)
     logits = scorer.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = probabilities(logits, taxonomy)
-    temperatures = fit_temperatures(logits, examples, taxonomy)
+    labels = [example.label for example in examples]
+    temperatures = calibration.fit_temperatures(by_head(logits, taxonomy), labels, taxonomy)
     scorer.root.config.temperatures = temperatures
     after = probabilities(logits, taxonomy, temperatures)
     prior = _prior(scorer, options, after, gold, examples)
@@ -86,17 +87,6 @@ def held_out(folder: Path, taxonomy: Taxonomy) -> Sequence[Example]:
     if not rows:
         raise MtlReError(f"{folder.parent}: this run held no rows out; name labelled rows with --data")
     return rows
-
-
-def fit_temperatures(logits: np.ndarray, examples: Sequence[Example], taxonomy: Taxonomy) -> dict[str, float]:
-    """One temperature a head, from side-by-side logits (rows, all classes)."""
-    targets = [taxonomy.targets(example.label) for example in examples]
-    found, start = {}, 0
-    for head in taxonomy.heads:
-        scores = logits[:, start : start + len(head.classes)]
-        start += len(head.classes)
-        found[head.name] = calibration.fit_temperature(scores, np.array([row[head.name] for row in targets]))
-    return found
 
 
 def _quality(probs: np.ndarray, gold: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:

@@ -107,10 +107,15 @@ def all_logits(
 
 def probabilities(logits: np.ndarray, taxonomy: Taxonomy, temperatures: dict[str, float] | None = None) -> np.ndarray:
     """(rows, labels) float64 product probabilities of side-by-side logits."""
-    widths = [len(head.classes) for head in taxonomy.heads]
-    split = torch.from_numpy(logits).double().split(widths, dim=-1)
-    by_head = {head.name: scores for head, scores in zip(taxonomy.heads, split, strict=True)}
-    return gating.product(by_head, taxonomy, temperatures).numpy()
+    parts = {name: torch.from_numpy(part).double() for name, part in by_head(logits, taxonomy).items()}
+    return gating.product(parts, taxonomy, temperatures).numpy()
+
+
+def by_head(logits: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+    """Head → its columns of side-by-side logits (rows, all classes)."""
+    ends = np.cumsum([len(head.classes) for head in taxonomy.heads])[:-1]
+    names = [head.name for head in taxonomy.heads]
+    return dict(zip(names, np.split(logits, ends, axis=1), strict=True))
 
 
 def default_device() -> torch.device:

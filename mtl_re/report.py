@@ -324,7 +324,7 @@ def _configuration(path: Path) -> list[str]:
         options = yaml.safe_load(_text(path)) or {}
         groups = {name: options[name] for name in HIGHLIGHTS if name in options}
         rows = [
-            [name, ", ".join(f"{key} {_shown(group[key])}" for key in group if key in _told(name, group))]
+            [name, ", ".join(f"{key} {_shown(group[key])}" for key in _told(name, group))]
             for name, group in groups.items()
         ]
     except (yaml.YAMLError, TypeError, AttributeError) as error:
@@ -332,11 +332,11 @@ def _configuration(path: Path) -> list[str]:
     return ["## Configuration", "", "All options: `../config.yaml`.", "", *table(["group", "options"], rows)]
 
 
-def _told(name: str, group: Mapping[str, Any]) -> set[str]:
-    """Options of a group worth a line: the usual ones, and all that are not at their defaults."""
+def _told(name: str, group: Mapping[str, Any]) -> list[str]:
+    """Options of a group worth a word, in its order: the usual ones, and all that are not at their defaults."""
     default = vars(GROUPS[name]())
-    other = {key for key, value in group.items() if value != default.get(key, value)}
-    return {*HIGHLIGHTS[name], *other} - {"run_dir", "resume"}
+    told = [key for key, value in group.items() if key in HIGHLIGHTS[name] or value != default.get(key, value)]
+    return [key for key in told if key not in ("run_dir", "resume")]
 
 
 def _shown(value: Any) -> str:

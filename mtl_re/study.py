@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from mtl_re.config import GROUPS, Config
 from mtl_re.errors import MtlReError
 from mtl_re.scorer import Reading
@@ -76,6 +78,11 @@ class Cell:
     def key(self) -> str:
         """Name of the cell and of its run directory."""
         return f"{self.arm}-s{self.seed}"
+
+    @property
+    def text(self) -> str:
+        """All options as the cell's `cell.yaml` holds them."""
+        return str(yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False))
 
     @property
     def digest(self) -> str:
@@ -196,24 +203,22 @@ def check_study(study: Study) -> None:
     Raises:
         MtlReError: what is wrong, and in which arm.
     """
-    for cell in study.cells():
-        check_cell(study, cell)
+    configs = [check_cell(study, cell) for cell in study.cells()]
     if study.search is not None:
         for settings in study.search.corners():
             cell = study.cell("search", settings, study.seeds[0])
-            check_cell(study, cell)
-            if not checked_config(cell.config).data.validated:
+            configs.append(check_cell(study, cell))
+            if not configs[-1].data.validated:
                 raise MtlReError("a search needs validation rows to select by: set data.valid or data.valid_fraction")
         if study.composed:
             raise MtlReError("composed: a search has no arms to compose; write the arms out")
     _check_composed(study)
-    configs = [checked_config(cell.config) for cell in study.cells()]
-    if study.calibrates and study.search is None and not any(config.data.validated for config in configs):
+    if study.calibrates and not any(config.data.validated for config in configs):
         raise MtlReError("readings: calibrate needs an arm with validation rows: set data.valid or data.valid_fraction")
 
 
-def check_cell(study: Study, cell: Cell) -> None:
-    """Check the options of one cell.
+def check_cell(study: Study, cell: Cell) -> Config:
+    """Check the options of one cell, and give them.
 
     Raises:
         MtlReError: what is wrong, with the arm's name.
@@ -236,6 +241,7 @@ def check_cell(study: Study, cell: Cell) -> None:
         check_exists("test", study.test)
     if study.calibrates and study.test is None:
         raise MtlReError("readings: calibrate fits on validation rows, which are scored here; it needs test")
+    return config
 
 
 def check_exists(where: str, spec: str) -> None:

@@ -422,6 +422,19 @@ def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):
     assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in network.parameters())
 
 
+def test_logits_come_in_few_sizes(tokenizer):
+    """An allocator that keeps its pages would keep those of every size."""
+    network = encoders.scratch_masked_lm("scratch:tiny", tokenizer, 64, 0).eval()
+    sizes = set()
+    network.get_output_embeddings().register_forward_hook(lambda module, given, logits: sizes.add(logits.shape[-2]))
+    wrapped, ids = adapt_run.MaskedLanguageModel(network), torch.full((3, 32), 7)
+    for hidden in (1, 5, 63, 64, 65, 96):
+        targets = torch.full((96,), IGNORE)
+        targets[:hidden] = 7
+        assert wrapped(ids, torch.ones_like(ids), targets.view(3, 32)).item() > 0
+    assert sizes == {adapt_run.HIDDEN_STEP, 2 * adapt_run.HIDDEN_STEP}
+
+
 def test_an_encoder_without_a_masked_lm_head_is_refused(tokenizer, tmp_path):
     encoders.scratch_encoder("scratch:tiny", tokenizer, 64, 0).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
