@@ -29,7 +29,7 @@ from mtl_re.inference import autocast
 from mtl_re.loop import agreed_to_stop, due, leave, peers_named, stop_signals
 from mtl_re.model import parameter_count
 from mtl_re.optim import rate_factor, set_rates
-from mtl_re.prepare import on_main
+from mtl_re.processes import on_main
 from mtl_re.tracking import MetricsLog
 
 

@@ -28,7 +28,7 @@ from mtl_re.evaluation import write_json
 from mtl_re.masking import MaskRule, mask_tokens
 from mtl_re.model import parameter_count
 from mtl_re.optim import make_optimizer
-from mtl_re.prepare import make_accelerator, on_all, on_main
+from mtl_re.processes import make_accelerator, on_all, on_main
 from mtl_re.run_dir import claim_run_dir
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import MetricsLog, Trackers, manifest

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mtl_re import checkpoint
 from mtl_re.errors import MtlReError
-from mtl_re.prepare import Run, on_main
+from mtl_re.prepare import Run
+from mtl_re.processes import on_main
 from mtl_re.tracking import MetricsLog
 from mtl_re.train_state import State, restore
 

@@ -1,7 +1,7 @@
 """Config → everything a run needs before its first step: accelerator, run directory, rows, model, optimizer.
 
-Rank 0 alone decides and writes (`on_main`); what it decides, or the fault it met, reaches every rank, so all go on or
-all stop. Rows are read by every rank: the batch order is computed from them, not communicated.
+Rank 0 alone decides and writes (`processes.on_main`); what it decides, or the fault it met, reaches every rank, so all
+go on or all stop. Rows are read by every rank: the batch order is computed from them, not communicated.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from mtl_re import allocator, data, encoders, markers, spool
 from mtl_re.collate import LENGTH_STEP, Collator
@@ -34,19 +31,17 @@ from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
 from mtl_re.features import FeatureTable, Featurizer
-from mtl_re.inference import resolve_precision
 from mtl_re.losses import LOSSES, log_shares, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
+from mtl_re.processes import make_accelerator, on_all, on_main
 from mtl_re.run_dir import claim_run_dir
 from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.tracking import Trackers, manifest
 from mtl_re.weighting import WEIGHTINGS, Weighting
 
-T = TypeVar("T")
 _BAD_STEPS = ("on_bad_step", "spike", "max_rollbacks")  # a run that stopped at one may go on by leaving it out
-_PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
 
 
 @dataclass
@@ -178,46 +173,6 @@ def class_log_shares(taxonomy: Taxonomy, table: FeatureTable, device: torch.devi
     }
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 and give its result, or its fault, to every rank.
-
-    Raises:
-        MtlReError: what `work` raised, on all ranks.
-    """
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except MtlReError as error:
-            outcome[1] = str(error)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise MtlReError(outcome[1])
-    result: T = outcome[0]
-    return result
-
-
-def on_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do `work` on every rank and give each its own result; where one fails all raise, or the others would wait for it.
-
-    Raises:
-        MtlReError: what `work` raised, naming the rank unless it raised the same on all.
-    """
-    if accelerator.num_processes == 1:
-        return work()
-    result, fault = None, None
-    try:
-        result = work()
-    except MtlReError as error:
-        fault = str(error)
-    faults = gather_object([fault])
-    if found := next(((rank, text) for rank, text in enumerate(faults) if text is not None), None):
-        rank, text = found
-        raise MtlReError(text if len(set(faults)) == 1 else f"process {rank} of {len(faults)}: {text}")
-    return result  # type: ignore[return-value] # `work` came to its end
-
-
 def _same_everywhere(run: Run) -> None:
     """Every rank computes the batch order from its own rows: different rows would train in silence on nonsense.
 
@@ -231,29 +186,6 @@ def _same_everywhere(run: Run) -> None:
         if differ := [name for name, value in identities[0].items() if other[name] != value]:
             what = f"process {rank} of {len(identities)} has other {', '.join(differ)} than process 0"
             raise MtlReError(f"{what}; give every node the same files and options")
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator; how many processes there are and on what is the launcher's decision.
-
-    Raises:
-        MtlReError: a distributed mode other than data parallel, or a tracker that is not installed.
-    """
-    for name in config.tracking.trackers:
-        if find_spec(name) is None:
-            raise MtlReError(f"tracking.trackers: {name} is not installed (pip install -c constraints.txt {name})")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
-    accelerator = Accelerator(
-        mixed_precision=resolve_precision(config.train.precision, device),
-        log_with=list(config.tracking.trackers) or None,
-        project_dir="." if config.tracking.trackers else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
-    kind = str(accelerator.distributed_type).removeprefix("DistributedType.")
-    if kind not in {"NO", "MULTI_CPU", "MULTI_GPU"}:
-        raise MtlReError(f"accelerate launches {kind}; mtl-re trains on one device or data parallel (DDP)")
-    return accelerator
 
 
 def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:

@@ -30,7 +30,8 @@ from mtl_re.config import Config
 from mtl_re.loop import agreed_to_stop, due, leave, peers_named, stop_signals
 from mtl_re.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.optim import rate_factor, set_rates
-from mtl_re.prepare import Run, on_main, prepare, write_records
+from mtl_re.prepare import Run, prepare, write_records
+from mtl_re.processes import on_main
 from mtl_re.taxonomy import IGNORE
 from mtl_re.tracking import Answers, MetricsLog
 from mtl_re.train_log import Clock, add_step, write_window

@@ -21,7 +21,8 @@ from torch import Tensor
 from mtl_re import checkpoint
 from mtl_re.config import Config
 from mtl_re.errors import MtlReError
-from mtl_re.prepare import Run, on_all, on_main
+from mtl_re.prepare import Run
+from mtl_re.processes import on_all, on_main
 from mtl_re.tracking import MetricsLog
 
 

@@ -450,7 +450,7 @@ def test_a_checkpoint_older_than_an_option_is_resumed_where_the_option_has_its_d
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_the_work(go, monkeypatch):
-    monkeypatch.setattr("mtl_re.prepare.find_spec", lambda name: None)
+    monkeypatch.setattr("mtl_re.processes.find_spec", lambda name: None)
     with pytest.raises(MtlReError, match=r"tracking.trackers: tensorboard is not installed"):
         go(**{"tracking.trackers": ["tensorboard"]})
 
