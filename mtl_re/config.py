@@ -190,6 +190,9 @@ class TrainConfig:
     """Stop after this many evaluations without a better `eval.metric` (None: never)."""
     max_steps: int | None = None
     """Stop after this many steps, the schedule ending there too (None: `epochs` decides)."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.99: it is what is evaluated and kept, while the
+    weights themselves go on learning (0: none)."""
     workers: int = 0
     """Processes that pad batches ahead of the model (0: the training process does)."""
     on_bad_step: Literal["stop", "rollback"] = "stop"
@@ -206,6 +209,7 @@ class TrainConfig:
         _between("train.accumulate", self.accumulate, 1, 1_000_000)
         _between("train.seed", self.seed, 0, 2**32 - 1)
         _between("train.keep", self.keep, 1, 1_000_000)
+        _between("train.ema", self.ema, 0, 0.999999)
         _between("train.workers", self.workers, 0, 256)
         _between("train.max_rollbacks", self.max_rollbacks, 0, 1_000_000)
         if self.spike is not None:

@@ -11,7 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtl_re import allocator, data, encoders, markers, spool
+from mtl_re.averaging import WeightAverage
 from mtl_re.collate import LENGTH_STEP, Collator
 from mtl_re.config import Config
 from mtl_re.data import BadRow, Example
@@ -69,6 +70,7 @@ class Run:
     model: Any
     plain_model: MtlReModel
     optimizer: Any
+    average: WeightAverage | None
     weights: dict[str, float]
     weighting: Weighting
     log_shares: dict[str, torch.Tensor]
@@ -86,6 +88,10 @@ class Run:
     def main(self) -> bool:
         """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has its averaged weights, if the run keeps an average."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def say(self, text: str) -> None:
         """A line for the person watching, once."""
@@ -150,6 +156,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         model=prepared,
         plain_model=accelerator.unwrap_model(prepared),
         optimizer=optimizer,
+        average=WeightAverage(model, config.train.ema) if config.train.ema else None,
         weights=weights,
         weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
             [head for head, weight in weights.items() if weight > 0], config.train.seed

@@ -206,6 +206,8 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     skipped = check_step(run, state, norm, sums, rows)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if run.average is not None and not skipped:
+        run.average.update()
     state.step += 1
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
     state.skipped += skipped
@@ -282,6 +284,11 @@ def _clip(run: Run) -> Tensor:
 def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
     """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
     state.evaluated_step = state.step
+    with run.averaged():
+        _evaluate(run, state, log)
+
+
+def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
     if not len(run.valid_table):
         on_main(run.accelerator, lambda: write_model(run))
         return

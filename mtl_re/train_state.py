@@ -102,6 +102,9 @@ def save_state(run: Run, state: State) -> None:
         "optimizer": optimizer_tensors(run.optimizer),
         "random": generators,
     }
+    if run.average is not None:
+        record["averaged"] = run.average.updates
+        tensors["average"] = run.average.values
 
     def write() -> None:
         if (log := run.run_dir / "metrics.jsonl").exists():
@@ -177,6 +180,8 @@ def _restore(run: Run, found: checkpoint.Checkpoint) -> State:
     """Put weights, moments, random states and the weighting back."""
     run.plain_model.load_state_dict(found.tensors["model"])
     put_optimizer(run.optimizer, found.tensors["optimizer"])
+    if run.average is not None:
+        run.average.restore(found.tensors["average"], found.state["averaged"])
     if run.accelerator.scaler is not None and found.state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
     run.weighting.restore(found.state["weighting"])

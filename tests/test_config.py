@@ -52,6 +52,7 @@ OUT_OF_RANGE = [
     ("train", "seed", (-1, 2**32)),
     ("train", "keep", (0,)),
     ("train", "workers", (-1,)),
+    ("train", "ema", (-0.1, 1.0, math.nan)),
     ("train", "early_stop", (0, -1)),
     ("train", "max_steps", (0, -1)),
     ("train", "save_every", (0, -5)),

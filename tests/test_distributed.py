@@ -74,6 +74,7 @@ def double(job, tmp_path, **options):
             "loss.fgm": 0.5,
             "loss.rdrop": 1.0,
             "loss.logit_adjustment": 0.5,
+            "train.ema": 0.9,
             "train.accumulate": 2,
             "train.batch_size": 8,
         },

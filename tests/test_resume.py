@@ -141,8 +141,8 @@ def test_stopped_inside_a_window_of_the_log(job, reference, step):
     assert_same_run(resume(job, **options), reference(**options))
 
 
-def test_crash_inside_a_window_of_the_log(job, reference):
-    options = EVERY | {"tracking.log_every": 3, "eval.every": 2}
+def test_crash_inside_a_window_of_the_log_and_an_average(job, reference):
+    options = EVERY | {"tracking.log_every": 3, "eval.every": 2, "train.ema": 0.9}
     crash(job, 5, **options)
     assert_same_run(resume(job, **options), reference(**options))
 

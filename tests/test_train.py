@@ -333,6 +333,7 @@ TECHNIQUES = {
     "fgm": {"loss.fgm": 0.5},
     "logit adjustment": {"loss.logit_adjustment": 1.0},
     "dropout samples": {"model.dropout_samples": 3},
+    "average": {"train.ema": 0.9},
 }
 
 
@@ -395,6 +396,30 @@ def test_fgm_adds_the_gradient_where_the_embeddings_were_moved_to(go, no_dropout
     monkeypatch.setattr(train_module, "_clip", compare)
     go(**no_dropout, **{"loss.fgm": 0.5, "train.epochs": 1, "train.batch_size": 4, "train.accumulate": 2})
     assert len(calls) == 4
+
+
+def test_the_average_of_the_weights_is_kept_and_the_weights_go_on(go, no_dropout, monkeypatch):
+    same = no_dropout | {"data.valid_fraction": 0.0, "train.epochs": 1, "train.batch_size": 8}
+    seen, real = [], train_module.step
+
+    def note(run, *arguments):
+        if not seen:
+            seen.append({name: tensor.clone() for name, tensor in run.plain_model.state_dict().items()})
+        real(run, *arguments)
+        seen.append({name: tensor.clone() for name, tensor in run.plain_model.state_dict().items()})
+
+    monkeypatch.setattr(train_module, "step", note)
+    plain = go("plain", **same)
+    steps, seen[:] = list(seen), []
+    averaged = go("averaged", **same, **{"train.ema": 0.2, "eval.every": 2})
+    expected = steps[0]
+    for update, now in enumerate(steps[1:]):
+        decay = min(0.2, (1 + update) / (10 + update))
+        expected = {name: decay * expected[name] + (1 - decay) * tensor for name, tensor in now.items()}
+    assert len(steps) == 6
+    assert_same_tensors(weights(averaged), expected, 1e-6)
+    assert_same_tensors(weights(plain), steps[-1], 0)
+    assert_same_tensors(seen[-1], steps[-1], 0)  # evaluating the average on the way left the weights alone
 
 
 def test_rdrop_is_trained_and_not_logged(go):
