@@ -2,8 +2,9 @@
 
     python experiments/paired.py STUDY.yaml adapted/em-soft plain/hard
     python experiments/paired.py STUDY.yaml vote:adapted/em-soft plain/hard   # the soft vote of all seeds of an arm
+    python experiments/paired.py STUDY.yaml fold1/soft+fold2/soft one/soft    # of several arms, seed by seed
 
-A vote is one model, not one a seed: beside it, chance over seeds only lies in the other arm.
+A vote of all seeds is one model, not one a seed: beside it, chance over seeds only lies in the other arm.
 """
 
 import argparse
@@ -17,22 +18,40 @@ from mtl_re.study_file import load_study
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("study", type=Path)
-parser.add_argument("a", help="ARM/READING or vote:ARM/READING")
+parser.add_argument("a", help="ARM/READING, vote:ARM/READING, or ARM/READING+ARM/READING")
 parser.add_argument("b", help="what is subtracted")
 parser.add_argument("--resamples", type=int, default=10_000)
 given = parser.parse_args()
 study = load_study(given.study)
 cells = {(cell.arm, cell.seed): cell for cell in study.cells() if finished(study.run_dir(cell))}
 entries = {entry.name: entry for entry in read_entries(study, cells)}
+
+
+def entry(name):
+    if name not in entries:
+        parser.error(f"{name}: no such arm/reading is finished; there are {', '.join(entries)}")
+    return entries[name]
+
+
+def side(name):
+    """By seed, the rows as one model or a vote reads them; and the scores' summary."""
+    if name.startswith("vote:"):
+        reads = entry(name.removeprefix("vote:")).reads
+        one = vote(list(reads.values()))
+        return dict.fromkeys(reads, one), summarised([flat_figures(figures(one))])
+    if name in entries or "+" not in name:
+        return entry(name).reads, entry(name).summary
+    members = [entry(member).reads for member in name.split("+")]
+    seeds = set.intersection(*map(set, members))
+    reads = {seed: vote([member[seed] for member in members]) for seed in sorted(seeds)}
+    if not reads:
+        parser.error(f"{name}: no seed is finished in all of these arms")
+    return reads, summarised([flat_figures(figures(read)) for read in reads.values()])
+
+
 sides = []
 for name in (given.a, given.b):
-    entry = entries.get(name.removeprefix("vote:"))
-    if entry is None:
-        parser.error(f"{name}: no such arm/reading is finished; there are {', '.join(entries)}")
-    reads, found = entry.reads, entry.summary
-    if name.startswith("vote:"):
-        one = vote(list(entry.reads.values()))
-        reads, found = dict.fromkeys(entry.reads, one), summarised([flat_figures(figures(one))])
+    reads, found = side(name)
     sides.append(reads)
     for score in ("micro_f1", "auprc"):
         values = found[score]

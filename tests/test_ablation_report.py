@@ -17,6 +17,8 @@ from mtl_re.ablation_report import Entry
 from mtl_re.arm_statistics import Difference, adjusted, compare, draws, flat_figures, ternary
 from mtl_re.cell_logits import CellLogits, Read, compose, read
 from mtl_re.cli import main
+from mtl_re.config import SampleConfig
+from mtl_re.data import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.metrics import auprc, micro_f1
 from mtl_re.significance import paired_bootstrap
@@ -397,6 +399,20 @@ def test_an_entry_sums_its_seeds_up():
     assert entry.name == "a/hard"
 
 
+def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path):
+    sample.write(tmp_path, SampleConfig(train=400))
+    script = [sys.executable, str(EXPERIMENTS / "hold_out.py"), str(tmp_path / "train.json"), str(tmp_path / "out")]
+    subprocess.run([*script, "--shares", "0.5,0.2,0.3"], check=True, capture_output=True)
+    klue = Taxonomy.from_prefixes()
+    train, test = (load_examples(str(tmp_path / "out" / f"{name}.json"), klue)[0] for name in ("train", "test"))
+    groups = [klue.coarse_of(example.label) for example in test]
+    shares = [groups.count(group) / len(groups) for group in klue.groups]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    assert not {example.sentence for example in train} & {example.sentence for example in test}
+    everything = load_examples(str(tmp_path / "train.json"), klue)[0]
+    assert {example.key for example in [*train, *test]} < {example.key for example in everything}
+
+
 # ---- end to end ----------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +447,8 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
     paired = [sys.executable, str(EXPERIMENTS / "paired.py"), str(path), "--resamples", "50"]
     same = subprocess.run([*paired, "vote:unit/hard", "unit/hard"], check=True, capture_output=True, text=True).stdout
     assert "micro_f1: +0.00; over rows +0.00 to +0.00" in same  # the vote of one seed
+    voted = subprocess.run([*paired, "unit/hard+both/hard", "unit/hard"], check=True, capture_output=True, text=True)
+    assert "unit/hard+both/hard micro_f1" in voted.stdout
     refused = subprocess.run([*paired, "unit/soft", "unit/hard"], capture_output=True, text=True)
     assert "unit/soft: no such arm/reading is finished; there are unit/hard" in refused.stderr
     assert (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns == kept

@@ -1,0 +1,53 @@
+"""Hold test rows out of a labelled file, by sentence, at coarse shares of one's own: to choose on a split of train.
+
+    python experiments/hold_out.py ../shared/klue-re/klue-re-v1.1_train.json.gz runs/hold-out --shares 0.6,0.17,0.23
+
+DIR/train.json has the rest, DIR/test.json the largest part of the held-out rows that has these shares (without --shares
+all of them).
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from mtl_re.data import load_examples, split_by_sentence
+from mtl_re.taxonomy import Taxonomy
+
+
+def with_shares(groups, shares, rng):
+    """Numbers of the rows to take, in order, so that the groups have these shares and one of them loses no row."""
+    counts = Counter(groups)
+    total = min(counts[group] / share for group, share in shares.items())
+    rows = np.arange(len(groups))
+    parts = [
+        rng.permutation(rows[np.array(groups) == group])[: round(total * share)] for group, share in shares.items()
+    ]
+    return np.sort(np.concatenate(parts))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fraction", type=float, default=0.2)
+    parser.add_argument("--shares", help="of the coarse classes, in taxonomy order")
+    parser.add_argument("--seed", type=int, default=42)
+    given = parser.parse_args()
+    taxonomy = Taxonomy.from_prefixes()
+    train, test = split_by_sentence(load_examples(given.data, taxonomy)[0], given.fraction, given.seed)
+    if given.shares:
+        shares = dict(zip(taxonomy.groups, map(float, given.shares.split(",")), strict=True))
+        groups = [taxonomy.coarse_of(example.label) for example in test]
+        test = [test[row] for row in with_shares(groups, shares, np.random.default_rng(given.seed))]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("test", test)):
+        text = json.dumps([example.to_row() for example in rows], ensure_ascii=False)
+        (given.folder / f"{name}.json").write_text(text, encoding="utf-8")
+        print(name, len(rows), dict(Counter(taxonomy.coarse_of(example.label) for example in rows)))
+
+
+if __name__ == "__main__":
+    main()
