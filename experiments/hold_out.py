@@ -20,6 +20,8 @@ from mtl_re.taxonomy import Taxonomy
 def with_shares(groups, shares, rng):
     """Numbers of the rows to take, in order, so that the groups have these shares and one of them loses no row."""
     counts = Counter(groups)
+    if missing := [group for group, share in shares.items() if share <= 0 or not counts[group]]:
+        raise SystemExit(f"--shares: {', '.join(missing)} has no share, or no row among the held-out ones")
     total = min(counts[group] / share for group, share in shares.items())
     rows = np.arange(len(groups))
     parts = [

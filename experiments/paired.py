@@ -14,6 +14,7 @@ from mtl_re.ablation_report import read_entries
 from mtl_re.arm_statistics import compare, figures, flat_figures, summarised
 from mtl_re.cell_logits import vote
 from mtl_re.cell_process import finished
+from mtl_re.errors import MtlReError
 from mtl_re.study_file import load_study
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,13 +38,19 @@ def side(name):
     """By seed, the rows as one model or a vote reads them; and the scores' summary."""
     if name.startswith("vote:"):
         reads = entry(name.removeprefix("vote:")).reads
-        one = vote(list(reads.values()))
+        try:
+            one = vote(list(reads.values()))
+        except MtlReError as error:
+            parser.error(f"{name}: {error}")
         return dict.fromkeys(reads, one), summarised([flat_figures(figures(one))])
     if name in entries or "+" not in name:
         return entry(name).reads, entry(name).summary
     members = [entry(member).reads for member in name.split("+")]
     seeds = set.intersection(*map(set, members))
-    reads = {seed: vote([member[seed] for member in members]) for seed in sorted(seeds)}
+    try:
+        reads = {seed: vote([member[seed] for member in members]) for seed in sorted(seeds)}
+    except MtlReError as error:
+        parser.error(f"{name}: {error}")
     if not reads:
         parser.error(f"{name}: no seed is finished in all of these arms")
     return reads, summarised([flat_figures(figures(read)) for read in reads.values()])
@@ -56,6 +63,8 @@ for name in (given.a, given.b):
     for score in ("micro_f1", "auprc"):
         values = found[score]
         print(name, score, f"{values['mean']:.2f}", "" if values["ci"] is None else f"± {values['sd']:.2f}")
+if given.a.startswith("vote:") and given.b.startswith("vote:"):  # one model each: nothing is paired by seed
+    sides = [{0: next(iter(reads.values()))} for reads in sides]
 for one in compare((given.a, "", given.b), *sides, given.resamples, study.output / "draws"):
     said = f"{one.difference:+.2f}; over rows {one.rows_ci[0]:+.2f} to {one.rows_ci[1]:+.2f} (p {one.rows_p:.4f})"
     if one.seeds_ci is not None:

@@ -26,7 +26,7 @@ from mtl_re.config import AdaptConfig
 from mtl_re.errors import MtlReError
 from mtl_re.evaluation import write_json
 from mtl_re.inference import autocast
-from mtl_re.loop import agreed_to_stop, due, leave, peers_named, stop_signals
+from mtl_re.loop import MAX_SKIPPED, agreed_to_stop, due, leave, peers_named, stop_signals
 from mtl_re.model import parameter_count
 from mtl_re.optim import rate_factor, set_rates
 from mtl_re.processes import on_main
@@ -108,7 +108,7 @@ def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> Non
         loss_sum += loss.detach()
     norm = accelerator.clip_grad_norm_(run.plain_model.parameters(), run.config.optim.max_grad_norm or math.inf)
     finite = bool(torch.isfinite(norm))
-    if not finite and accelerator.scaler is None:
+    if not finite and (accelerator.scaler is None or state.skipped_in_a_row >= MAX_SKIPPED):
         raise MtlReError(
             f"step {state.step + 1}: the loss or its gradient is not finite; lower optim.lr, or look at the text"
         )
@@ -117,6 +117,7 @@ def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> Non
     run.optimizer.zero_grad()
     state.step += 1
     state.skipped += not finite  # fp16: the scaler has left this step out and halves its scale
+    state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
     state.loss += float(accelerator.reduce(loss_sum, "sum"))
     state.hidden += hidden
     state.tokens += int(lengths.sum())
@@ -132,7 +133,7 @@ def _evaluate(run: AdaptRun, state: AdaptState, log: MetricsLog | None) -> None:
     loss = held_out_loss(run)
     if state.first is None:
         state.first = loss
-    better = state.best is None or loss < state.best
+    better = state.best is None or not math.isfinite(state.best) or loss < state.best
     if better:
         state.best, state.best_step = loss, state.step
     line = {"kind": "valid", "step": state.step, "loss": loss, "perplexity": perplexity(loss), "best": better}

@@ -116,7 +116,7 @@ class AdaptState:
         step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
         step_rows: blocks of a full step. loss, hidden, tokens: sums over the steps since the last logged line.
         first, best, best_step: held-out loss before the first step, the lowest so far, and its step.
-        evaluated_step: of the last evaluation. skipped: fp16 steps skipped for overflow.
+        evaluated_step: of the last evaluation. skipped: fp16 steps skipped for overflow, in all and in a row.
     """
 
     step: int = 0
@@ -131,6 +131,7 @@ class AdaptState:
     best_step: int = 0
     evaluated_step: int = -1
     skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 @dataclass

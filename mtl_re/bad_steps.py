@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mtl_re import checkpoint
 from mtl_re.errors import MtlReError
+from mtl_re.loop import MAX_SKIPPED
 from mtl_re.prepare import Run
 from mtl_re.processes import on_main
 from mtl_re.tracking import MetricsLog
 from mtl_re.train_state import State, restore
 
-_MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _KNOWN, _ENOUGH = 50, 20  # norms that a spike is measured against, and how many of them it takes
 
 
@@ -44,7 +44,7 @@ def check_step(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor], ro
         BadStepError: naming the step's rows.
     """
     if not torch.isfinite(norm):
-        if run.precision == "fp16" and state.skipped_in_a_row < _MAX_SKIPPED:
+        if run.precision == "fp16" and state.skipped_in_a_row < MAX_SKIPPED:
             return True
         what = "the loss or its gradient is not finite"
     elif run.config.train.spike is None or not _spikes(state, float(norm), run.config.train.spike):

@@ -102,7 +102,15 @@ def read(cell: CellLogits, reading: StudyReading) -> Read:
 
 
 def vote(reads: Sequence[Read]) -> Read:
-    """The soft vote of several models on the same rows: mean probabilities, then both gates."""
+    """The soft vote of several models on the same rows: mean probabilities, then both gates.
+
+    Raises:
+        MtlReError: they differ in rows or labels.
+    """
+    if len({(read.rows, tuple(read.taxonomy.labels)) for read in reads}) != 1:
+        raise MtlReError(
+            "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
+        )
     probs = np.mean([read.probs for read in reads], axis=0)
     hard, soft = _both_gates(torch.from_numpy(probs), reads[0].taxonomy)
     return replace(reads[0], probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})

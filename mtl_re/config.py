@@ -274,6 +274,10 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        if self.train.early_stop is not None and not self.data.validated:
+            raise MtlReError("train.early_stop: there are no validation rows to stop by; give data.valid_fraction")
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to `config.yaml`."""
         return asdict(self)
@@ -687,7 +691,8 @@ class ExportConfig:
     threshold: Literal["none", "stored"] = "none"
     """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint inside the graph."""
     average: str | None = None
-    """`last:3`: the mean of the weights of the run's last three training checkpoints instead of its best model."""
+    """`last:3`: the mean of the weights of the run's last three training checkpoints (under `train.ema` too the weights
+    themselves, not their average) instead of its best model."""
     metrics: str | None = None
     """Scores for the model card: the JSON of `mtl-re evaluate --output`."""
     metrics_data: str | None = None

@@ -72,17 +72,23 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure (inches) in the project's look, written to `path` when the block ends.
-
-    Raises:
-        MtlReError: the file cannot be written.
-    """
+def styled(width: float, height: float) -> Iterator[Figure]:
+    """A figure (inches) in the project's look, to be drawn and rendered inside the block."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE | {"font.family": list(_fonts()[0])}]):
-        figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+        yield Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A `styled` figure, written to `path` when the block ends.
+
+    Raises:
+        MtlReError: the file cannot be written.
+    """
+    with styled(width, height) as figure:
         yield figure
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +166,30 @@ def heat_map(
         for column, text in enumerate(line):
             shade = "white" if values[row, column] > 52 else "#222222"
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
+
+
+def confusion(axes: Axes, counts: npt.ArrayLike, names: Sequence[str], what: str) -> None:
+    """Counts (classes, classes), rows by gold class, shaded by their share of it; written out in full for few classes.
+
+    Args:
+        what: the classes are called in the title.
+    """
+    values = np.asarray(counts)
+    shares = 100 * values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    few = len(names) <= 10
+
+    def text(count: int, share: float) -> str:
+        if few:
+            return f"{count:,}\n{share:.1f} %"
+        return f"{count:,}" if count else ""
+
+    texts = [[text(*cell) for cell in zip(*line, strict=True)] for line in zip(values, shares, strict=True)]
+    rotation = 90 if not few else 60 if max(map(len, names)) > 14 else 0
+    heat_map(axes, shares, texts, names, names, rotation=rotation, size=10 if few else 6)
+    said = "rows, and % of the gold class" if few else "rows, shaded by % of the gold class"
+    axes.set_title(f"{what}: {said} (n = {values.sum():,})", fontsize=10)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
 
 
 # ---- learning curves ---------------------------------------------------------------------------------------------

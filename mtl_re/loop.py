@@ -19,6 +19,7 @@ from mtl_re import checkpoint
 from mtl_re.errors import MtlReError
 from mtl_re.model import first_line
 
+MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 

@@ -21,9 +21,9 @@ from mtl_re.figures import (
     Line,
     bars,
     beside,
+    confusion,
     drawable,
     escape,
-    heat_map,
     learning_curves,
     legend_below,
     picture,
@@ -218,20 +218,11 @@ def _curves(lines: Sequence[Line], folder: Path) -> list[str]:
 
 
 def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
-    confusion = result["coarse"]["confusion"]
-    names = list(confusion)
-    counts = np.array([[confusion[gold][predicted] for predicted in names] for gold in names])
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    texts = [
-        [f"{count:,}\n{share:.1f} %" for count, share in zip(*pair, strict=True)]
-        for pair in zip(counts, shares, strict=True)
-    ]
+    found = result["coarse"]["confusion"]
+    names = list(found)
+    counts = np.array([[found[gold][predicted] for predicted in names] for gold in names])
     with picture(folder / "confusion.png", 2.6 + 1.25 * len(names), 1.5 + 0.75 * len(names)) as figure:
-        axes = figure.add_subplot()
-        heat_map(axes, shares, texts, names, names, rotation=60 if max(map(len, names)) > 14 else 0, size=10)
-        axes.set_title(f"Coarse classes: rows, and % of the gold class (n = {result['n']:,})", fontsize=10)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("gold")
+        confusion(figure.add_subplot(), counts, names, "Coarse classes")
     rows = [
         [name, *[f"{count:,}" for count in line], f"{line.sum():,}"] for name, line in zip(names, counts, strict=True)
     ]

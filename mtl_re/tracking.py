@@ -26,6 +26,7 @@ import numpy as np
 
 from mtl_re.config import TrackingConfig
 from mtl_re.errors import MtlReError
+from mtl_re.figures import confusion, styled
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
@@ -136,13 +137,14 @@ class Trackers:
 
     def charts(self, answers: Answers, step: int) -> None:
         """Send the confusion of coarse classes and of labels, and each label's precision over recall: as wandb's own
-        charts, as TensorBoard's precision-recall curves. On the main process only."""
+        charts, as TensorBoard's images and precision-recall curves. On the main process only."""
         if "wandb" in self.names:
             with self._forgiven("charts"):
                 self._tracker("wandb").log(_wandb_charts(answers), step=step)
         if "tensorboard" in self.names:
             with self._forgiven("charts"):
                 writer = self._tracker("tensorboard")
+                _tensorboard_confusions(writer, answers, step)
                 for index in np.unique(answers.gold):
                     name = f"precision-recall/{answers.labels[index]}"
                     writer.add_pr_curve(name, answers.gold == index, answers.probs[:, index], global_step=step)
@@ -192,17 +194,35 @@ class Answers:
     predicted: np.ndarray
     probs: np.ndarray
 
+    def by_classes(self) -> dict[str, tuple[str, list[str], np.ndarray, np.ndarray]]:
+        """For the coarse classes and for the labels: what they are called, their names, (rows,) gold and predicted."""
+        groups = list(dict.fromkeys(self.coarse[label] for label in self.labels))
+        group_of = np.array([groups.index(self.coarse[label]) for label in self.labels])
+        return {
+            "coarse": ("Coarse classes", groups, group_of[self.gold], group_of[self.predicted]),
+            "labels": ("Labels", list(self.labels), self.gold, self.predicted),
+        }
+
+
+def _tensorboard_confusions(writer: Any, answers: Answers, step: int) -> None:
+    for kind, (title, names, gold, predicted) in answers.by_classes().items():
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        np.add.at(counts, (gold, predicted), 1)
+        side = 2.6 + (1.25 if len(names) <= 10 else 0.3) * len(names)
+        with styled(side, side - 1) as figure:
+            confusion(figure.add_subplot(), counts, names, title)
+            writer.add_figure(f"confusion/{kind}", figure, step, close=False)
+
 
 def _wandb_charts(answers: Answers) -> dict[str, Any]:
     from wandb import plot
 
-    groups = list(dict.fromkeys(answers.coarse[label] for label in answers.labels))
-    group_of = np.array([groups.index(answers.coarse[label]) for label in answers.labels])
-
-    def confusion(indices: np.ndarray, names: list[str], title: str) -> Any:
-        gold, predicted = indices[answers.gold], indices[answers.predicted]
-        return plot.confusion_matrix(y_true=gold.tolist(), preds=predicted.tolist(), class_names=names, title=title)
-
+    confusions = {
+        f"confusion/{kind}": plot.confusion_matrix(
+            y_true=gold.tolist(), preds=predicted.tolist(), class_names=names, title=title
+        )
+        for kind, (title, names, gold, predicted) in answers.by_classes().items()
+    }
     labels = list(answers.labels)
     seen = np.unique(answers.gold)  # wandb reads its columns as if they were the classes that occur
     curves = plot.pr_curve(
@@ -211,11 +231,7 @@ def _wandb_charts(answers: Answers) -> dict[str, Any]:
         labels=[labels[index] for index in seen],
         title="Precision over recall",
     )
-    return {
-        "confusion/coarse": confusion(group_of, groups, "Coarse classes"),
-        "confusion/labels": confusion(np.arange(len(labels)), labels, "Labels"),
-        "precision-recall": curves,
-    }
+    return confusions | {"precision-recall": curves}
 
 
 def _wandb_artifact(model: Path, scores: Mapping[str, Any]) -> Any:

@@ -4,13 +4,16 @@ import json
 import math
 import os
 import signal
+import subprocess
 from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SCHEME, TYPES, sample_examples
+from distributed_worker import launch_environment, launcher
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -401,6 +404,60 @@ def test_accumulation_does_not_change_the_gradient(small, monkeypatch):
     assert moments
     for name in moments:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_two_processes_adapt_as_one_does(small, monkeypatch, tmp_path):
+    """Under torchrun, the last step smaller than the others; without dropout, which processes draw apart."""
+    quiet = dict.fromkeys(("attention_dropout", "mlp_dropout", "embedding_dropout"), 0.0)
+    monkeypatch.setitem(encoders.SCRATCH_SIZES, "tiny", encoders.SCRATCH_SIZES["tiny"] | quiet)
+    encoder = {"model": {"encoder": str(adapt.adapt(small("first", train={"max_steps": 1})) / "model")}}
+    one = adapt.adapt(small("one", **encoder))
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(asdict(small("two", train={"batch_size": 4}, **encoder))), encoding="utf-8")
+    command = [*launcher(), "-m", "mtl_re", "adapt", "--config", str(path)]
+    done = subprocess.run(command, env=launch_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = tmp_path / "two"
+    assert json.loads((two / "manifest.json").read_text())["hardware"]["processes"] == 2
+    hidden = [line["hidden_tokens"] for line in lines(one) if line["kind"] == "train"]
+    assert hidden == [line["hidden_tokens"] for line in lines(two) if line["kind"] == "train"]
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    scores = [json.loads((run / "valid_metrics.json").read_text())["best"]["loss"] for run in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [2, 100])
+def test_fp16_that_only_overflows_ends_with_a_word(small, monkeypatch, limit):
+    """The scaler skips a step that overflows; where it skips them all, nothing is learnt and someone must say so."""
+
+    def overflowing(accelerator, parameters, norm):
+        return torch.tensor(math.inf)
+
+    def prepared(*arguments):
+        run = real(*arguments)
+        run.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        return run
+
+    real = adapt.prepare
+    monkeypatch.setattr(adapt, "prepare", prepared)
+    monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", overflowing)
+    monkeypatch.setattr(adapt, "MAX_SKIPPED", limit)
+    settings = small("run", train={"max_steps": 4}, data={"held_out": 0})
+    if limit > 4:
+        run = adapt.adapt(settings)
+        assert lines(run)[-1]["skipped_steps"] == 4
+        return
+    with pytest.raises(MtlReError, match="step 3: the loss or its gradient is not finite"):
+        adapt.adapt(settings)
+
+
+def test_a_first_evaluation_that_is_not_finite_is_no_record(small, monkeypatch):
+    left, real = [math.nan], adapt.held_out_loss
+    monkeypatch.setattr(adapt, "held_out_loss", lambda run: left.pop() if left else real(run))
+    run = adapt.adapt(small("run", train={"max_steps": 2}))
+    assert json.loads((run / "valid_metrics.json").read_text())["step"] == 2
 
 
 def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):

@@ -226,7 +226,7 @@ def test_fp16_overflow_is_skipped_and_counted(go, as_fp16, monkeypatch):
 
 @pytest.mark.slow
 def test_fp16_that_only_overflows_is_a_bad_step(go, as_fp16, monkeypatch):
-    monkeypatch.setattr(bad_steps, "_MAX_SKIPPED", 3)
+    monkeypatch.setattr(bad_steps, "MAX_SKIPPED", 3)
     overflow(monkeypatch, *range(100))
     with pytest.raises(MtlReError, match="step 4: the loss or its gradient is not finite"):
         go()

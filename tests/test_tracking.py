@@ -304,18 +304,27 @@ def test_tensorboard_holds_the_same_figures(tmp_path, monkeypatch):
     train(make_config({"data.train": str(rows), "train.run_dir": str(run_dir), "tracking.trackers": ["tensorboard"]}))
     files = list(run_dir.rglob("events.out.tfevents.*"))
     assert files, f"not in the run directory but in {list(tmp_path.rglob('events.out.tfevents.*'))}"
-    scalars, tags = {}, set()
+    scalars, tags, pictures = {}, set(), {}
     for file in files:
         events = EventAccumulator(str(file))
         events.Reload()
         tags |= set(events.Tags()["tensors"])
+        for tag in events.Tags()["images"]:
+            image = events.Images(tag)[0]
+            pictures[tag] = (image.width, image.height)
         for tag in events.Tags()["scalars"]:
             scalars[tag] = {event.step: event.value for event in events.Scalars(tag)}
     for line in lines(run_dir, "train"):
         assert scalars["loss/coarse"][line["step"]] == pytest.approx(line["loss"]["coarse"], rel=1e-5)
     for line in lines(run_dir, "valid"):
         assert scalars["valid/auprc"][line["step"]] == pytest.approx(line["auprc"], rel=1e-5)
-    assert any(tag.startswith("precision-recall/") for tag in tags)
+    scores = json.loads((run_dir / "valid_metrics.json").read_text(encoding="utf-8"))
+    (final,) = scalars["final/auprc"].values()
+    assert final == pytest.approx(scores["auprc"], rel=1e-5)
+    supported = {label for label, row in scores["per_label"].items() if row["support"]}
+    assert {tag.removeprefix("precision-recall/") for tag in tags if tag.startswith("precision-recall/")} == supported
+    assert set(pictures) == {"confusion/coarse", "confusion/labels"}
+    assert all(min(size) > 400 for size in pictures.values())
     (written,) = run_dir.rglob("hparams.yml")
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     assert yaml.safe_load(written.read_text(encoding="utf-8")) == flatten(config)
