@@ -105,23 +105,14 @@ class LossConfig:
     """Share of the target spread evenly over a head's classes."""
     focal_gamma: float = 2.0
     """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
-    logit_adjustment: float = 0.0
-    """τ: in training τ · log(share of the class among the head's training labels) is added to each logit, so that rare
-    classes need no larger logits to be learnt (Menon et al. 2021; 1 balances the classes of a head, 0 is off). Logged
-    losses are those of the shifted logits."""
     rdrop: float = 0.0
     """α: every row is read twice under other dropout, and α times the symmetric KL divergence of the two answers of
     each head is added to its loss (R-Drop, Liang et al. 2021; twice the time, 0 is off)."""
-    fgm: float = 0.0
-    """ε: every step's gradient is taken a second time with the token embeddings moved by ε along their gradient, whose
-    length is made 1, and the two are summed (FGM, Miyato et al. 2017; twice the time, 0 is off)."""
 
     def __post_init__(self) -> None:
         _between("loss.label_smoothing", self.label_smoothing, 0, 0.9)
         _between("loss.focal_gamma", self.focal_gamma, 0, 10)
-        _between("loss.logit_adjustment", self.logit_adjustment, -10, 10)
         _between("loss.rdrop", self.rdrop, 0, 1000)
-        _between("loss.fgm", self.fgm, 0, 1000)
         for name, weight in self.weights.items():
             _between(f"loss.weights.{name}", weight, 0, 1e6)
 

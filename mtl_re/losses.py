@@ -68,12 +68,7 @@ def focal(logits: Tensor, targets: Tensor, options: LossConfig) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal}
 
 
-def head_losses(
-    logits: Mapping[str, Tensor],
-    targets: Tensor,
-    options: LossConfig,
-    log_shares: Mapping[str, Tensor] | None = None,
-) -> dict[str, HeadLoss]:
+def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConfig) -> dict[str, HeadLoss]:
     """Raw loss of every head.
 
     Args:
@@ -81,16 +76,12 @@ def head_losses(
             by view; their losses are averaged.
         targets: (batch, heads), columns in the same order.
         options: which loss and its parameters.
-        log_shares: by head, (classes,), see `log_shares`; needed where `loss.logit_adjustment` is not 0.
     """
     function = entry("loss.kind", options.kind, LOSSES)
     losses = {}
     for (name, scores), column in zip(logits.items(), targets.unbind(1), strict=True):
         views, scores = len(scores) // len(column), scores.float()
-        adjusted = scores
-        if options.logit_adjustment and log_shares is not None:
-            adjusted = scores + options.logit_adjustment * log_shares[name]
-        total = function(adjusted, column.repeat(views), options) / views
+        total = function(scores, column.repeat(views), options) / views
         penalty = options.rdrop * divergence(scores, column) if options.rdrop else None
         losses[name] = HeadLoss(total, (column != IGNORE).sum(), penalty)
     return losses
@@ -107,12 +98,6 @@ def divergence(scores: Tensor, targets: Tensor) -> Tensor:
     one, other = scores.log_softmax(-1).view(-1, 2, len(targets), scores.shape[-1]).unbind(1)
     rows = 0.5 * ((one.exp() - other.exp()) * (one - other)).sum(-1)  # (n, batch), both directions in one sum
     return torch.where(targets != IGNORE, rows, 0.0).sum() / len(rows)
-
-
-def log_shares(counts: Sequence[int]) -> Tensor:
-    """(classes,) fp32: log share of each class among a head's training labels; a class without any counts as one."""
-    seen = torch.tensor(counts).clamp(min=1).float()
-    return (seen / seen.sum()).log()
 
 
 def combine(

@@ -32,13 +32,13 @@ from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.evaluation import write_json
 from mtl_re.feature_cache import cached_table
 from mtl_re.features import FeatureTable, Featurizer
-from mtl_re.losses import LOSSES, log_shares, normalise
+from mtl_re.losses import LOSSES, normalise
 from mtl_re.model import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.optim import make_optimizer
 from mtl_re.pooling import POOLINGS
 from mtl_re.processes import make_accelerator, on_all, on_main
 from mtl_re.run_dir import claim_run_dir
-from mtl_re.taxonomy import IGNORE, Taxonomy
+from mtl_re.taxonomy import Taxonomy
 from mtl_re.tracking import Trackers, manifest
 from mtl_re.weighting import WEIGHTINGS, Weighting
 
@@ -73,7 +73,6 @@ class Run:
     average: WeightAverage | None
     weights: dict[str, float]
     weighting: Weighting
-    log_shares: dict[str, torch.Tensor]
     collate: Collator
     trackers: Trackers
     precision: str
@@ -161,7 +160,6 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
         weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
             [head for head, weight in weights.items() if weight > 0], config.train.seed
         ),
-        log_shares=class_log_shares(taxonomy, train_table, accelerator.device),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
         trackers=Trackers(accelerator, config.tracking, run_dir, resolved(config, weights, run_dir)),
         precision=precision,
@@ -170,14 +168,6 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     _same_everywhere(run)
     _announce(run)
     return run
-
-
-def class_log_shares(taxonomy: Taxonomy, table: FeatureTable, device: torch.device) -> dict[str, torch.Tensor]:
-    """By head, (classes,): log shares of its classes among the training rows it has a label for."""
-    return {
-        head.name: log_shares(np.bincount(column[column != IGNORE], minlength=len(head.classes)).tolist()).to(device)
-        for head, column in zip(taxonomy.heads, table.targets.T, strict=True)
-    }
 
 
 def _same_everywhere(run: Run) -> None:
@@ -323,28 +313,16 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Rows, accelerator: Acce
         pooling=config.model.pooling,
         dropout=config.model.dropout,
         gate=config.eval.gate,
-        training_prior=training_prior(rows.train, taxonomy, config.loss.logit_adjustment),
+        training_prior=training_prior(rows.train, taxonomy),
     )
     torch.manual_seed(seed)
     return tokenizer, from_encoder(encoder, model_config)
 
 
-def training_prior(examples: Sequence[Example], taxonomy: Taxonomy, adjustment: float) -> list[float]:
-    """The coarse classes' prior that a model trained on these rows has, in taxonomy order.
-
-    Under logit adjustment by τ it is not the rows' own: a softmax trained with τ · log π added to its logits gives,
-    without it, p(class | row) / π^τ, whose prior goes as π^(1-τ) over the classes of the root head.
-    """
-    labels = Counter(example.label for example in examples if example.label is not None)
-    flat = set(taxonomy.root.classes) != set(taxonomy.groups)
-    classes: Counter[str] = Counter()
-    for label, count in labels.items():
-        classes[label if flat else taxonomy.coarse_of(label)] += count
-    implied = dict.fromkeys(taxonomy.groups, 0.0)
-    for name, count in classes.items():
-        implied[taxonomy.coarse_of(name) if flat else name] += (count / len(examples)) ** (1 - adjustment)
-    total = sum(implied.values())
-    return [share / total for share in implied.values()]
+def training_prior(examples: Sequence[Example], taxonomy: Taxonomy) -> list[float]:
+    """Shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
+    counts = Counter(taxonomy.coarse_of(example.label) for example in examples if example.label is not None)
+    return [counts[name] / counts.total() for name in taxonomy.groups]
 
 
 def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence[str]) -> Any:

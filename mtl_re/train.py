@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mtl_re import checkpoint, evaluation, inference, loop, report
-from mtl_re.adversarial import perturbed
 from mtl_re.bad_steps import BadStepError, check_step, roll_back
 from mtl_re.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
 from mtl_re.config import Config
@@ -186,21 +185,14 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
     counts, labelled = global_counts(run, rows)
     weights = step_weights(run, state.step)
 
-    def passes() -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(run.model):
-                losses = _forward(run, batch)
-                loss = combine(losses, counts, labelled, weights, options.loss.reduction)
-                accelerator.backward(loss * accelerator.num_processes)
-            _gather(sums, losses)
-        return sums
-
-    sums = passes()
-    if options.loss.fgm:
-        with perturbed(run.plain_model.encoder.get_input_embeddings(), options.loss.fgm):
-            passes()  # DDP averages what is the same everywhere already, so the first gradients stay as they are
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(run.model):
+            losses = _forward(run, batch)
+            loss = combine(losses, counts, labelled, weights, options.loss.reduction)
+            accelerator.backward(loss * accelerator.num_processes)
+        _gather(sums, losses)
     norm = _clip(run)
     set_rates(run.optimizer, rate_factor(state.step, total, options.optim))
     skipped = check_step(run, state, norm, sums, rows)
@@ -231,7 +223,7 @@ def _forward(run: Run, batch: Batch) -> dict[str, HeadLoss]:
     targets = moved.pop("targets")
     if options.rdrop:  # one pass over every row twice: DDP wants one forward pass for each backward pass
         moved = {name: torch.cat([tensor, tensor]) for name, tensor in moved.items()}
-    return head_losses(run.model(**moved), targets, options, run.log_shares)
+    return head_losses(run.model(**moved), targets, options)
 
 
 def _gather(sums: dict[str, Tensor], losses: dict[str, HeadLoss]) -> None:

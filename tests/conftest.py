@@ -183,7 +183,7 @@ ENCODERS = {
 def small_config(kind: str, **options):
     """The config of a three-layer encoder of a family."""
     size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-    return AutoConfig.for_model(kind, **{"vocab_size": 50, **size, **ENCODERS[kind], **options})
+    return AutoConfig.for_model(kind, **{"vocab_size": 50, **size, **ENCODERS.get(kind, {}), **options})
 
 
 def small_model(kind: str, **options) -> model.MtlReModel:

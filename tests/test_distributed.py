@@ -71,9 +71,7 @@ def double(job, tmp_path, **options):
         {"data.limit": 33, "data.valid_fraction": 0.0},  # 33 rows in steps of 16: the last one is a single row
         {"loss.reduction": "per_head", "train.accumulate": 2, "train.batch_size": 8},
         {
-            "loss.fgm": 0.5,
             "loss.rdrop": 1.0,
-            "loss.logit_adjustment": 0.5,
             "train.ema": 0.9,
             "train.accumulate": 2,
             "train.batch_size": 8,

@@ -2,25 +2,15 @@
 right, every parameter learns, and what is saved, adapted or exported is the same network."""
 
 import json
-import math
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from conftest import TYPES, sample_examples, small_config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertTokenizer,
-    DebertaV2Tokenizer,
-    ElectraTokenizer,
-    PreTrainedTokenizerFast,
-    XLMRobertaTokenizer,
-)
+from conftest import TYPES
+from families import FAMILIES, LENGTH, ROWS, make_family, texts
+from transformers import AutoModel, AutoTokenizer
 
 from mtl_re import adapt_run, cli, encoders, inference, markers, model
 from mtl_re.collate import Collator
@@ -28,103 +18,16 @@ from mtl_re.config import LossConfig
 from mtl_re.encoders import load_encoder
 from mtl_re.features import FeatureTable, Featurizer, check_known
 from mtl_re.losses import combine, head_losses
-from mtl_re.markers import ADDS_TOKENS, MARKERS
+from mtl_re.markers import MARKERS
 from mtl_re.taxonomy import IGNORE, Taxonomy
 
-ROWS = sample_examples("train", 48)
 SCHEMES = ("typed_punct_ko", "typed_special")
-LENGTH = 96
 TAXONOMY = Taxonomy.from_prefixes()
 
 
-# ---- tokenizers, as the families ship them -------------------------------------------------------------------------
-
-
-def texts() -> list[str]:
-    """Sentences, and every marker that is no token of its own."""
-    written = [" ".join(markers.pieces(scheme, TYPES)) for scheme in MARKERS if scheme not in ADDS_TOKENS]
-    return [row.sentence for row in ROWS] + 3 * written
-
-
-def word_piece(kind):
-    words = Counter(word for text in texts() for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text))
-    return kind(vocab=encoders.scratch_vocabulary(words, 800), do_lower_case=False)
-
-
-def unigram(specials: list[str]) -> list[tuple[str, float]]:
-    """Pieces and log shares for SentencePiece's unigram model, special tokens first. (The `tokenizers` trainer gives
-    another vocabulary each time.) No piece joins a space and a sign, so that a lone `▁` is tested too."""
-    words = [f"▁{word}" for text in texts() for word in text.split()]
-    counts = Counter(
-        word[start:stop]
-        for word in words
-        for start in range(len(word))
-        for stop in range(start + 1, min(start + 5, len(word) + 1))
-        if word[start:stop] == "▁" or not word[start : start + 2].startswith("▁") or word[start + 1].isalnum()
-    )
-    single = sorted(piece for piece in counts if len(piece) == 1)
-    longer = sorted((piece for piece in counts if len(piece) > 1), key=lambda piece: (-counts[piece], piece))
-    total = sum(counts.values())
-    return [(piece, 0.0) for piece in specials] + [
-        (piece, math.log(counts[piece] / total)) for piece in [*single, *longer[:400]]
-    ]
-
-
-def xlm_roberta():
-    return XLMRobertaTokenizer(vocab=[*unigram(["<s>", "<pad>", "</s>", "<unk>"]), ("<mask>", 0.0)])
-
-
-def deberta_v2():
-    return DebertaV2Tokenizer(vocab=unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]), unk_id=3)
-
-
-def byte_level():
-    """As ModernBERT ships it: no class of its own, BERT's special tokens around byte-level pieces."""
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=names, initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    core.train_from_iterator(texts(), trainer)
-    ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=core, **dict(zip(roles, names, strict=True)))
-
-
-FAMILIES = {
-    "bert": ("bert", {}, lambda: word_piece(BertTokenizer)),
-    "klue-roberta": ("roberta", {"max_position_embeddings": LENGTH + 2}, lambda: word_piece(BertTokenizer)),
-    "xlm-roberta": ("xlm-roberta", {"max_position_embeddings": LENGTH + 2, "type_vocab_size": 1}, xlm_roberta),
-    "electra": ("electra", {}, lambda: word_piece(ElectraTokenizer)),
-    "deberta-v2": ("deberta-v2", {"type_vocab_size": 0}, deberta_v2),
-    "modernbert": ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 16}, byte_level),
-}
-"""Name → model type, its options, tokenizer. kf-deberta is a deberta-v2."""
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory, monkeypatch_module) -> str:
-    """An encoder's directory with its masked-LM head, as the hub would give it."""
-    kind, options, make = FAMILIES[request.param]
-    folder, tokenizer = tmp_path_factory.mktemp(request.param), make()
-    if kind == "xlm-roberta":
-        monkeypatch_module.setitem(small_config.__globals__["ENCODERS"], kind, {})
-    config = small_config(kind, **options, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    torch.manual_seed(1)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def family(request, tmp_path_factory) -> str:
+    return make_family(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def built(family: str, scheme: str, **options) -> tuple[model.MtlReModel, object, FeatureTable]:
@@ -185,6 +88,21 @@ def test_special_markers_have_rows_of_their_own(family):
     for piece in pieces:
         assert len(tokenizer(f"가 {piece} 나", add_special_tokens=False)["input_ids"]) >= 2
         assert tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(piece)) == piece
+
+
+def test_fused_attention_is_used_where_the_family_has_it_and_changes_nothing(family):
+    encoder, _ = load_encoder(family, "typed_punct_ko", TYPES, LENGTH, 0)
+    assert encoder.config._attn_implementation == ("eager" if "deberta" in encoder.config.model_type else "sdpa")
+    plain = AutoModel.from_pretrained(family, attn_implementation="eager").eval()
+    torch.manual_seed(2)
+    ids, attention = torch.randint(5, 50, (3, 20)), torch.ones(3, 20, dtype=torch.long)
+    attention[1, 12:] = attention[2, 5:] = 0
+    with torch.no_grad():
+        ours, theirs = (
+            network.eval()(input_ids=ids, attention_mask=attention).last_hidden_state for network in (encoder, plain)
+        )
+    seen = attention.bool()
+    torch.testing.assert_close(ours[seen], theirs[seen], rtol=1e-4, atol=1e-5)
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------

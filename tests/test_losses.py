@@ -12,7 +12,7 @@ from mtl_re import gating
 from mtl_re.collate import Collator, step_parts
 from mtl_re.config import LossConfig
 from mtl_re.errors import MtlReError, entry
-from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, log_shares, normalise
+from mtl_re.losses import LOSSES, HeadLoss, combine, head_losses, normalise
 from mtl_re.taxonomy import IGNORE
 from mtl_re.train import global_counts
 
@@ -312,7 +312,7 @@ def test_columns_must_match_the_heads():
         head_losses(logits, targets[:, :2], LossConfig())
 
 
-# ---- several readings of a row, R-Drop, logit adjustment -----------------------------------------------------------
+# ---- several readings of a row, R-Drop -----------------------------------------------------------------------------
 
 
 @each_loss
@@ -362,24 +362,3 @@ def test_rdrop_of_equal_readings_adds_nothing_and_views_stay_paired():
     once = {name: torch.cat([logits[name], other[name]]) for name in logits}
     for name, loss in head_losses(crossed, targets, LossConfig(rdrop=1.0)).items():
         torch.testing.assert_close(loss.penalty, head_losses(once, targets, LossConfig(rdrop=1.0))[name].penalty)
-
-
-@pytest.mark.parametrize("tau", [0.5, 1.0, -1.0])
-def test_logit_adjustment_is_the_formula(tau):
-    """Menon et al. 2021, eq. 10: cross entropy of the logits plus τ · log of the class's prior."""
-    logits, targets, _ = draw(KLUE)
-    shares = {name: torch.rand(scores.shape[1]).softmax(0) for name, scores in logits.items()}
-    logs = {name: share.log() for name, share in shares.items()}
-    found = head_losses(logits, targets, LossConfig(logit_adjustment=tau), logs)
-    for column, (name, scores) in enumerate(logits.items()):
-        expected = 0.0
-        for row, target in enumerate(targets[:, column].tolist()):
-            if target != IGNORE:
-                weighted = shares[name] ** tau * scores[row].detach().exp()
-                expected += -float((weighted[target] / weighted.sum()).log())
-        assert found[name].sum.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_log_shares():
-    torch.testing.assert_close(log_shares([6, 3, 1]).exp(), torch.tensor([0.6, 0.3, 0.1]))
-    torch.testing.assert_close(log_shares([9, 0]).exp(), torch.tensor([0.9, 0.1]))  # never seen: as if once

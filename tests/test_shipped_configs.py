@@ -1,15 +1,25 @@
 """Every YAML file under experiments/configs: its options exist, and a tiny stand-in starts under it."""
 
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from families import make_family
 
-from mtl_re import adapt_run, cli, prepare
+from mtl_re import cli
+from mtl_re.adapt import adapt
+from mtl_re.train import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "experiments" / "configs").rglob("*.y*ml"))
-STAND_IN = ["--data.train=sample:train", "--data.limit=40", "--model.encoder=scratch:tiny", "--train.precision=no"]
+STAND_IN = ["--data.train=sample:train", "--data.limit=40", "--train.precision=no", "--train.max_steps=1"]
+FAMILY = {
+    "klue/roberta-": "klue-roberta",
+    "FacebookAI/xlm-roberta-": "xlm-roberta",
+    "kakaobank/kf-deberta": "kf-deberta",
+}
+"""Start of a hub id → the family of `families` that stands in for it; anything else is played by `scratch:tiny`."""
+
+REAL = {"train": train, "adapt": adapt}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +55,16 @@ def test_its_options_exist(path, parser, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_tiny_stand_in_starts(path, parser, monkeypatch, tmp_path):
+def test_a_tiny_stand_in_of_its_family_takes_a_step(path, parser, monkeypatch, tmp_path):
+    named = parsed(parser, path, monkeypatch)[0].model.encoder
+    family = next((name for start, name in FAMILY.items() if named.startswith(start)), None)
+    assert family or named.count("/") != 1, f"{named}: which family is it of?"
+    encoder = make_family(family, tmp_path / "encoder", 256) if family else "scratch:tiny"
     adapting = path.name.startswith("adapt")
     small = ["--exclude=sample:valid"] if adapting else ["--data.valid=null", "--data.valid_fraction=0.2"]
-    config, name = parsed(parser, path, monkeypatch, *STAND_IN, *small, f"--train.run_dir={tmp_path / 'run'}")
-    with ExitStack() as resources:
-        run = (adapt_run.prepare if adapting else prepare.prepare)(config, name, resources)
-    assert run.tokenizer.is_fast
+    places = [f"--model.encoder={encoder}", f"--train.run_dir={tmp_path / 'run'}"]
+    config, name = parsed(parser, path, monkeypatch, *STAND_IN, *small, *places)
+    assert (REAL["adapt" if adapting else "train"](config, name) / "model" / "model.safetensors").is_file()
 
 
 def test_an_unknown_option_would_be_seen(tmp_path, capsys):

@@ -330,8 +330,6 @@ def test_gradient_of_a_step_is_that_of_the_mean_loss(go, no_dropout, monkeypatch
 
 TECHNIQUES = {
     "rdrop": {"loss.rdrop": 1.0},
-    "fgm": {"loss.fgm": 0.5},
-    "logit adjustment": {"loss.logit_adjustment": 1.0},
     "dropout samples": {"model.dropout_samples": 3},
     "average": {"train.ema": 0.9},
 }
@@ -357,45 +355,6 @@ def test_a_technique_does_not_know_how_a_step_was_split(go, no_dropout, options)
 @pytest.mark.parametrize("name", ["rdrop", "dropout samples"])
 def test_what_lives_on_dropout_does_nothing_without_it(go, no_dropout, name):
     assert_same_tensors(weights(go("plain", **no_dropout)), weights(go("with", **no_dropout, **TECHNIQUES[name])), 1e-6)
-
-
-def test_fgm_adds_the_gradient_where_the_embeddings_were_moved_to(go, no_dropout, monkeypatch):
-    checked, calls, real, real_step = [], [], train_module._clip, train_module.step
-
-    def nll_gradients(run, rows):
-        batch = dict(run.collate(rows))
-        targets = batch.pop("targets")
-        run.plain_model.zero_grad()
-        losses = train_module.head_losses(run.plain_model(**batch), targets, run.config.loss)
-        (sum(loss.sum for loss in losses.values()) / len(rows)).backward()
-        return {n: p.grad.clone() for n, p in run.plain_model.named_parameters() if p.grad is not None}
-
-    def compare(run):
-        rows = checked.pop()
-        table = run.plain_model.encoder.get_input_embeddings().weight
-        trained = {n: p.grad.clone() for n, p in run.plain_model.named_parameters()}
-        before = table.detach().clone()
-        clean = nll_gradients(run, rows)
-        with torch.no_grad():
-            table.add_(0.5 * table.grad / table.grad.norm())
-        moved = nll_gradients(run, rows)
-        with torch.no_grad():
-            table.copy_(before)
-        for name, parameter in run.plain_model.named_parameters():
-            expected = clean.get(name, torch.zeros(())) + moved.get(name, torch.zeros(()))
-            assert torch.allclose(trained[name], expected, atol=2e-6), name
-            parameter.grad = trained[name]
-        calls.append(1)
-        return real(run)
-
-    def note(run, state, rows, batches, total):
-        checked.append(rows)
-        real_step(run, state, rows, batches, total)
-
-    monkeypatch.setattr(train_module, "step", note)
-    monkeypatch.setattr(train_module, "_clip", compare)
-    go(**no_dropout, **{"loss.fgm": 0.5, "train.epochs": 1, "train.batch_size": 4, "train.accumulate": 2})
-    assert len(calls) == 4
 
 
 def test_the_average_of_the_weights_is_kept_and_the_weights_go_on(go, no_dropout, monkeypatch):
@@ -439,23 +398,12 @@ def test_folds_are_validation_rows(go, rows):
 
 
 @pytest.mark.parametrize("heads", ["hierarchical", "flat"])
-def test_prior_of_an_adjusted_model_is_the_one_it_has_learnt(go, rows, heads):
-    """Menon et al. 2021: adjusted by τ, a model answers under the prior π^(1-τ) of its root head's classes."""
+def test_the_training_prior_is_the_coarse_shares_of_the_rows(go, rows, heads):
     labels = [row["label"] for row in json.loads(rows.read_text(encoding="utf-8"))]
-    coarse = {label: "no_relation" if label == "no_relation" else label.split(":")[0] for label in labels}
-    classes = labels if heads == "flat" else [coarse[label] for label in labels]
-    for tau in (0.0, 0.5, 1.0):
-        run_dir = go(
-            f"{tau}",
-            **{"loss.logit_adjustment": tau, "model.heads": heads, "data.valid_fraction": 0.0, "train.max_steps": 1},
-        )
-        prior = json.loads((run_dir / "model" / "config.json").read_text())["training_prior"]
-        powers = {name: (classes.count(name) / len(classes)) ** (1 - tau) for name in set(classes)}
-        expected = [
-            sum(power for name, power in powers.items() if coarse.get(name, name) == group) / sum(powers.values())
-            for group in ("no_relation", "org", "per")
-        ]
-        assert prior == pytest.approx(expected)
+    coarse = ["no_relation" if label == "no_relation" else label.split(":")[0] for label in labels]
+    run_dir = go(**{"model.heads": heads, "data.valid_fraction": 0.0, "train.max_steps": 1})
+    prior = json.loads((run_dir / "model" / "config.json").read_text())["training_prior"]
+    assert prior == pytest.approx([coarse.count(group) / len(coarse) for group in ("no_relation", "org", "per")])
 
 
 def test_a_checkpoint_older_than_an_option_is_resumed_where_the_option_has_its_default(go, plain_run, monkeypatch):
