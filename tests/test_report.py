@@ -46,7 +46,7 @@ def make_run(folder, result, lines, taxonomy=TAXONOMY):
     """A run directory as `train` leaves it, as far as the report reads it."""
     (folder / "model").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    options = {"loss": {"kind": "focal", "weights": {"org": 2.0}, "rdrop": 1.0, "label_smoothing": 0.0}}
+    options = {"loss": {"kind": "focal", "weights": {"org": 2.0}, "rdrop": 1.0, "focal_gamma": 2.0}}
     (folder / "config.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
     part = {"source": "a|b.json", "sha256": None, "rows": 7, "labels": {taxonomy.labels[0]: 5, taxonomy.labels[1]: 2}}
     manifest = {"data": {"train": part, "valid": part, "rejected": 3, "dropped_overlap": 1234}, "seed": 11, "git": None}
