@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtl_re.config import check_shares
 from mtl_re.data import load_examples, split_by_sentence
 from mtl_re.taxonomy import Taxonomy
 
@@ -20,8 +21,8 @@ from mtl_re.taxonomy import Taxonomy
 def with_shares(groups, shares, rng):
     """Numbers of the rows to take, in order, so that the groups have these shares and one of them loses no row."""
     counts = Counter(groups)
-    if missing := [group for group, share in shares.items() if share <= 0 or not counts[group]]:
-        raise SystemExit(f"--shares: {', '.join(missing)} has no share, or no row among the held-out ones")
+    if missing := [group for group in shares if not counts[group]]:
+        raise SystemExit(f"--shares: {', '.join(missing)} has no row among the held-out ones")
     total = min(counts[group] / share for group, share in shares.items())
     rows = np.arange(len(groups))
     parts = [
@@ -41,7 +42,9 @@ def main():
     taxonomy = Taxonomy.from_prefixes()
     train, test = split_by_sentence(load_examples(given.data, taxonomy)[0], given.fraction, given.seed)
     if given.shares:
-        shares = dict(zip(taxonomy.groups, map(float, given.shares.split(",")), strict=True))
+        values = [float(share) for share in given.shares.split(",")]
+        check_shares("--shares", values)
+        shares = dict(zip(taxonomy.groups, values, strict=True))
         groups = [taxonomy.coarse_of(example.label) for example in test]
         test = [test[row] for row in with_shares(groups, shares, np.random.default_rng(given.seed))]
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -38,27 +38,24 @@ def side(name):
     """By seed, the rows as one model or a vote reads them; and the scores' summary."""
     if name.startswith("vote:"):
         reads = entry(name.removeprefix("vote:")).reads
-        try:
-            one = vote(list(reads.values()))
-        except MtlReError as error:
-            parser.error(f"{name}: {error}")
+        one = vote(list(reads.values()))
         return dict.fromkeys(reads, one), summarised([flat_figures(figures(one))])
     if name in entries or "+" not in name:
         return entry(name).reads, entry(name).summary
     members = [entry(member).reads for member in name.split("+")]
     seeds = set.intersection(*map(set, members))
-    try:
-        reads = {seed: vote([member[seed] for member in members]) for seed in sorted(seeds)}
-    except MtlReError as error:
-        parser.error(f"{name}: {error}")
-    if not reads:
+    if not seeds:
         parser.error(f"{name}: no seed is finished in all of these arms")
+    reads = {seed: vote([member[seed] for member in members]) for seed in sorted(seeds)}
     return reads, summarised([flat_figures(figures(read)) for read in reads.values()])
 
 
 sides = []
 for name in (given.a, given.b):
-    reads, found = side(name)
+    try:
+        reads, found = side(name)
+    except MtlReError as error:
+        parser.error(f"{name}: {error}")
     sides.append(reads)
     for score in ("micro_f1", "auprc"):
         values = found[score]

@@ -168,6 +168,10 @@ def heat_map(
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
+FEW = 10
+"""Classes up to which a confusion's cells are written out in full."""
+
+
 def confusion(axes: Axes, counts: npt.ArrayLike, names: Sequence[str], what: str) -> None:
     """Counts (classes, classes), rows by gold class, shaded by their share of it; written out in full for few classes.
 
@@ -176,7 +180,7 @@ def confusion(axes: Axes, counts: npt.ArrayLike, names: Sequence[str], what: str
     """
     values = np.asarray(counts)
     shares = 100 * values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    few = len(names) <= 10
+    few = len(names) <= FEW
 
     def text(count: int, share: float) -> str:
         if few:

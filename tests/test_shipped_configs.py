@@ -1,4 +1,4 @@
-"""Every YAML file under experiments/configs: its options exist, and a tiny stand-in starts under it."""
+"""Every YAML file under experiments/configs: its options exist, and a tiny stand-in takes a step under it."""
 
 from importlib import import_module
 from pathlib import Path
