@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mtl_re.ablation_report import parts_only
-from mtl_re.cell_logits import cell_logits
-from mtl_re.cell_process import finished
-from mtl_re.losses import normalise
-from mtl_re.study import checked_config, heads_of, trained_heads
-from mtl_re.study_file import load_study
+from mtl_re.study.cell_logits import cell_logits
+from mtl_re.study.cell_process import finished
+from mtl_re.study.report import parts_only
+from mtl_re.study.study import checked_config, heads_of, trained_heads
+from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
+from mtl_re.training.losses import normalise
 
 FILES = ("cell.yaml", "metrics.jsonl", "report/report.md")
 

@@ -10,12 +10,12 @@ A vote of all seeds is one model, not one a seed: beside it, chance over seeds o
 import argparse
 from pathlib import Path
 
-from mtl_re.ablation_report import read_entries
-from mtl_re.arm_statistics import compare, figures, flat_figures, summarised
-from mtl_re.cell_logits import vote
-from mtl_re.cell_process import finished
 from mtl_re.errors import MtlReError
-from mtl_re.study_file import load_study
+from mtl_re.study.arm_statistics import compare, figures, flat_figures, summarised
+from mtl_re.study.cell_logits import vote
+from mtl_re.study.cell_process import finished
+from mtl_re.study.report import read_entries
+from mtl_re.study.study_file import load_study
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("study", type=Path)

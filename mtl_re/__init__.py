@@ -12,15 +12,15 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Config": "mtl_re.config",
-    "Entity": "mtl_re.data",
-    "Example": "mtl_re.data",
-    "MtlReConfig": "mtl_re.model",
+    "Entity": "mtl_re.data.validation",
+    "Example": "mtl_re.data.validation",
+    "MtlReConfig": "mtl_re.model.network",
     "MtlReError": "mtl_re.errors",
-    "MtlReModel": "mtl_re.model",
-    "Prediction": "mtl_re.writers",
-    "Predictor": "mtl_re.predict",
+    "MtlReModel": "mtl_re.model.network",
+    "Prediction": "mtl_re.scoring.writers",
+    "Predictor": "mtl_re.predict.predictor",
     "Taxonomy": "mtl_re.taxonomy",
-    "train": "mtl_re.train",
+    "train": "mtl_re.training.train",
 }
 __all__ = ["__version__", *sorted(_LAZY)]
 

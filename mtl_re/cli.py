@@ -216,7 +216,7 @@ def _train(options: Namespace) -> Callable[[], Any]:
     name = Path(str(given[-1])).stem if given else "train"
 
     def call() -> None:
-        from mtl_re.train import train
+        from mtl_re.training.train import train
 
         run_dir = train(made, name)
         if os.environ.get("RANK", "0") == "0":
@@ -230,7 +230,7 @@ def _adapt(options: Namespace) -> Callable[[], Any]:
     name = Path(str(options.config[-1])).stem if options.config else "adapt"
 
     def call() -> None:
-        from mtl_re.adapt import adapt
+        from mtl_re.adapt.adapt import adapt
 
         run_dir = adapt(made, name)
         if os.environ.get("RANK", "0") == "0":
@@ -243,7 +243,7 @@ def _sample(options: Namespace) -> Callable[[], Any]:
     made = _made(config.SampleConfig, options)
 
     def call() -> None:
-        from mtl_re.sample import write
+        from mtl_re.data.sample import write
 
         for path in write(options.directory, made):
             print(path)
@@ -253,7 +253,7 @@ def _sample(options: Namespace) -> Callable[[], Any]:
 
 def _check(options: Namespace) -> Callable[[], Any]:
     def call() -> None:
-        from mtl_re.check import check_files, render_check
+        from mtl_re.data.check import check_files, render_check
         from mtl_re.taxonomy import Taxonomy
 
         report = check_files(options.data, Taxonomy.from_option(options.heads))
@@ -266,7 +266,7 @@ def _check(options: Namespace) -> Callable[[], Any]:
 
 def _explore(options: Namespace) -> Callable[[], Any]:
     def call() -> None:
-        from mtl_re.explore import explore
+        from mtl_re.analysis.explore import explore
         from mtl_re.taxonomy import Taxonomy
 
         print(explore(options.data, Path(options.output), Taxonomy.from_option(options.heads)))
@@ -278,8 +278,8 @@ def _evaluate(options: Namespace) -> Callable[[], Any]:
     made = _made(config.EvaluateConfig, options)
 
     def call() -> None:
-        from mtl_re.evaluation import evaluate
-        from mtl_re.report import summary
+        from mtl_re.scoring.evaluation import evaluate
+        from mtl_re.training.report import summary
 
         result = evaluate(options.ckpt, made)
         print(summary(result))
@@ -293,7 +293,7 @@ def _predict(options: Namespace) -> Callable[[], Any]:
     made = _made(config.PredictConfig, options)
 
     def call() -> None:
-        from mtl_re.predict_run import predict
+        from mtl_re.predict.predict import predict
 
         count = predict(options.ckpt or [], made)
         if os.environ.get("RANK", "0") == "0":
@@ -306,7 +306,7 @@ def _calibrate(options: Namespace) -> Callable[[], Any]:
     made = _made(config.CalibrateConfig, options)
 
     def call() -> None:
-        from mtl_re.fit_calibration import calibrate
+        from mtl_re.scoring.fit_calibration import calibrate
 
         print(json.dumps(calibrate(options.ckpt, made), ensure_ascii=False, indent=1))
 
@@ -317,7 +317,7 @@ def _compare(options: Namespace) -> Callable[[], Any]:
     made = _made(config.CompareConfig, options)
 
     def call() -> None:
-        from mtl_re.significance import compare_files
+        from mtl_re.scoring.significance import compare_files
 
         result = compare_files(Path(options.a), Path(options.b), made.resamples, made.seed)
         print(json.dumps(result, ensure_ascii=False, indent=1))
@@ -329,7 +329,7 @@ def _errors(options: Namespace) -> Callable[[], Any]:
     made = _made(config.ErrorsConfig, options)
 
     def call() -> None:
-        from mtl_re.error_analysis import write_errors
+        from mtl_re.analysis.error_analysis import write_errors
 
         print(write_errors(Path(options.predictions), made))
 
@@ -340,7 +340,7 @@ def _cooccurrence(options: Namespace) -> Callable[[], Any]:
     made = _made(config.CooccurrenceConfig, options)
 
     def call() -> None:
-        from mtl_re.cooccurrence import cooccurrence, summary
+        from mtl_re.analysis.cooccurrence import cooccurrence, summary
 
         print(summary(cooccurrence(Path(options.predictions), made)))
 
@@ -351,8 +351,8 @@ def _extract(options: Namespace) -> Callable[[], Any]:
     made = _made(config.ExtractConfig, options)
 
     def call() -> None:
-        from mtl_re.predict import Predictor
-        from mtl_re.triples import find_entity, render
+        from mtl_re.predict.predictor import Predictor
+        from mtl_re.predict.triples import find_entity, render
 
         entities = [find_entity(made.sentence, text) for text in made.entity]
         predictor = Predictor.from_pretrained(options.ckpt, gate=made.gate, prior=made.prior, restrict=made.restrict)
@@ -365,7 +365,7 @@ def _demo(options: Namespace) -> Callable[[], Any]:
     made = _made(config.DemoConfig, options)
 
     def call() -> None:
-        from mtl_re.demo import demo
+        from mtl_re.page.app import demo
 
         demo(options.ckpt, made)
 
@@ -376,7 +376,7 @@ def _export(options: Namespace) -> Callable[[], Any]:
     made = _made(config.ExportConfig, options)
 
     def call() -> None:
-        from mtl_re.export import export, summary
+        from mtl_re.export.export import export, summary
 
         print(summary(export(options.ckpt, options.directory, made)))
         print(options.directory)
@@ -388,7 +388,7 @@ def _ablate(options: Namespace) -> Callable[[], Any]:
     made = _made(config.AblateConfig, options)
 
     def call() -> None:
-        from mtl_re.ablation import ablate
+        from mtl_re.study.runner import ablate
 
         print(ablate(Path(options.study), made))
 

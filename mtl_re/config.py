@@ -8,7 +8,10 @@ No torch: `mtl-re --help` reads this file and nothing below it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from mtl_re.errors import MtlReError
@@ -704,11 +707,49 @@ class ExportConfig:
         _between("int8_bound", self.int8_bound, 0, 100)
         _between("int8_changed", self.int8_changed, 0, 100)
         if self.prior not in ("none", "em"):
-            try:
-                shares = [float(part) for part in self.prior.split(",")]
-            except ValueError as error:
-                raise MtlReError(f"prior: {self.prior!r}; expected none, or shares such as 0.6,0.17,0.23") from error
-            check_shares("prior", shares)
+            parse_shares("prior", self.prior)
+
+
+def parse_config(options: Mapping[str, Any]) -> Config:
+    """Nested options → `Config`, by the parser of `mtl-re train`.
+
+    Raises:
+        MtlReError: an unknown key, a value of the wrong type or out of range.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        parsed = _parser().parse_object(deepcopy(dict(options)))  # it converts in place
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise MtlReError(" ".join(str(error).split())) from error
+    return Config(**{name: group(**vars(parsed[name])) for name, group in GROUPS.items()})
+
+
+@cache
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    for name, group in GROUPS.items():
+        parser.add_class_arguments(group, name)
+    return parser
+
+
+def parse_shares(name: str, value: str | Sequence[float]) -> list[float]:
+    """`0.6,0.17,0.23` (or a list, as YAML gives it) → shares.
+
+    Args:
+        name: the option, for the message.
+
+    Raises:
+        MtlReError: not numbers, not positive, or they do not sum to 1.
+    """
+    try:
+        shares = [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
+    except (TypeError, ValueError) as error:
+        raise MtlReError(f"{name}: {value!r}; expected none, em or shares such as 0.6,0.17,0.23") from error
+    check_shares(name, shares)
+    return shares
 
 
 def check_shares(name: str, shares: list[float]) -> None:

@@ -39,3 +39,9 @@ def entry(option: str, name: str, registry: Mapping[str, T]) -> T:
     if name not in registry:
         raise MtlReError(f"{option}: {name!r}; expected one of {', '.join(registry)}")
     return registry[name]
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's text, on one line and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -13,7 +13,7 @@ import evaluate
 import numpy as np
 
 from mtl_re.errors import MtlReError
-from mtl_re.metrics import auprc, micro_f1
+from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.taxonomy import KLUE, Taxonomy
 
 DESCRIPTION = """KLUE-RE: micro-F1 over the 29 relations without no_relation, and the area under the precision-recall

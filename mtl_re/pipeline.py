@@ -24,14 +24,14 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from mtl_re.collate import Collator
-from mtl_re.data import Example, shown
+from mtl_re.data.validation import Example, shown
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.model import MtlReModel
-from mtl_re.scorer import Reading, Scorer, featurizer_of
+from mtl_re.features.collate import Collator
+from mtl_re.model.network import MtlReModel
+from mtl_re.predict.triples import entity_at, pair_example
+from mtl_re.scoring.scorer import Reading, Scorer, featurizer_of
+from mtl_re.scoring.writers import Prediction
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.triples import entity_at, pair_example
-from mtl_re.writers import Prediction
 
 TASK = "relation-extraction"
 KEYS = ("sentence", "subject", "object")

@@ -11,8 +11,12 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from mtl_re import encoders, features, markers, model, sample
-from mtl_re.data import Example, parse_row
+from mtl_re.data import sample
+from mtl_re.data.validation import Example, parse_row
+from mtl_re.features import featurizer as features
+from mtl_re.features import markers
+from mtl_re.model import encoders
+from mtl_re.model import network as model
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -135,8 +139,9 @@ ELSEWHERE = """
 import json, sys
 import numpy as np, torch
 torch.set_num_threads(1)
-from mtl_re import encoders, inference, model, scorer
-from mtl_re.data import parse_row
+from mtl_re.model import encoders, network as model
+from mtl_re.scoring import inference, scorer
+from mtl_re.data.validation import parse_row
 given = json.load(sys.stdin)
 for seed in (1, 2):
     torch.manual_seed(seed)

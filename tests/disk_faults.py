@@ -33,8 +33,9 @@ from typing import Any, Protocol
 import safetensors.torch
 import torch
 
-from mtl_re import checkpoint
+from mtl_re import files
 from mtl_re.errors import MtlReError
+from mtl_re.training import checkpoint
 
 FULL = (errno.ENOSPC, "No space left on device")
 
@@ -269,7 +270,7 @@ def checkpoint_faults(disk: Disk, folder: Path, step: int, keep: int, old: bool)
 
 def model_faults(disk: Disk, folder: Path, parts: tuple[Any, Any]) -> int:
     """The same for publishing a model: (model, tokenizer) over an older one."""
-    from mtl_re.train import write_model
+    from mtl_re.training.train import write_model
 
     model, tokenizer = parts
     marker = model.config
@@ -293,7 +294,7 @@ def model_faults(disk: Disk, folder: Path, parts: tuple[Any, Any]) -> int:
         publish(place, 1)
 
     def check(place: Path, passed: bool) -> None:
-        checkpoint.recover(place)  # as a resumed run does
+        files.recover(place)  # as a resumed run does
         assert content(place) in ([wanted[2]] if passed else [wanted[1], wanted[2]]), (
             "neither the old nor the new model"
         )
@@ -301,7 +302,7 @@ def model_faults(disk: Disk, folder: Path, parts: tuple[Any, Any]) -> int:
     def again(place: Path) -> None:
         publish(place, 3)
         assert content(place) == wanted[3]
-        checkpoint.recover(place)
+        files.recover(place)
         assert [path.name for path in place.iterdir()] == ["model"], sorted(place.iterdir())
 
     return _every_call(disk, folder, begin, lambda place: publish(place, 2), check, again)
@@ -444,7 +445,7 @@ def tiny_parts() -> tuple[Any, Any]:
     """A model and a tokenizer as small as they come."""
     from conftest import sample_examples, scratch_tokenizer, small_config
 
-    from mtl_re.model import MtlReConfig, MtlReModel
+    from mtl_re.model.network import MtlReConfig, MtlReModel
 
     values = {**small_config("bert").to_dict(), "model_type": "bert"}
     return MtlReModel(MtlReConfig(encoder=values)), scratch_tokenizer(sample_examples("train", 20), "entity_punct")

@@ -27,10 +27,13 @@ import pytest
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from mtl_re import checkpoint, encoders, evaluation, report, sample
-from mtl_re import train as train_module
 from mtl_re.config import GROUPS, Config
-from mtl_re.train import train
+from mtl_re.data import sample
+from mtl_re.model import encoders
+from mtl_re.scoring import evaluation
+from mtl_re.training import checkpoint, report
+from mtl_re.training import train as train_module
+from mtl_re.training.train import train
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 BASE: dict[str, Any] = {
@@ -101,14 +104,14 @@ def run_job(job: Mapping[str, Any]) -> None:
     if sent := job.pop("signal", None):
         _signal_at(sent[1], sent[2], sent[0], "before")
     if seconds := job.pop("sleep", None):
-        _wrap("mtl_re.train.step", lambda call: time.sleep(seconds))
+        _wrap("mtl_re.training.train.step", lambda call: time.sleep(seconds))
     if fault := job.pop("stop_rank", None):
 
         def stop(call: int) -> None:
             if int(os.environ.get("RANK", "0")) == fault[0] and call == fault[1]:
                 raise RuntimeError("stopped by the test")
 
-        _wrap("mtl_re.train.step", stop)
+        _wrap("mtl_re.training.train.step", stop)
     print(train(make_config(job)))
 
 
@@ -152,7 +155,7 @@ def start_child(job: Mapping[str, Any], log: Path, environment: Mapping[str, str
     the time of a fresh interpreter.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mtl_re.train"])
+    context.set_forkserver_preload(["mtl_re.training.train"])
     child = context.Process(target=_child, args=(dict(job), str(log), dict(environment or {})))
     child.start()
     return child

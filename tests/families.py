@@ -15,8 +15,9 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from mtl_re import encoders, markers
-from mtl_re.markers import ADDS_TOKENS, MARKERS
+from mtl_re.features import markers
+from mtl_re.features.markers import ADDS_TOKENS, MARKERS
+from mtl_re.model import encoders
 
 ROWS = sample_examples("train", 48)
 LENGTH = 96

@@ -28,10 +28,10 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mtl_re import markers
-from mtl_re.data import BadRow, Example, parse_row, parsed
+from mtl_re.data.validation import BadRow, Example, parse_row, parsed
 from mtl_re.errors import MtlReError
-from mtl_re.features import Featurizer
+from mtl_re.features import markers
+from mtl_re.features.featurizer import Featurizer
 from mtl_re.taxonomy import KLUE, Taxonomy
 
 Row = dict[str, Any]
@@ -396,7 +396,7 @@ def real_tokenizers(folder: str) -> dict[str, Any]:
     """A pretrained encoder's tokenizer, with the tokens that each scheme adds."""
     from transformers import AutoTokenizer
 
-    from mtl_re.features import add_marker_tokens
+    from mtl_re.features.featurizer import add_marker_tokens
 
     made = {scheme: AutoTokenizer.from_pretrained(folder) for scheme in markers.MARKERS}
     for scheme, tokenizer in made.items():

@@ -38,10 +38,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from distributed_worker import assert_same_run, rows_file, run_job
 from tqdm import tqdm
 
-import mtl_re.train
+import mtl_re.training.train
 from mtl_re.config import ExportConfig, PredictConfig
-from mtl_re.export import export
-from mtl_re.predict_run import predict
+from mtl_re.export.export import export
+from mtl_re.predict.predict import predict
 
 LIMIT = 120.0
 """Seconds after which an attempt that nobody kills counts as hanging."""
@@ -126,14 +126,14 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 def training(name: str, rows: Path, progress: Progress) -> Case:
     def work(folder: Path) -> None:
-        real = mtl_re.train.step
+        real = mtl_re.training.train.step
 
         def noted(run: Any, state: Any, *rest: Any) -> None:
             before = state.step
             real(run, state, *rest)
             progress.note(before, state.step)
 
-        mtl_re.train.step = noted
+        mtl_re.training.train.step = noted
         run_job(
             {"data.train": str(rows), "train.run_dir": str(folder / "run"), "train.resume": "auto"} | TRAININGS[name]
         )

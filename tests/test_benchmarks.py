@@ -179,7 +179,9 @@ def test_a_contender_counts_what_it_read(made, contender):
 
 
 def test_the_sweep_moves_the_constants(made, monkeypatch):
-    from mtl_re import collate, prepare, unpadding
+    from mtl_re.features import collate
+    from mtl_re.model.cpu import packed as unpadding
+    from mtl_re.training import setup as prepare
 
     monkeypatch.setattr(unpadding, "AFTER_PADDING", dict(unpadding.AFTER_PADDING))
     for module, name in ((collate, "LENGTH_STEP"), (prepare, "LENGTH_STEP")):

@@ -12,9 +12,11 @@ from conftest import sample_examples, tiny_model
 from distributed_worker import rows_file, shrink
 from hostile import FILE_FAULTS, ROW_FAULTS, write_hostile
 
-from mtl_re import cli, evaluation, model
-from mtl_re import train as train_module
+from mtl_re import cli
 from mtl_re.cli import main
+from mtl_re.model import network as model
+from mtl_re.scoring import evaluation
+from mtl_re.training import train as train_module
 
 COMMANDS = ["sample", "check", "explore", "train", "evaluate", "predict", "calibrate", "errors", "compare"]
 TINY = [
@@ -406,7 +408,7 @@ def loaded(ckpt):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FILE_FAULTS, *ROW_FAULTS], ids=lambda name: name[:40].replace("\n", "~"))
 def test_hostile_file(hostile, ckpt, loaded, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr("mtl_re.scorer.load", lambda path: loaded)
+    monkeypatch.setattr("mtl_re.scoring.scorer.load", lambda path: loaded)
     capsys.readouterr()
     path = hostile[name]
     shown = " ".join(str(path).splitlines())

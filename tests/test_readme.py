@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtl_re import cli, sample
+from mtl_re import cli
 from mtl_re.config import GROUPS
+from mtl_re.data import sample
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"^(?:\S+=\S+ )*(?:.*-m mtl_re|mtl-re) (?P<rest>.*)$")
@@ -71,7 +72,7 @@ def test_the_korean_quick_start_runs(tmp_path, monkeypatch, capsys):
     run, done = "", []
     for command in commands("README.ko.md"):
         name = command.split()[0]
-        if name == "demo":  # serves until it is stopped: tests/test_demo.py
+        if name == "demo":  # serves until it is stopped: tests/page/test_page.py
             continue
         arguments = shlex.split(command.replace("runs/NAME", run or "runs/NAME"))
         assert cli.main(arguments) == 0, (command, capsys.readouterr().err)

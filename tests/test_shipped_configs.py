@@ -7,8 +7,8 @@ import pytest
 from families import make_family
 
 from mtl_re import cli
-from mtl_re.adapt import adapt
-from mtl_re.train import train
+from mtl_re.adapt.adapt import adapt
+from mtl_re.training.train import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "experiments" / "configs").rglob("*.y*ml"))
 STAND_IN = ["--data.train=sample:train", "--data.limit=40", "--train.precision=no", "--train.max_steps=1"]
@@ -31,7 +31,7 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
     """What a command would be called with."""
     taken = []
     command = "adapt" if path.name.startswith("adapt") else "train"
-    module = import_module(f"mtl_re.{command}")  # by name: `mtl_re.train` is the function until the module is loaded
+    module = import_module({"train": "mtl_re.training.train", "adapt": "mtl_re.adapt.adapt"}[command])
     monkeypatch.setattr(module, command, lambda config, name: taken.append((config, name)))
     options = parser[0].parse_args([command, "--config", str(path), *more])
     parser[1][command](options[command])()

@@ -279,7 +279,7 @@ def _head(
     options: argparse.Namespace, made: dict[str, Any], environment: dict[str, str], failed: dict[str, str]
 ) -> dict[str, Any]:
     """What stands above the tables."""
-    from mtl_re.tracking import git_state
+    from mtl_re.training.tracking import git_state
 
     state = git_state() or {"commit": "unknown", "dirty": False}
     about = {

@@ -21,11 +21,11 @@ from experiments.benchmarks import rows
 from experiments.benchmarks.prediction import HEADS
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME
 from mtl_re.config import ExportConfig
-from mtl_re.encoders import load_encoder, scratch_encoder, scratch_tokenizer
 from mtl_re.errors import MtlReError
-from mtl_re.export import export
-from mtl_re.markers import TYPE_WORDS
-from mtl_re.model import MtlReConfig, from_encoder, load
+from mtl_re.export.export import export
+from mtl_re.features.markers import TYPE_WORDS
+from mtl_re.model.encoders import load_encoder, scratch_encoder, scratch_tokenizer
+from mtl_re.model.network import MtlReConfig, from_encoder, load
 
 TYPES = list(TYPE_WORDS)
 

@@ -20,11 +20,11 @@ from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, Figures, Setting
 from experiments.benchmarks.training import figures_of
-from mtl_re import unpadding
-from mtl_re.collate import sorted_batches
-from mtl_re.inference import autocast, default_device, resolve_precision
-from mtl_re.model import drop_pooler
-from mtl_re.predict import Predictor
+from mtl_re.features.collate import sorted_batches
+from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.device import autocast, default_device, resolve_precision
+from mtl_re.model.network import drop_pooler
+from mtl_re.predict.predictor import Predictor
 
 WINDOW = 4096
 HEADS = ("coarse", "org", "per")

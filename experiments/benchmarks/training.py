@@ -21,19 +21,22 @@ from tqdm import tqdm
 from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import Clock, measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME, Figures, Setting
-from mtl_re import collate, prepare, train, unpadding
 from mtl_re.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from mtl_re.inference import autocast, default_device, resolve_precision
-from mtl_re.model import drop_pooler
-from mtl_re.tracking import MetricsLog
-from mtl_re.train_log import Clock as TrainClock
-from mtl_re.train_state import State
+from mtl_re.features import collate
+from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.device import autocast, default_device, resolve_precision
+from mtl_re.model.network import drop_pooler
+from mtl_re.training import setup as prepare
+from mtl_re.training import train
+from mtl_re.training.state import State
+from mtl_re.training.step_log import Clock as TrainClock
+from mtl_re.training.tracking import MetricsLog
 
 NEVER = 1_000_000_000
 
 
 def ours(setting: Setting) -> Figures:
-    """`mtl_re.train.epoch`, whole: loader, passes, losses by head, clipping, checks, schedule, log."""
+    """`mtl_re.training.train.epoch`, whole: loader, passes, losses by head, clipping, checks, schedule, log."""
     _tune(setting)
     with ExitStack() as resources:
         folder = resources.enter_context(tempfile.TemporaryDirectory(dir=setting.work))

@@ -1,0 +1,1 @@
+"""What lies in data and in predictions: distributions, errors, co-occurrence."""

@@ -1,0 +1,133 @@
+"""`mtl-re check`: what a person should know about data files before training on them.
+
+Enters: the DATA of the command line, read once each. Leaves: counts, every bad row, repeats, contradictions and overlap
+between the files. Bad rows and unreadable files are errors; repeats and overlaps are warnings, for KLUE-RE itself has
+them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from mtl_re.data.validation import BadRow, Key, parsed, shown
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
+
+SHOWN = 50
+"""Bad rows that are printed for one file."""
+
+
+@dataclass
+class FileCheck:
+    """What `check` found in one DATA.
+
+    Attributes:
+        fault: why reading ended early, or None; the counts cover what came before it.
+        bad_rows: the first `SHOWN` of `bad`.
+        keys: sentence and spans → (row, label) of every row that has them.
+        ids: id → number of rows.
+    """
+
+    source: str
+    fault: str | None = None
+    good: int = 0
+    bad: int = 0
+    unlabelled: int = 0
+    bad_rows: list[BadRow] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    keys: dict[Key, list[tuple[int, str | None]]] = field(default_factory=lambda: defaultdict(list))
+    ids: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sentences(self) -> set[str]:
+        return {key[0] for key in self.keys}
+
+    @property
+    def repeated_keys(self) -> int:
+        """Rows beyond the first of each key."""
+        return self.good - len(self.keys)
+
+    @property
+    def contradictions(self) -> list[list[tuple[int, str]]]:
+        """For each key with two labels or more: its labelled rows."""
+        labelled = ([(row, label) for row, label in rows if label is not None] for rows in self.keys.values())
+        return [rows for rows in labelled if len({label for _, label in rows}) > 1]
+
+    @property
+    def repeated_ids(self) -> list[str]:
+        return [name for name, count in self.ids.items() if count > 1]
+
+
+@dataclass
+class CheckReport:
+    """One entry a DATA, in the order given."""
+
+    files: list[FileCheck]
+
+    @property
+    def has_errors(self) -> bool:
+        """Bad rows or an unreadable file; repeated, contradictory and shared rows are warnings (KLUE-RE has them)."""
+        return any(file.fault is not None or file.bad for file in self.files)
+
+
+def check_files(specs: Sequence[str], taxonomy: Taxonomy) -> CheckReport:
+    """Read every DATA to its end and note what a person should know; a file at fault does not stop the others."""
+    return CheckReport([_check_file(spec, taxonomy) for spec in specs])
+
+
+def _check_file(spec: str, taxonomy: Taxonomy) -> FileCheck:
+    found = FileCheck(spec)
+    try:
+        for number, row in parsed(spec, taxonomy):
+            if isinstance(row, BadRow):
+                found.bad += 1
+                if len(found.bad_rows) < SHOWN:
+                    found.bad_rows.append(row)
+                continue
+            found.good += 1
+            found.keys[row.key].append((number, row.label))
+            found.ids[row.id] += 1
+            if row.label is None:
+                found.unlabelled += 1
+            else:
+                found.labels[row.label] += 1
+    except MtlReError as error:
+        found.fault = str(error)
+    return found
+
+
+def render_check(report: CheckReport) -> str:
+    """The report as lines of text; errors and warnings start with the word."""
+    lines = [line for file in report.files for line in _file_lines(file)]
+    for first, second in combinations(report.files, 2):
+        keys, sentences = first.keys.keys() & second.keys.keys(), first.sentences & second.sentences
+        if sentences:
+            what = f"{len(sentences):,} distinct sentence(s), {len(keys):,} of them with the same two spans"
+            lines.append(f"warning: {first.source} and {second.source} share {what}")
+    bad, faults = sum(file.bad for file in report.files), sum(file.fault is not None for file in report.files)
+    lines.append(f"{bad:,} bad row(s), {faults} unreadable file(s)" if report.has_errors else "no errors")
+    return "\n".join(lines)
+
+
+def _file_lines(file: FileCheck) -> Iterator[str]:
+    counts = f"{file.good + file.bad:,} rows, {file.good:,} good, {file.bad:,} bad, {file.unlabelled:,} unlabelled"
+    yield f"{file.source}: {counts}, {len(file.sentences):,} distinct sentences"
+    for label, count in file.labels.most_common():
+        yield f"  {label:<40}{count:>9,}  {100 * count / file.labels.total():5.1f} %"
+    if file.fault is not None:
+        yield f"error: {file.fault}"
+    yield from (f"error: {bad}" for bad in file.bad_rows)
+    if file.bad > len(file.bad_rows):
+        yield f"error: {file.source}: {file.bad - len(file.bad_rows):,} more bad row(s)"
+    if file.repeated_keys:
+        yield f"warning: {file.source}: {file.repeated_keys:,} row(s) repeat the sentence and spans of an earlier row"
+    contradictions = file.contradictions
+    if contradictions:
+        yield f"warning: {file.source}: {len(contradictions):,} group(s) of such rows have contradictory labels"
+    for group in contradictions[:SHOWN]:
+        yield "  " + ", ".join(f"row {row} {label}" for row, label in group)
+    if repeated := file.repeated_ids:
+        yield f"warning: {file.source}: {len(repeated):,} id(s) occur more than once, first {shown(repeated[0])}"

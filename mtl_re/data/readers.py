@@ -1,0 +1,378 @@
+"""Bytes → raw rows: a path, a hub data set or the embedded sample becomes a stream of field maps.
+
+Everything streams in constant memory, the official JSON array too: it is decoded one element at a time from a window
+that doubles only while an element does not fit. What is wrong with a whole file raises `MtlReError`, in one line,
+when it is reached; what is wrong with one row only (a line that is not JSON, a wrong number of columns) travels in
+`RawRow.fault`, so that whoever reads decides whether to stop or to count it. What fields mean is `data`'s business.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
+
+from mtl_re.config import SampleConfig
+from mtl_re.errors import MtlReError, RowError
+
+CHUNK = 1 << 20
+"""Characters read at once from a JSON array."""
+MAX_ELEMENT = 64 << 20
+"""Longest single row of text, in characters: anything longer is not a sentence with two entities."""
+MAX_CELL = 4 << 20
+"""Longest cell of a CSV, in characters: a quote that is never closed runs into this."""
+
+Stream = IO[bytes] | gzip.GzipFile
+SAMPLE_SPLITS: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it stands in its source.
+
+    Attributes:
+        source: the DATA argument it came from.
+        number: 1-based; the line of a .jsonl, else the row (a CSV's header and blank lines are not counted).
+        fields: field name → value, unchecked.
+        fault: why the row could not be taken apart; `fields` is empty then.
+    """
+
+    source: str
+    number: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    fault: RowError | None = None
+
+
+def read_rows(spec: str) -> Iterator[RawRow]:
+    """Stream the rows of DATA.
+
+    Args:
+        spec: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
+            `sample:train|valid|test`.
+
+    Raises:
+        MtlReError: the source cannot be read (where and why, in one line), or holds no rows.
+    """
+    read = _read_hub if spec.startswith("hub:") else _read_sample if spec.startswith("sample:") else _read_file
+    empty = True
+    for row in read(spec):
+        empty = False
+        yield row
+    if empty:
+        raise _fault(spec, "holds no rows; expected at least one")
+
+
+def file_digest(spec: str) -> str:
+    """SHA-256 of DATA for manifests: of a file's bytes, or of the rows' JSON where there is no file."""
+    digest = hashlib.sha256()
+    if spec.startswith(("hub:", "sample:")):
+        for row in read_rows(spec):
+            digest.update(json.dumps(row.fields, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
+    with _faults_of(spec), _open_regular(spec) as stream:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks: a message is one line even where a file's name is not."""
+    return " ".join(text.splitlines())
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _read_file(source: str) -> Iterator[RawRow]:
+    name = os.path.basename(source).lower()
+    kind = os.path.splitext(name.removesuffix(".gz"))[1]
+    if kind not in FORMATS:
+        _open_regular(source).close()  # a missing file is the more useful thing to hear about
+        known = ", ".join(FORMATS)
+        raise _fault(source, f"unknown file type {kind or name!r}; expected {known}, each also with .gz after it")
+    with _open_regular(source) as file:
+        stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+        with stream, _faults_of(source, stream):
+            if kind == ".parquet":
+                yield from _read_parquet(source, stream)
+                return
+            with _text(stream) as text:
+                yield from TEXT_FORMATS[kind](source, text)
+
+
+def _open_regular(source: str) -> IO[bytes]:
+    """Open a regular file; a pipe or device could block for ever or never end."""
+    try:
+        mode = os.stat(source).st_mode
+        if stat.S_ISDIR(mode):
+            raise _fault(source, "is a directory; expected a file")
+        if not stat.S_ISREG(mode):
+            raise _fault(source, "is not a regular file; copy its content to one")
+        return open(source, "rb")
+    except FileNotFoundError:
+        hint = "give a path, hub:DATASET/CONFIG:SPLIT or sample:" + "|".join(SAMPLE_SPLITS)
+        raise _fault(source or "''", f"no such file; {hint}") from None
+    except OSError as error:
+        raise _fault(source, f"cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # a null byte in the path
+        raise _fault(repr(source), f"cannot be opened ({error})") from error
+
+
+@contextmanager
+def _faults_of(source: str, stream: Stream | None = None) -> Iterator[None]:
+    """Turn what reading can raise into one line; `stream` tells where a byte that is not UTF-8 stands."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        # The failed block ends where the stream now stands.
+        where = (stream.tell() if stream is not None else len(error.object)) - len(error.object) + error.start
+        raise _fault(source, f"byte {where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except gzip.BadGzipFile as error:
+        raise _fault(source, f"is not sound gzip ({error}); if it is not compressed, drop the .gz") from error
+    except EOFError as error:
+        raise _fault(source, "is cut short (the gzip stream has no end); copy or download it again") from error
+    except zlib.error as error:
+        raise _fault(source, f"is damaged ({error}); copy or download it again") from error
+    except OSError as error:
+        raise _fault(source, f"cannot be read ({error.strerror or error})") from error
+
+
+def _fault(source: str, text: str) -> MtlReError:
+    return MtlReError(one_line(f"{source}: {text}"))
+
+
+@contextmanager
+def _text(stream: Stream) -> Iterator[io.TextIOWrapper]:
+    """UTF-8 text with or without a byte order mark; `stream` stays open and its opener's."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
+def _lines(source: str, text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines with their ends, each of a bounded length."""
+    number = 0
+    while line := text.readline(MAX_ELEMENT):
+        number += 1
+        if len(line) >= MAX_ELEMENT:
+            raise _fault(source, f"line {number} is longer than {MAX_ELEMENT:,} characters; expected one row a line")
+        yield line
+
+
+# ---- JSON --------------------------------------------------------------------------------------------------------
+
+_DECODER = json.JSONDecoder()
+_BLANK = re.compile(r"[ \t\n\r]*")
+
+
+class _Window:
+    """The unread part of a JSON text: `text[at:]`, extended from `stream` when more is needed."""
+
+    def __init__(self, source: str, stream: io.TextIOWrapper) -> None:
+        self.source, self.stream = source, stream
+        self.text, self.at = "", 0
+        self.line, self.row = 1, 0  # of text[0]; of the last value read
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end of the text."""
+        while True:
+            self.at = _BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self._grow():
+                return self.text[self.at : self.at + 1]
+
+    def take(self, mark: str, otherwise: str) -> None:
+        """Step over `mark`, or raise."""
+        if self.peek() != mark:
+            raise self.fault(otherwise, self.at)
+        self.at += 1
+
+    def value(self) -> Any:
+        """The next JSON value."""
+        self.row += 1
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._grow():
+                    raise self.fault(f"not JSON ({error.msg}); mend or export it again", error.pos) from error
+            except RecursionError as error:
+                raise self.fault("nested too deeply to be a row", self.at) from error
+            except ValueError as error:  # an integer of thousands of digits
+                raise self.fault(str(error), self.at) from error
+            else:
+                if end < len(self.text) or not self._grow():  # a number may go on beyond the window
+                    self.at = end
+                    return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text could cure the error: it lies at the window's end, or in a string that has no end."""
+        return error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
+
+    def _grow(self) -> bool:
+        """Read as much again as is unread, so that a long value costs linear time; False at the end."""
+        unread = len(self.text) - self.at
+        if unread >= MAX_ELEMENT:
+            raise self.fault(f"one value is longer than {MAX_ELEMENT:,} characters; expected an array of rows", self.at)
+        if not (fresh := self.stream.read(max(CHUNK, unread))):
+            return False
+        self.line += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :] + fresh, 0
+        return True
+
+    def fault(self, what: str, position: int) -> MtlReError:
+        line = self.line + self.text.count("\n", 0, position)
+        row = f", row {self.row}" if self.row else ""
+        return _fault(self.source, f"line {line}{row}: {what}")
+
+
+def _read_json(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
+    window = _Window(source, text)
+    first = window.peek()
+    if not first:
+        raise _fault(source, "is empty; expected a JSON array of objects")
+    if first == "{":
+        raise _fault(source, "holds an object, not an array; if it has one object a line, rename it to .jsonl")
+    window.take("[", "not a JSON array of objects")
+    if window.peek() != "]":
+        yield _object(source, 1, window.value())
+        while window.peek() == ",":
+            window.at += 1
+            yield _object(source, window.row + 1, window.value())
+    window.take("]", "the array does not go on with ',' or ']'; the file may be cut short")
+    if window.peek():
+        raise window.fault("text after the end of the array; remove it", window.at)
+
+
+def _read_jsonl(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
+    seen = False
+    for number, line in enumerate(_lines(source, text), start=1):
+        if not (content := line.strip(" \t\r\n")):
+            continue
+        if not seen and content.startswith("["):
+            raise _fault(source, "holds a JSON array; rename it to .json")
+        seen = True
+        try:
+            yield _object(source, number, _DECODER.decode(content))
+        except json.JSONDecodeError as error:
+            yield RawRow(source, number, fault=RowError("row", f"not JSON ({error.msg} at column {error.colno})"))
+        except (RecursionError, ValueError) as error:
+            yield RawRow(source, number, fault=RowError("row", f"not JSON ({one_line(str(error))})"))
+
+
+def _object(source: str, number: int, value: Any) -> RawRow:
+    if isinstance(value, dict):
+        return RawRow(source, number, value)
+    return RawRow(source, number, fault=RowError("row", f"expected an object, found {type(value).__name__}"))
+
+
+# ---- CSV and Parquet -----------------------------------------------------------------------------------------------
+
+
+def _read_csv(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
+    cells = _cells(csv.reader(_lines(source, text), strict=True))
+    header = next(cells, None)
+    if isinstance(header, csv.Error) or header is None or "sentence" not in header:
+        found = "the file is empty" if header is None else str(header)[:200]
+        raise _fault(source, f"the first line must name the columns (id, sentence, subject_entity, ...); found {found}")
+    if len(set(header)) < len(header):
+        raise _fault(source, f"the first line names a column twice: {header}")
+    for number, row in enumerate(cells, start=1):
+        if isinstance(row, csv.Error):
+            if "field limit" in str(row):
+                what = f"row {number}: a cell is longer than {MAX_CELL:,} characters; a closing quote may be missing"
+                raise _fault(source, what) from row
+            yield RawRow(source, number, fault=RowError("row", f"not CSV ({row})"))
+        elif len(row) != len(header):
+            reason = f"{len(row)} columns where the first line has {len(header)}"
+            yield RawRow(source, number, fault=RowError("row", reason))
+        else:
+            yield RawRow(source, number, dict(zip(header, row, strict=True)))
+
+
+def _cells(reader: Any) -> Iterator[list[str] | csv.Error]:
+    """Rows that are not blank; an ill-formed one as the error itself, after which the reader goes on."""
+    while True:
+        try:
+            if row := next(reader):
+                yield row
+        except csv.Error as error:
+            yield error
+        except StopIteration:
+            return
+
+
+def _read_parquet(source: str, stream: Stream) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    with tempfile.TemporaryFile() as plain:
+        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end, which gzip cannot reach
+            shutil.copyfileobj(stream, plain, CHUNK)
+        number = 0
+        try:
+            file = parquet.ParquetFile(plain if isinstance(stream, gzip.GzipFile) else stream, pre_buffer=False)
+            for batch in file.iter_batches(batch_size=1024):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield RawRow(source, number, fields)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            after = f"after row {number}: " if number else ""
+            raise _fault(source, f"{after}not sound Parquet ({error}); write or copy it again") from error
+
+
+TEXT_FORMATS: dict[str, Callable[[str, io.TextIOWrapper], Iterator[RawRow]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+}
+FORMATS = (*TEXT_FORMATS, ".parquet")
+
+
+# ---- hub and sample ----------------------------------------------------------------------------------------------
+
+
+def _read_hub(spec: str) -> Iterator[RawRow]:
+    """`hub:klue/re:train` is data set `klue`, config `re`, split `train`; the data set may hold a slash itself."""
+    place, _, split = spec.removeprefix("hub:").partition(":")
+    dataset, _, config = place.rpartition("/")
+    if not (dataset and config and split):
+        raise _fault(spec, "expected hub:DATASET/CONFIG:SPLIT, for example hub:klue/re:train")
+    import datasets
+
+    number = 0
+    try:
+        for fields in datasets.load_dataset(dataset, config, split=split, streaming=True):
+            number += 1
+            yield RawRow(spec, number, dict(fields))
+    except Exception as error:  # the hub client raises dozens of kinds: network, name, licence, format
+        after = f"after row {number}: " if number else ""
+        what = f"{after}the hub data set cannot be read ({type(error).__name__}: {error}); check name and network"
+        raise _fault(spec, what) from error
+
+
+def _read_sample(spec: str) -> Iterator[RawRow]:
+    name = spec.removeprefix("sample:")
+    split = next((split for split in SAMPLE_SPLITS if split == name), None)
+    if split is None:
+        raise _fault(spec, f"unknown split {name!r}; expected one of {', '.join(SAMPLE_SPLITS)}")
+    from mtl_re.data import sample
+
+    config = SampleConfig()
+    for number, fields in enumerate(sample.rows(split, getattr(config, split), config.seed), start=1):
+        yield RawRow(spec, number, fields)

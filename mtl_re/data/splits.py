@@ -1,0 +1,182 @@
+"""Training and validation rows: read, split by sentence, and kept apart.
+
+One sentence carries several rows, so rows are split by sentence and guarded by sentence and spans. A row's side is a
+pure function of the rows, the seed and the options: whoever reads a run's config gets the run's rows again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from mtl_re.config import Config
+from mtl_re.data import spool
+from mtl_re.data import validation as data
+from mtl_re.data.validation import BadRow, Example, shown
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
+
+
+@dataclass
+class Splits:
+    """The rows of a run, and what was left out on the way."""
+
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    bad: list[BadRow] = field(default_factory=list)
+    overlap: int = 0
+
+
+def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
+    """Training and validation rows: read, validated, kept apart.
+
+    Raises:
+        MtlReError: nothing to read, bad rows under `on_bad_row: error`, unlabelled rows, or training rows that are the
+            validation file.
+    """
+    options = config.data
+    if not options.train:
+        raise MtlReError("data.train is not set; give a file, hub:DATASET/CONFIG:SPLIT or sample:train")
+    train, bad = data.load_examples(options.train, taxonomy, options.on_bad_row)
+    rows = Splits(train, [], list(bad))
+    if options.limit is not None and options.limit < len(train):
+        chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
+        rows.train = spool.select(train, np.sort(chosen))
+    if options.valid is not None:
+        rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
+        rows.bad += bad
+        rows.train, rows.overlap = drop_overlap(rows.train, rows.valid, options.on_overlap)
+    elif options.fold is not None:
+        rows.train, rows.valid = split_by_fold(rows.train, options.fold, options.split_seed)
+    elif options.valid_fraction > 0:
+        rows.train, rows.valid = split_by_sentence(rows.train, options.valid_fraction, options.split_seed)
+    for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):
+        if missing := [example.id for example in examples if example.label is None]:
+            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is row {missing[0]}")
+    if not rows.train:
+        raise MtlReError(f"data.train: {options.train} leaves no training rows")
+    if options.valid is not None and not rows.valid:
+        raise MtlReError(f"data.valid: {options.valid} holds no rows")
+    return rows
+
+
+def split_by_sentence(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Split off about `fraction` of the rows for validation, no sentence standing on both sides.
+
+    Along the order of `_Sentences` every 1/fraction-th row is taken. So shares of labels and of many-row sentences are
+    kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order of rows.
+
+    Raises:
+        MtlReError: the rows have one sentence only, so there is nothing to split.
+    """
+    if fraction == 0:
+        return examples, []
+    sentences = _Sentences.of(examples, seed)
+    if len(sentences.sizes) < 2:
+        what = f"{len(examples)} row(s) over {len(sentences.sizes)} sentence(s)"
+        raise MtlReError(f"{what} cannot be split; give data.valid")
+    chosen: list[int] = []
+    owed = 0.0
+    for place, size in enumerate(sentences.sizes):
+        owed += fraction * size
+        if owed >= size / 2 and len(chosen) < len(sentences.sizes) - 1:
+            owed -= size
+            chosen.append(place)
+    return sentences.parted(examples, chosen or [len(sentences.sizes) - 1])
+
+
+def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Hold out one of K parts: the K folds together hold every row once, and no sentence stands in two of them.
+
+    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far; so folds are alike in size,
+    labels and many-row sentences.
+
+    Args:
+        fold: `k/K`, k from 1 to K.
+
+    Raises:
+        MtlReError: there are fewer sentences than folds.
+    """
+    number, folds = map(int, fold.split("/"))
+    sentences = _Sentences.of(examples, seed)
+    if len(sentences.sizes) < folds:
+        raise MtlReError(f"data.fold: {len(sentences.sizes)} sentence(s) cannot be split into {folds} folds")
+    rows, members = [0] * folds, [list[int]() for _ in range(folds)]
+    for place, size in enumerate(sentences.sizes):
+        fewest = rows.index(min(rows))
+        rows[fewest] += size
+        members[fewest].append(place)
+    return sentences.parted(examples, members[number - 1])
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """The sentences of some rows, those that are alike beside each other: ordered by number of rows (most first),
+    rarest label, and a hash of seed and sentence.
+
+    Attributes:
+        sizes: rows of each sentence, in that order. place_of_row: (rows,) place of each row's sentence in it.
+    """
+
+    sizes: list[int]
+    place_of_row: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], seed: int) -> _Sentences:
+        """Some bytes a row, whatever the sentences' length."""
+        labels, digests = list[str](), np.empty((len(examples), 2), ">u8")
+        for row, example in enumerate(examples):
+            text = f"{seed}\n{example.sentence}".encode("utf-8", "surrogatepass")
+            digests[row] = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), ">u8")
+            labels.append(example.label or "")
+        counts = Counter(labels)
+        rarity = {label: rank for rank, label in enumerate(sorted(counts, key=lambda label: (counts[label], label)))}
+        hashes, sentence_of_row, sizes = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
+        sentence_of_row = sentence_of_row.reshape(-1)
+        rarest = np.full(len(sizes), len(rarity))
+        np.minimum.at(rarest, sentence_of_row, [rarity[label] for label in labels])
+        order = np.lexsort((hashes[:, 1], hashes[:, 0], rarest, -sizes)) if len(sizes) else np.arange(0)
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return cls(sizes[order].tolist(), places[sentence_of_row])
+
+    def parted(self, examples: Sequence[Example], held_out: list[int]) -> tuple[Sequence[Example], Sequence[Example]]:
+        """The rows of all other sentences, and those of the sentences held out, each in their order."""
+        inside = np.isin(self.place_of_row, held_out)
+        return spool.select(examples, np.flatnonzero(~inside)), spool.select(examples, np.flatnonzero(inside))
+
+
+def drop_overlap(
+    train: Sequence[Example], valid: Sequence[Example], mode: Literal["drop", "error"] = "drop"
+) -> tuple[Sequence[Example], int]:
+    """Training rows without those whose sentence and spans are a validation row's, and how many were dropped.
+
+    Raises:
+        MtlReError: `mode` is `error` and rows overlap; or half of either side is in the other, which is no accident
+            to be mended but the evaluation rows themselves.
+    """
+    train_keys, valid_keys = _key_digests(train), _key_digests(valid)
+    distinct = [len(np.unique(keys)) for keys in (train_keys, valid_keys)]
+    inside = np.isin(train_keys, valid_keys)
+    shared = len(np.unique(train_keys[inside]))
+    if shared and 2 * shared >= min(distinct):
+        what = f"{shared:,} of {distinct[1]:,} distinct validation rows are among the {distinct[0]:,}"
+        raise MtlReError(f"data: {what} of training: this is training on the evaluation rows; give other ones")
+    if shared and mode == "error":
+        example = train[int(np.flatnonzero(inside)[0])]
+        what = f"{shared:,} training row(s) are validation rows too, first {shown(example.id)}"
+        raise MtlReError(f"data: {what}; remove them, or set data.on_overlap drop")
+    return spool.select(train, np.flatnonzero(~inside)) if shared else train, int(inside.sum())
+
+
+def _key_digests(examples: Sequence[Example]) -> np.ndarray:
+    """(rows,) 16 bytes each, equal where `Example.key` is."""
+    digests = (hashlib.blake2b(repr(example.key).encode(), digest_size=16).digest() for example in examples)
+    return np.frombuffer(b"".join(digests), "S16") if len(examples) else np.zeros(0, "S16")

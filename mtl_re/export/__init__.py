@@ -1,0 +1,1 @@
+"""A checkpoint → one directory for PyTorch, ONNX Runtime and the hub."""

@@ -1,0 +1,255 @@
+"""Model → `model.onnx`: from token ids to probabilities and label in one graph, and the proof that it does the same.
+
+Temperatures, prior, product and gate are `gating`'s own functions, traced with the network, so the graph cannot say
+something else than `Scorer` does. Nothing is taken on trust: `check_graph` compares it with PyTorch on real rows in
+several batch sizes and on random tokens up to the longest input, and a graph that differs is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mtl_re.config import parse_shares
+from mtl_re.errors import MtlReError, first_line
+from mtl_re.features.collate import Collator, sorted_batches
+from mtl_re.features.featurizer import FeatureTable
+from mtl_re.model.network import MtlReModel, parameter_count
+from mtl_re.model.onnx_model import OUTPUTS, OnnxModel
+from mtl_re.scoring import gating
+from mtl_re.scoring.scorer import Reading, Scorer, featurizer_of
+
+if TYPE_CHECKING:
+    from mtl_re.data.validation import Example
+
+LARGEST_DIFFERENCE = 1e-4
+"""Of a probability between graph and PyTorch; fp32 in another order of operations differs by some 1e-6."""
+LEAST_EQUAL = 0.999
+"""Share of rows that must have the same label; one row in fewer than a thousand may be a tie."""
+ONE_FILE = 1_800_000_000
+"""Bytes of weights that fit beside the graph in one file (protobuf ends at 2 GB); larger ones go to a second file."""
+BATCH_SIZES = (32, 7, 1)
+MIXED_ROWS = 40
+"""Rows that are run in the smaller batch sizes too, in their own order, so that lengths mix."""
+
+
+class ReadModel(nn.Module):
+    """The network and everything between its logits and a label.
+
+    Args:
+        model: in eval mode.
+        reading: gate, prior and threshold; a restriction needs entity types, which a graph of token ids has not.
+    """
+
+    def __init__(self, model: MtlReModel, reading: Reading) -> None:
+        super().__init__()
+        self.model, self.reading = model, reading
+        self.shares = None if reading.prior == "none" else parse_shares("--prior", reading.prior)
+        if self.shares is not None and model.config.training_prior is None:
+            raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`OUTPUTS`: logits (batch, all heads' classes), probabilities (batch, labels), coarse (batch, groups), label
+        (batch,)."""
+        taxonomy, config = self.model.taxonomy, self.model.config
+        logits = self.model(input_ids, attention_mask, positions, token_type_ids)
+        probs = gating.product(logits, taxonomy, config.temperatures)
+        if self.shares is not None:
+            probs = gating.shift_prior(probs, taxonomy, self.shares, config.training_prior)
+        label = gating.labels(probs, taxonomy, self.reading.gate, self.reading.threshold)
+        side_by_side = torch.cat([logits[head.name] for head in taxonomy.heads], dim=-1)
+        return side_by_side, probs, gating.coarse(probs, taxonomy), label
+
+
+def write_graph(model: MtlReModel, reading: Reading, path: Path) -> dict[str, Any]:
+    """Write the graph; what stands in the report about it.
+
+    Raises:
+        MtlReError: the packages are missing, or this encoder cannot be exported.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter imports it
+    except ImportError as error:
+        raise MtlReError("onnx and onnxscript are not installed; pip install 'mtl-re[onnx]'") from error
+    batch = _tokens(model, 2, min(17, model.config.max_input_length), seed=0)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    shapes = {name: {0: sizes[0]} if name == "positions" else sizes for name in batch}
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                ReadModel(model, reading).eval(),
+                (),
+                kwargs=batch,
+                input_names=list(batch),
+                output_names=list(OUTPUTS),
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever the encoder's code made it raise
+        kind = model.encoder.config.model_type
+        raise MtlReError(f"--onnx: the exporter cannot take a {kind} encoder ({first_line(error)})") from error
+    proto = program.model_proto  # type: ignore[union-attr] # None only without dynamo
+    _forget(proto)
+    facts = {
+        "labels": json.dumps(list(model.taxonomy.labels), ensure_ascii=False),
+        "coarse": json.dumps(list(model.taxonomy.groups), ensure_ascii=False),
+        "reading": json.dumps(described(model, reading)),
+    }
+    onnx.helper.set_model_props(proto, facts)
+    save(proto, path, 4 * parameter_count(model) > ONE_FILE)
+    return {"opset": proto.opset_import[0].version, "inputs": list(batch), "outputs": list(OUTPUTS)}
+
+
+def save(proto: Any, path: Path, large: bool) -> None:
+    """Write a graph in one file, or its weights in `NAME.data` beside it."""
+    import onnx
+
+    onnx.save_model(proto, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def described(model: MtlReModel, reading: Reading) -> dict[str, Any]:
+    """What the graph applies between logits and label."""
+    values = {"gate": reading.gate, "prior": reading.prior, "threshold": reading.threshold}
+    return {**values, "temperatures": dict(model.config.temperatures)}
+
+
+def _forget(proto: Any) -> None:
+    """Drop the exporter's notes: stack traces with the paths of this machine."""
+    for owner in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
+        del owner.metadata_props[:]
+        owner.ClearField("doc_string")
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter warns about its own inner workings; what matters is checked afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# ---- the same as PyTorch? ----------------------------------------------------------------------------------------
+
+
+def check_graph(
+    path: Path, model: MtlReModel, tokenizer: Any, examples: Sequence[Example], reading: Reading
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Compare a graph with PyTorch.
+
+    Returns:
+        The report: `rows`, `batch_sizes`, `lengths` (shortest and longest of the real rows), `random_shapes`, the
+        largest difference of a logit and of a probability (coarse ones included), the share of equal labels. And the
+        graph's outputs for all rows.
+
+    Raises:
+        MtlReError: they differ by more than rounding.
+    """
+    scorer, graph = Scorer.of(model, tokenizer), OnnxModel(path, model.config)
+    logits = scorer.logits(examples, BATCH_SIZES[0], progress="PyTorch")
+    scored = scorer.read(logits, examples, reading)
+    coarse = gating.coarse(torch.from_numpy(scored.probs), model.taxonomy).numpy()
+    expected = {"logits": logits, "probabilities": scored.probs, "coarse": coarse, "label": scored.labels()}
+    table = featurizer_of(model, tokenizer).table(examples)
+    outputs = graph_outputs(graph, table, tokenizer.pad_token_id, BATCH_SIZES[0], path.name)
+    seen = [_differences(expected, outputs)]
+    collate = Collator(table, tokenizer.pad_token_id, graph.takes_types, [0] * len(model.taxonomy.heads))
+    for size in BATCH_SIZES[1:]:
+        for start in range(0, min(len(table), MIXED_ROWS), size):
+            rows = np.arange(start, min(start + size, len(table)))
+            chosen = {name: values[rows] for name, values in expected.items()}
+            seen.append(_differences(chosen, graph.run(dict(collate(rows)))))
+    shapes = _random_check(model, graph, reading, seen)
+    found = {name: np.concatenate([one[name].ravel() for one in seen]) for name in OUTPUTS}
+    report = {
+        "rows": len(examples),
+        "batch_sizes": list(BATCH_SIZES),
+        "lengths": [int(table.lengths.min()), int(table.lengths.max())],
+        "random_shapes": shapes,
+        "largest_logit_difference": float(found["logits"].max()),
+        "largest_probability_difference": float(max(found["probabilities"].max(), found["coarse"].max())),
+        "equal_labels": 1 - float(found["label"].mean()),
+    }
+    refuse_difference(report, len(found["label"]))
+    return report, outputs
+
+
+def refuse_difference(report: dict[str, Any], rows: int) -> None:
+    """Raise if a graph differs from PyTorch by more than rounding; NaN differs."""
+    largest, unequal = report["largest_probability_difference"], round((1 - report["equal_labels"]) * rows)
+    if not largest <= LARGEST_DIFFERENCE or unequal > max(1, (1 - LEAST_EQUAL) * rows):
+        what = f"probabilities by {largest:.2g}, {unequal} of {rows} labels"
+        raise MtlReError(f"--onnx: the graph differs from PyTorch ({what}); nothing was exported")
+
+
+def graph_outputs(
+    graph: OnnxModel, table: FeatureTable, pad_id: int, batch_size: int, title: str
+) -> dict[str, np.ndarray]:
+    """All outputs of a graph for a table's rows, in their order."""
+    collate = Collator(table, pad_id, graph.takes_types, [0] * len(graph.taxonomy.heads))
+    parts: list[dict[str, np.ndarray]] = []
+    batches = sorted_batches(table.lengths, batch_size)
+    with tqdm(total=len(table), desc=title, unit="row", file=sys.stderr) as bar:
+        for rows in batches:
+            parts.append(graph.run(dict(collate(rows))))
+            bar.update(len(rows))
+    back = np.argsort(np.concatenate(batches))
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in OUTPUTS}
+
+
+def _differences(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: _difference(expected[name], found[name]) for name in OUTPUTS}
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Absolute differences, or for labels whether they differ."""
+    if found.dtype == np.int64:
+        return expected != found
+    return np.abs(expected.astype(np.float64) - found)
+
+
+def _random_check(model: MtlReModel, graph: OnnxModel, reading: Reading, seen: list[Any]) -> list[list[int]]:
+    """Random tokens in batches of other shapes, up to the longest input: real rows may all be short."""
+    longest = model.config.max_input_length
+    shapes = sorted({(3, min(9, longest)), (2, max(longest // 2, 4)), (1, longest)})
+    whole = ReadModel(model, reading).eval()
+    for number, (rows, length) in enumerate(shapes):
+        batch = _tokens(model, rows, length, seed=number)
+        with torch.inference_mode():
+            expected = {name: out.numpy() for name, out in zip(OUTPUTS, whole(**batch), strict=True)}
+        seen.append(_differences(expected, graph.run(batch)))
+    return [list(shape) for shape in shapes]
+
+
+def _tokens(model: MtlReModel, rows: int, length: int, seed: int) -> dict[str, Tensor]:
+    """A batch of random tokens, each row after the first padded by one more token than the last."""
+    generator = torch.Generator().manual_seed(seed)
+    known = model.encoder.get_input_embeddings().num_embeddings
+    ids = torch.randint(0, known, (rows, length), generator=generator)
+    inside = torch.arange(length) < length - torch.arange(rows)[:, None]
+    places = torch.randint(0, length - rows + 1, (rows, 2, 2), generator=generator).sort(-1).values
+    batch = {"input_ids": ids, "attention_mask": inside.long(), "positions": places.flatten(1)}
+    if model.takes_types:
+        batch["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(rows, length).contiguous()
+    return batch

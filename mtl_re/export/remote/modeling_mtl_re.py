@@ -1,0 +1,137 @@
+"""The network of mtl-re for `AutoModel.from_pretrained(DIR, trust_remote_code=True)`: torch and transformers alone.
+
+Enters: token ids and the four positions of the two marked entities. Leaves: logits by head; `answer` makes
+probabilities and labels of them. `mtl_re_input` beside this file turns sentences into input. Written by `mtl-re export`
+(Apache-2.0); a second copy of `mtl_re.model.network`, held equal to the first by a test over all poolings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+
+class MtlReConfig(PretrainedConfig):
+    """See `mtl_re.model.network.MtlReConfig`; values that only prediction with mtl_re reads stay in `kwargs`."""
+
+    model_type = "mtl_re"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        taxonomy: dict[str, Any] | None = None,
+        pooling: str = "markers",
+        dropout: float = 0.1,
+        gate: str = "hard",
+        temperatures: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder, self.taxonomy = encoder or {}, taxonomy or {}
+        self.pooling, self.dropout, self.gate, self.temperatures = pooling, dropout, gate, temperatures or {}
+        super().__init__(**kwargs)
+
+
+def _first(hidden: Tensor, positions: Tensor) -> Tensor:
+    return hidden[:, 0]
+
+
+def _states(*columns: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The tokens at these columns of `positions`, side by side."""
+
+    def part(hidden: Tensor, positions: Tensor) -> Tensor:
+        index = positions[:, list(columns)].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, index).flatten(1)
+
+    return part
+
+
+def _mean(start: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean over the tokens from column `start` of `positions` to the next column, both included."""
+
+    def part(hidden: Tensor, positions: Tensor) -> Tensor:
+        place = torch.arange(hidden.shape[1], device=hidden.device)
+        inside = (place >= positions[:, start, None]) & (place <= positions[:, start + 1, None])
+        weight = inside.to(hidden.dtype) / inside.sum(1, keepdim=True)
+        return torch.einsum("bl,bld->bd", weight, hidden)
+
+    return part
+
+
+POOLINGS: dict[str, tuple[int, list[Callable[[Tensor, Tensor], Tensor]]]] = {
+    "cls": (1, [_first]),
+    "markers": (2, [_states(0, 2)]),
+    "cls_markers": (3, [_first, _states(0, 2)]),
+    "markers_both": (4, [_states(0, 1, 2, 3)]),
+    "mean": (2, [_mean(0), _mean(2)]),
+    "cls_mean": (3, [_first, _mean(0), _mean(2)]),
+}
+"""Name → width in states, and the parts that are laid side by side."""
+
+
+class MtlReModel(PreTrainedModel):
+    """Shared encoder, pair layer, one linear layer a head."""
+
+    config_class = MtlReConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    def __init__(self, config: MtlReConfig) -> None:
+        super().__init__(config)
+        values = dict(config.encoder)
+        self.encoder = AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None
+        dim, (width, self.parts) = int(self.encoder.config.hidden_size), POOLINGS[config.pooling]
+        dropout = nn.Dropout(config.dropout)
+        self.pair = nn.Sequential(dropout, nn.Linear(width * dim, dim), nn.GELU(), nn.Dropout(config.dropout))
+        groups, labels = config.taxonomy["groups"], config.taxonomy["labels"]
+        self.flat = config.taxonomy["layout"] == "flat"
+        self.root = "label" if self.flat else "coarse"
+        fine = {} if self.flat else {name: len(members) for name, members in groups if len(members) > 1}
+        sizes = {self.root: len(labels) if self.flat else len(groups), **fine}
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in sizes.items()})
+        takes = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
+        self.takes_types = takes and int(getattr(self.encoder.config, "type_vocab_size", 0) or 0) > 1
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Logits by head.
+
+        Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4): the tokens of the
+        subject's first and last marker piece, then the object's; result by head (batch, classes of the head), fp32.
+        """
+        types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        pair = self.pair(torch.cat([part(hidden, positions) for part in self.parts], dim=-1))
+        return {name: head(pair).float() for name, head in self.heads.items()}
+
+    def answer(self, logits: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Probabilities (batch, labels) in the order of `config.id2label`, and labels (batch,) by the model's gate."""
+        scale, taxonomy = self.config.temperatures, self.config.taxonomy
+        log_p = {name: (scores.double() / scale.get(name, 1.0)).log_softmax(-1) for name, scores in logits.items()}
+        root = log_p[self.root]
+        if self.flat:
+            return root.exp(), root.argmax(-1)
+        columns, owner = {}, {}
+        for place, (name, members) in enumerate(taxonomy["groups"]):
+            for rank, label in enumerate(members):
+                columns[label] = root[:, place] + (log_p[name][:, rank] if len(members) > 1 else 0.0)
+                owner[label] = place
+        probabilities = torch.stack([columns[label] for label in taxonomy["labels"]], dim=-1).exp()
+        if self.config.gate == "soft":
+            return probabilities, probabilities.argmax(-1)
+        groups = torch.tensor([owner[label] for label in taxonomy["labels"]], device=root.device)
+        shut = groups != root.argmax(-1, keepdim=True)
+        return probabilities, probabilities.masked_fill(shut, -1.0).argmax(-1)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0.0, 0.02)
+            module.bias.zero_()

@@ -1,0 +1,141 @@
+"""Features → padded batches, in an order that is a pure function of row count, seed and epoch.
+
+`epoch_steps` fixes which rows every optimizer step takes, a plain shuffle: steps of rows of like length would pad less,
+but they learn markedly slower (experiments/LOG.md). `step_parts` saves the padding inside the step instead: it splits
+the step into forward passes of like length, which leaves its gradient as it was. Nothing about the order lives in a
+loader's state: resuming is "go on at step k", and every process knows the whole step without asking the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from mtl_re.features.featurizer import FeatureTable
+
+PASS_COST = {"cpu": 64, "cuda": 2048, "unpadded": 1_000_000}
+"""What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill.
+Where a pass computes nothing for its padding (`unpadding`), there is nothing to gain by another."""
+LENGTH_STEP = 8
+"""Training passes are padded to a multiple of this: kernels and memory are kept for every shape that occurs."""
+
+
+class Batch(TypedDict, total=False):
+    """Tensors of one forward pass.
+
+    input_ids, attention_mask: (batch, length) int64. positions: (batch, 4) int64, see `features.POSITIONS`.
+    targets: (batch, heads) int64. token_type_ids: (batch, length) int64, only where the encoder has them.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    token_type_ids: torch.Tensor
+
+
+def epoch_steps(rows: int, step_rows: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Rows of every optimizer step of an epoch.
+
+    Args:
+        rows: in the table.
+        step_rows: rows of a step over all processes and forward passes; the last step may have fewer.
+        seed, epoch: with `rows`, all that the order depends on.
+
+    Returns:
+        One array of row numbers a step; together each row once.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return [order[start : start + step_rows] for start in range(0, rows, step_rows)]
+
+
+def step_parts(
+    rows: np.ndarray, lengths: np.ndarray, processes: int, batch_size: int, pass_cost: int
+) -> list[list[np.ndarray]]:
+    """Deal the rows of a step to the processes, and each share to forward passes of like length.
+
+    Args:
+        rows: (n,) of the step.
+        lengths: (n,) their tokens.
+        processes: each gets about as many rows, and as long ones, as the others.
+        batch_size: rows of one pass at most.
+        pass_cost: see `PASS_COST`.
+
+    Returns:
+        parts[process][pass]; a process for which no row is left has one empty part. The number of passes may differ
+        between processes: they meet at the end of the step.
+    """
+    order = np.argsort(lengths, kind="stable")
+    shares = [order[process::processes] for process in range(processes)]
+    padded = -(-lengths // LENGTH_STEP) * LENGTH_STEP
+    return [[rows[part] for part in like_length(share, padded[share], batch_size, pass_cost)] for share in shares]
+
+
+def like_length(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_cost: int) -> list[np.ndarray]:
+    """Cut a share, sorted by length, where padded tokens plus the parts' own cost are least (dynamic programming).
+
+    Args:
+        share: (n,) row numbers. lengths: (n,) ascending.
+        batch_size: rows of one part at most. pass_cost: of one more part, in tokens.
+    """
+    count = len(share)
+    least = np.zeros(count + 1)  # of the first k rows
+    begins = np.zeros(count + 1, np.int64)  # where the last pass over them begins
+    for end in range(1, count + 1):
+        starts = np.arange(max(0, end - batch_size), end)
+        costs = least[starts] + lengths[end - 1] * (end - starts) + pass_cost
+        best = int(costs.argmin())
+        least[end], begins[end] = costs[best], starts[best]
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(int(begins[cuts[-1]]))
+    return [share[begin:end] for end, begin in pairwise(cuts)][::-1] or [share]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """All rows in batches of like length, the longest first (so that memory runs out at once or never)."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+class Collator:
+    """Pads rows of a table to the longest of them.
+
+    Args:
+        table: the rows.
+        pad_id: token id of the padding.
+        token_types: whether the encoder reads `token_type_ids`.
+        no_targets: (heads,) targets of a row that trains nothing. An empty batch is filled with row 0 under these
+            targets, so that a process without rows still takes part in the step and adds exactly nothing.
+    """
+
+    def __init__(
+        self, table: FeatureTable, pad_id: int, token_types: bool, no_targets: Sequence[int], length_step: int = 1
+    ) -> None:
+        self.table, self.pad_id, self.token_types, self.length_step = table, pad_id, token_types, length_step
+        self.no_targets = np.array([no_targets], np.int64)
+
+    def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        chosen = np.asarray(rows if len(rows) else [0], np.int64)
+        table = self.table
+        lengths = table.lengths[chosen]
+        rounded = -(-int(lengths.max()) // self.length_step) * self.length_step
+        longest = min(rounded, int(table.lengths.max()))
+        ids = np.full((len(chosen), longest), self.pad_id, np.int64)
+        for line, row in enumerate(chosen):
+            ids[line, : lengths[line]] = table.ids[table.starts[row] : table.starts[row + 1]]
+        column = np.arange(ids.shape[1])
+        batch: Batch = {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy((column < lengths[:, None]).astype(np.int64)),
+            "positions": torch.from_numpy(table.positions[chosen].astype(np.int64)),
+            "targets": torch.from_numpy(table.targets[chosen] if len(rows) else self.no_targets.copy()),
+        }
+        if self.token_types:
+            second = (column >= table.second[chosen][:, None]) & (column < lengths[:, None])
+            batch["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
+        return batch

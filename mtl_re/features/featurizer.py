@@ -1,0 +1,290 @@
+"""Examples → Features: marked, tokenised, cut to length, with the token positions of both entities.
+
+Enters: `Example`s and a fast tokenizer. Leaves: a `FeatureTable`, a few flat arrays however many rows there are.
+Positions are computed after the cut, from character offsets, so they cannot point past the end or at another token
+(FIELD §5: the classic fault of this task). Special tokens come from a probe of the tokenizer itself, so every
+encoder family keeps its own frame (`[CLS] a [SEP] b [SEP]`, `<s> a </s></s> b </s>`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mtl_re.errors import MtlReError, RowError
+from mtl_re.features import markers
+from mtl_re.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from mtl_re.data.validation import Example
+
+POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
+"""Columns of `positions`: the token of each entity's first marker piece and of its last one."""
+
+READ_AHEAD = 1024
+"""Rows tokenised at once."""
+
+
+Reject = Callable[[int, "Example", RowError], None]
+"""Told of a row that cannot be made to fit: its number among the rows given, counted from 0, itself, and why."""
+
+
+class Features(NamedTuple):
+    """One row as the model reads it.
+
+    Attributes:
+        input_ids: (length,) int32, special tokens included.
+        positions: (4,) int32, see `POSITIONS`.
+        second: index of the first token of the second segment (the length where there is none).
+        targets: (heads,) int64 in the order of `taxonomy.heads`, `IGNORE` where a head has no label.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    second: int
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Rows of `Features` as flat arrays.
+
+    Attributes:
+        ids: (tokens,) int32, all rows one after the other.
+        starts: (rows + 1,) int64, where each row begins in `ids`.
+        positions: (rows, 4) int32.
+        second: (rows,) int32.
+        targets: (rows, heads) int64.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    positions: np.ndarray
+    second: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.second)
+
+    def __getitem__(self, row: int) -> Features:
+        ids = self.ids[self.starts[row] : self.starts[row + 1]]
+        return Features(ids, self.positions[row], int(self.second[row]), self.targets[row])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens of each row, special tokens included."""
+        return np.diff(self.starts)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Features], heads: int) -> FeatureTable:
+        """Lay rows end to end."""
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row.input_ids) for row in rows], out=starts[1:])
+        return cls(
+            ids=np.concatenate([row.input_ids for row in rows]) if rows else np.zeros(0, np.int32),
+            starts=starts,
+            positions=np.array([row.positions for row in rows], np.int32).reshape(-1, len(POSITIONS)),
+            second=np.array([row.second for row in rows], np.int32),
+            targets=np.array([row.targets for row in rows], np.int64).reshape(-1, heads),
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens that a tokenizer puts around one segment, or around two."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Special tokens in all."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    @classmethod
+    def of(cls, tokenizer: Any, pair: bool) -> Frame:
+        """Read the frame off a probe sentence (or pair)."""
+        texts = ("a", "b") if pair else ("a",)
+        probe = tokenizer(*texts)["input_ids"]
+        first, *rest = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        begin = _find(probe, first, 0)
+        end = begin + len(first)
+        if not rest:
+            return cls(tuple(probe[:begin]), (), tuple(probe[end:]))
+        again = _find(probe, rest[0], end)
+        return cls(tuple(probe[:begin]), tuple(probe[end:again]), tuple(probe[again + len(rest[0]) :]))
+
+
+def _find(sequence: list[int], part: list[int], start: int) -> int:
+    for index in range(start, len(sequence) - len(part) + 1):
+        if sequence[index : index + len(part)] == part:
+            return index
+    raise MtlReError("this tokenizer rewrites text when it adds special tokens; such tokenizers are not supported")
+
+
+class Featurizer:
+    """Turns examples into features for one tokenizer and one way of marking.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer (offsets are needed).
+        taxonomy: gives the targets.
+        scheme: a name of `markers.MARKERS`.
+        query: append `markers.question` as a second segment.
+        max_length: tokens of a row at most, special tokens included.
+        types: entity types that may occur; their marker pieces are checked at once.
+
+    Raises:
+        MtlReError: the tokenizer is not a fast one, or does not know a marker piece.
+    """
+
+    def __init__(
+        self, tokenizer: Any, taxonomy: Taxonomy, scheme: str, query: bool, max_length: int, types: Sequence[str]
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise MtlReError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+        self.tokenizer, self.taxonomy, self.scheme = tokenizer, taxonomy, scheme
+        self.query, self.max_length, self.types = query, max_length, frozenset(types)
+        self.frame = Frame.of(tokenizer, pair=query)
+        check_known(tokenizer, scheme, types)
+
+    def table(self, examples: Iterable[Example], reject: Reject | None = None) -> FeatureTable:
+        """Features of all examples, in order.
+
+        Args:
+            examples: validated rows.
+            reject: called for a row that cannot be made to fit, which is then left out; None: raise.
+
+        Raises:
+            MtlReError: a row cannot be made to fit and `reject` is None.
+        """
+        rows = [row for _, row in self.stream(examples, reject)]
+        return FeatureTable.from_rows(rows, len(self.taxonomy.heads))
+
+    def stream(self, examples: Iterable[Example], reject: Reject | None = None) -> Iterator[tuple[Example, Features]]:
+        """As `table`, one at a time with its example, reading ahead by a fixed number of rows."""
+        numbered = enumerate(examples)
+        while chunk := list(islice(numbered, READ_AHEAD)):
+            yield from self._chunk(chunk, reject)
+
+    def _chunk(self, chunk: Sequence[tuple[int, Example]], reject: Reject | None) -> Iterator[tuple[Example, Features]]:
+        marked: list[tuple[int, Example, markers.Marked]] = []
+        for number, example in chunk:
+            with _named(number, example, reject):
+                self._check_types(example)
+                text = markers.mark(example.sentence, example.subject, example.object, self.scheme)
+                marked.append((number, example, text))
+        if not marked:
+            return
+        coded = self._encode([text.text for _, _, text in marked])
+        questions: list[list[int]] = [[]] * len(marked)
+        if self.query:
+            asked = [markers.question(example.subject, example.object) for _, example, _ in marked]
+            questions = self._encode(asked)["input_ids"]
+        for index, (number, example, text) in enumerate(marked):
+            with _named(number, example, reject):
+                ids, offsets = coded["input_ids"][index], coded["offset_mapping"][index]
+                yield example, self._features(example, text, ids, offsets, questions[index])
+
+    def _encode(self, texts: list[str]) -> Any:
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+
+    def _features(
+        self,
+        example: Example,
+        marked: markers.Marked,
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        question: list[int],
+    ) -> Features:
+        subject = _tokens(offsets, marked.subject, "subject_entity")
+        object_ = _tokens(offsets, marked.object, "object_entity")
+        budget = self.max_length - self.frame.size - len(question)
+        kept = markers.fit_length(len(ids), min(subject, object_), max(subject, object_), budget)
+        frame, sentence = self.frame, [ids[index] for index in kept]
+        place = {index: len(frame.before) + rank for rank, index in enumerate(kept)}
+        second = len(frame.before) + len(sentence) + len(frame.between)
+        whole = [*frame.before, *sentence, *frame.between, *question, *frame.after]
+        targets = self.taxonomy.targets(example.label)
+        return Features(
+            input_ids=np.array(whole, np.int32),
+            positions=np.array(
+                [place[subject[0]], place[subject[1] - 1], place[object_[0]], place[object_[1] - 1]], np.int32
+            ),
+            second=second if self.query else len(whole),
+            targets=np.array([targets[head.name] for head in self.taxonomy.heads], np.int64),
+        )
+
+    def _check_types(self, example: Example) -> None:
+        """Typed schemes only know the types that training saw: an unseen one would be marked in untrained words."""
+        if self.scheme.startswith("typed"):
+            for role, entity in (("subject", example.subject), ("object", example.object)):
+                if entity.type not in self.types:
+                    known = ", ".join(sorted(self.types))
+                    raise RowError(f"{role}_entity.type", f"{entity.type!r} is unknown to this model (known: {known})")
+
+
+class _named:  # noqa: N801 - reads as a statement
+    """Give a RowError its row: hand it to `reject`, or raise it as the user's message."""
+
+    def __init__(self, number: int, example: Example, reject: Reject | None) -> None:
+        self.number, self.example, self.reject = number, example, reject
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, RowError):
+            return False
+        if self.reject is None:
+            raise MtlReError(f"row {self.example.id}: {error}") from error
+        self.reject(self.number, self.example, error)
+        return True
+
+
+def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
+    """Token range [first, stop) of a character range whose first and last character are marker characters."""
+    covering = [index for index, (start, stop) in enumerate(offsets) if start <= span[0] < stop]
+    if covering:
+        first = covering[-1]  # a lone `▁` may have the offsets of the `@` behind it, as XLM-R's does
+        ending = [index for index in range(first, len(offsets)) if offsets[index][0] < span[1] <= offsets[index][1]]
+        if ending:
+            return first, ending[-1] + 1
+    raise RowError(field, "the tokenizer lost its marker; the text around it is not tokenisable")
+
+
+def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:
+    """Make sure that the tokenizer has no unknown token for any marker piece.
+
+    Raises:
+        MtlReError: naming the pieces and schemes to use instead.
+    """
+    unknown = tokenizer.unk_token_id
+    bad = []
+    for piece in markers.pieces(scheme, types):
+        ids = tokenizer(f" {piece}", add_special_tokens=False)["input_ids"]
+        if not ids or (unknown is not None and unknown in ids):
+            bad.append(piece)
+    if bad:
+        raise MtlReError(
+            f"data.markers: {scheme} writes {' '.join(bad)}, which this tokenizer does not know; "
+            f"use one of {', '.join(sorted(markers.ADDS_TOKENS))}, which add their own tokens"
+        )
+
+
+def add_marker_tokens(tokenizer: Any, scheme: str, types: Sequence[str]) -> int:
+    """Add a special scheme's pieces to the tokenizer as special tokens; returns how many were new."""
+    if scheme not in markers.ADDS_TOKENS:
+        return 0
+    return int(tokenizer.add_special_tokens({"additional_special_tokens": markers.pieces(scheme, types)}))

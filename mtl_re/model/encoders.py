@@ -1,0 +1,196 @@
+"""`model.encoder` → an encoder and its tokenizer: from the hub, from a directory, or made from the training text.
+
+`scratch:tiny` and its larger sizes train a WordPiece vocabulary on the text at hand and make a ModernBERT with random
+weights: nothing is downloaded. `train` takes the bare encoder, `adapt` the same with its masked-LM head. Weights are
+always loaded as fp32; mixed precision is the training loop's matter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+)
+
+from mtl_re import files
+from mtl_re.errors import MtlReError, first_line
+from mtl_re.features.featurizer import add_marker_tokens
+
+SCRATCH = "scratch:"
+SCRATCH_SIZES: dict[str, dict[str, Any]] = {
+    size: {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "global_attn_every_n_layers": 1,
+        "attention_dropout": 0.1,
+        "mlp_dropout": 0.1,
+        "embedding_dropout": 0.1,
+    }
+    for size, width, layers, heads, inner in (
+        ("tiny", 128, 2, 4, 256),
+        ("mini", 384, 4, 6, 768),
+        ("small", 512, 8, 8, 1024),
+        ("base", 768, 12, 12, 1152),
+    )
+}
+"""`base` has ModernBERT-base's width and BERT-base's depth."""
+_SPECIALS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, seed: int) -> tuple[Any, Any]:
+    """A pretrained encoder (fp32, on CPU) and its tokenizer, the marker tokens of a special scheme added to both.
+
+    Raises:
+        MtlReError: neither a directory nor a hub id that can be reached, or it cannot hold `max_length` tokens.
+    """
+    encoder, tokenizer, missing = _loaded(name, AutoModel)
+    if missing := [key for key in missing if not key.startswith("pooler.")]:
+        raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
+    _check_room(name, encoder, max_length)
+    if add_marker_tokens(tokenizer, scheme, types) or len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
+        torch.manual_seed(seed)  # the new rows of the table are random
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return encoder, tokenizer
+
+
+def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
+    """A pretrained encoder with its masked-LM head (fp32, on CPU) and its tokenizer.
+
+    Raises:
+        MtlReError: as `load_encoder`; or it has no such head, or its tokenizer no mask token.
+    """
+    network, tokenizer, missing = _loaded(name, AutoModelForMaskedLM)
+    if missing:
+        raise MtlReError(
+            f"model.encoder: {name} has no masked-LM head to go on with (missing {', '.join(missing[:3])})"
+        )
+    _check_room(name, network, max_length)
+    if tokenizer.mask_token_id is None:
+        raise MtlReError(f"model.encoder: {name}'s tokenizer has no mask token")
+    return network, tokenizer
+
+
+def _loaded(name: str, kind: Any) -> tuple[Any, Any, list[str]]:
+    """A model of an auto class, its tokenizer, and the parameters that the files do not hold."""
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
+    files.check_weights(Path(name))  # of one that `adapt` wrote
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # or transformers offers to run it
+        model, info = kind.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
+        raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
+    return model, tokenizer, sorted(info["missing_keys"])
+
+
+def _check_room(name: str, encoder: Any, max_length: int) -> None:
+    room = getattr(encoder.config, "max_position_embeddings", None)
+    if room is None or room <= 0:
+        return
+    if encoder.config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+        room -= encoder.config.pad_token_id + 1  # their positions start behind the padding index
+    if max_length > room:
+        raise MtlReError(f"data.max_length: {max_length} tokens, but {name} has positions for {room}")
+
+
+def scratch_tokenizer(texts: Sequence[str], scheme: str, types: Sequence[str], vocabulary: int = 6000) -> Any:
+    """A cased WordPiece tokenizer trained on these texts.
+
+    Args:
+        texts: marked sentences, so that every marker piece is seen.
+        scheme, types: their special tokens are added.
+        vocabulary: pieces at most.
+    """
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import models as pieces
+
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))
+    core = Tokenizer(pieces.WordPiece(scratch_vocabulary(words, vocabulary), unk_token=_SPECIALS["unk_token"]))
+    core.normalizer = normalizers.BertNormalizer(lowercase=False)
+    core.pre_tokenizer = splitter
+    core.decoder = decoders.WordPiece()
+    ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **_SPECIALS)
+    add_marker_tokens(tokenizer, scheme, types)
+    return tokenizer
+
+
+def scratch_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
+    """WordPiece pieces for a word count: all characters in both positions, then the most frequent word beginnings and
+    endings, ties by spelling.
+
+    Greedy matching needs no merge order, and Korean words are a stem and particles, so beginnings and endings are the
+    pieces worth having. (The `tokenizers` trainer breaks ties by hash order: two runs give two vocabularies.)
+    """
+    characters = sorted({character for word in words for character in word})
+    pieces: Counter[str] = Counter()
+    for word, count in words.items():
+        if len(word) > 100:  # WordPiece makes such words [UNK], and their parts grow with the square of the length
+            continue
+        for cut in range(2, len(word) + 1):
+            pieces[word[:cut]] += count
+        for cut in range(1, len(word) - 1):
+            pieces[f"##{word[cut:]}"] += count
+    frequent = sorted(
+        (piece for piece, count in pieces.items() if count > 1), key=lambda piece: (-pieces[piece], piece)
+    )
+    alphabet = [*characters, *(f"##{character}" for character in characters)]
+    ordered = [*_SPECIALS.values(), *alphabet, *frequent]
+    return {piece: index for index, piece in enumerate(ordered[: max(size, len(_SPECIALS) + len(alphabet))])}
+
+
+def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
+    """A ModernBERT of a named size with random weights, for a given tokenizer.
+
+    Raises:
+        MtlReError: there is no such size.
+    """
+    config = _scratch_config(name, tokenizer, max_length)
+    torch.manual_seed(seed)
+    return ModernBertModel(config)
+
+
+def scratch_masked_lm(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
+    """As `scratch_encoder`, with a masked-LM head."""
+    config = _scratch_config(name, tokenizer, max_length)
+    torch.manual_seed(seed)
+    return ModernBertForMaskedLM(config)
+
+
+def _scratch_config(name: str, tokenizer: Any, max_length: int) -> ModernBertConfig:
+    size = name.removeprefix(SCRATCH)
+    if size not in SCRATCH_SIZES:
+        raise MtlReError(f"model.encoder: {name!r}; expected {SCRATCH}{f' or {SCRATCH}'.join(SCRATCH_SIZES)}")
+    return ModernBertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        **SCRATCH_SIZES[size],
+    )

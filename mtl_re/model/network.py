@@ -1,0 +1,249 @@
+"""One encoder, one pair vector, one linear layer a head: token ids in, logits by head out, nothing else.
+
+Losses, gating and everything that has an opinion live elsewhere; the config carries what prediction needs (taxonomy,
+markers, pooling, gate, temperatures, training prior, lengths), so that a directory of config, weights and tokenizer is
+complete. Every order is a list in the config, because `config.json` is written with sorted keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from mtl_re import files
+from mtl_re.errors import MtlReError, entry, first_line
+from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.pooling import POOLINGS
+from mtl_re.model.trust import check_shapes, checked
+from mtl_re.taxonomy import Taxonomy
+
+hf_logging.disable_progress_bar()  # its bars for loading and saving weights would break into ours
+
+
+class MtlReConfig(PretrainedConfig):
+    """What a checkpoint must know.
+
+    Attributes:
+        encoder: the encoder's own config as a dict with its `model_type`.
+        taxonomy: `Taxonomy.to_dict()`.
+        markers, query, max_input_length, entity_types: how rows are written for the model (see `features.Featurizer`).
+        pooling: a name of `POOLINGS`. dropout: before the pair layer and the heads.
+        gate: default way to read the label. temperatures: by head, divides logits. training_prior: share of each
+            coarse class in the training rows, in taxonomy order (None: unknown). relation_threshold: fitted by
+            `mtl-re calibrate`, used only where asked for.
+    """
+
+    model_type = "mtl_re"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        taxonomy: dict[str, Any] | None = None,
+        markers: str = "typed_punct_ko",
+        query: bool = False,
+        entity_types: list[str] | None = None,
+        max_input_length: int = 256,
+        pooling: str = "markers",
+        dropout: float = 0.1,
+        gate: str = "hard",
+        temperatures: dict[str, float] | None = None,
+        training_prior: list[float] | None = None,
+        relation_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder or {}
+        self.taxonomy = taxonomy or Taxonomy.from_prefixes().to_dict()
+        self.markers, self.query, self.entity_types = markers, query, list(entity_types or [])
+        self.max_input_length, self.pooling, self.dropout = max_input_length, pooling, dropout
+        self.gate, self.temperatures, self.training_prior = gate, temperatures or {}, training_prior
+        self.relation_threshold = relation_threshold
+        labels = Taxonomy.from_dict(self.taxonomy).labels
+        kwargs.setdefault("id2label", dict(enumerate(labels)))
+        kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})
+        super().__init__(**kwargs)
+
+
+class MtlReModel(PreTrainedModel):
+    """Shared encoder with the heads of a taxonomy.
+
+    Raises:
+        MtlReError: the pooling is unknown or the encoder config is missing.
+    """
+
+    config_class = MtlReConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MtlReConfig) -> None:
+        super().__init__(config)
+        self.taxonomy = Taxonomy.from_dict(config.taxonomy)
+        self.encoder = AutoModel.from_config(encoder_config(config), trust_remote_code=False)
+        drop_pooler(self.encoder)
+        pooling, dim = entry("model.pooling", config.pooling, POOLINGS), int(self.encoder.config.hidden_size)
+        self.pool = pooling.function
+        self.pair = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.GELU(), nn.Dropout(config.dropout)
+        )
+        try:
+            self.heads = nn.ModuleDict({head.name: nn.Linear(dim, len(head.classes)) for head in self.taxonomy.heads})
+        except KeyError as error:
+            names = [head.name for head in self.taxonomy.heads]
+            raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
+        self.takes_types = takes_token_types(self.encoder)
+        self.unpadded = False
+        self.dropout_samples = 1
+        self.post_init()
+
+    def unpad(self) -> None:
+        """From now on compute nothing for padding, where that is possible and faster (see `unpadding.prepare`)."""
+        self.unpadded = unpadding.prepare(self.encoder)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Logits by head.
+
+        Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4), columns of
+        `features.POSITIONS`; result by head (batch, classes of the head), fp32. In training mode with
+        `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other.
+        """
+        types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
+        if self.unpadded:
+            hidden = unpadding.encode(self.encoder, input_ids, attention_mask, **types)
+        else:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        pooled = self.pool(hidden, positions)
+        if self.training and self.dropout_samples > 1:
+            pooled = pooled.repeat(self.dropout_samples, 1)
+        pair = self.pair(pooled)
+        return {name: head(pair).float() for name, head in self.heads.items()}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):  # the pair layer and the heads; the encoder initialises itself
+            module.weight.normal_(0.0, 0.02)
+            module.bias.zero_()
+
+
+def encoder_config(config: MtlReConfig) -> PretrainedConfig:
+    """The encoder's config object.
+
+    Raises:
+        MtlReError: there is none, or transformers does not know its type.
+    """
+    values = dict(config.encoder)
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise MtlReError("config.json: 'encoder' holds no 'model_type'; is this an mtl-re checkpoint?")
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except ValueError as error:
+        raise MtlReError(f"config.json: encoder type {kind!r} is unknown to this transformers version") from error
+
+
+def drop_pooler(encoder: Any) -> None:
+    """Remove the sentence pooler some encoders carry: nothing reads it, and an unused parameter stops DDP."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+
+
+def takes_token_types(encoder: Any) -> bool:
+    """Whether the encoder tells segments apart. klue/roberta's tokenizer offers segment ids for a table of size 1."""
+    known = "token_type_ids" in inspect.signature(encoder.forward).parameters
+    return known and int(getattr(encoder.config, "type_vocab_size", 0) or 0) > 1
+
+
+def from_encoder(encoder: Any, config: MtlReConfig) -> MtlReModel:
+    """A model with new heads around the weights of a pretrained encoder.
+
+    Args:
+        encoder: a loaded encoder whose embedding table already has the tokenizer's size.
+        config: its `encoder` is overwritten by the encoder's own config.
+    """
+    values = encoder.config.to_dict()
+    for private in ("_name_or_path", "architectures", "transformers_version"):
+        values.pop(private, None)  # no path of the training machine in a checkpoint
+    values.pop("dtype", None)
+    config.encoder = values
+    model = MtlReModel(config)
+    drop_pooler(encoder)
+    missing, unexpected = model.encoder.load_state_dict(encoder.state_dict(), strict=False)
+    if missing or unexpected:
+        raise MtlReError(f"model.encoder: weights do not fit its config (missing {missing}, unexpected {unexpected})")
+    return model
+
+
+AutoConfig.register(MtlReConfig.model_type, MtlReConfig)
+AutoModel.register(MtlReConfig, MtlReModel)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def checkpoint_folder(path: str) -> Path:
+    """The CKPT directory that a path means: itself, or the `model/` of a run.
+
+    Raises:
+        MtlReError: no checkpoint lies there.
+    """
+    folder = Path(path)
+    found = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    for name in ("config.json", files.WEIGHTS, "tokenizer_config.json"):
+        if not (found / name).is_file():
+            raise MtlReError(f"{path}: no {name} there; give the model/ folder of a run, or an exported directory")
+    return found
+
+
+def load(path: str) -> tuple[MtlReModel, Any]:
+    """Model (eval mode, fp32) and tokenizer of a CKPT directory or hub id. Runs no code and unpickles nothing.
+
+    Raises:
+        MtlReError: not a checkpoint of ours, damaged, or asking for what `trust` refuses.
+    """
+    if not Path(path).exists():
+        path = _fetched(path)
+    path = str(checkpoint_folder(path))
+    config, stored = checked(Path(path))
+    files.check_weights(Path(path))
+    try:
+        check_shapes(Path(path), _shapes(config), stored)
+        loaded: Any = MtlReModel.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        model, info = loaded
+        if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+            raise MtlReError(f"{path}: model.safetensors does not fit config.json ({', '.join(wrong[:3])})")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if len(tokenizer) > (known := model.encoder.get_input_embeddings().num_embeddings):
+            raise MtlReError(f"{path}: the tokenizer has {len(tokenizer):,} pieces, the encoder knows {known:,}")
+    except MtlReError as error:
+        raise error if path in str(error) else MtlReError(f"{path}: {error}") from error
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds for a damaged file
+        raise MtlReError(f"{path}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
+    model.eval()
+    return model, tokenizer
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that a config asks for; none is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in MtlReModel(MtlReConfig(**config)).state_dict().items()}
+
+
+def _fetched(name: str) -> str:
+    """The local folder of a hub id's checkpoint: weights, config and tokenizer, and no other file."""
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise MtlReError(f"{name}: no such checkpoint directory")
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", files.WEIGHTS])
+    except Exception as error:  # the hub client raises dozens of kinds
+        raise MtlReError(f"{name}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error

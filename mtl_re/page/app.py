@@ -1,0 +1,119 @@
+"""`mtl-re demo`: a web page on this machine to try a checkpoint, one sentence or one file.
+
+Enters: a CKPT. Leaves: a Gradio page on 127.0.0.1. The design decision is that nothing leaves the machine: no
+analytics, no share link, system fonts, a content security policy under which a browser asks no other host, a check of
+the Host header, and no file served but those of this run's own temporary folder, which is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mtl_re.config import DemoConfig
+from mtl_re.errors import MtlReError
+from mtl_re.page.answers import Answers
+from mtl_re.page.layout import page
+from mtl_re.page.texts import STYLE
+from mtl_re.predict.predictor import Predictor
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+"""Gradio needs inline and evaluated script; what matters is that no other host is ever asked."""
+FONTS = ("system-ui", "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR", "sans-serif")
+
+
+class Guard:
+    """ASGI middleware: headers under which a browser asks no other host and no other page frames this one."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+                extra |= {"referrer-policy": "no-referrer", "x-frame-options": "DENY"}
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port itself, or any free one for 0.
+
+    Raises:
+        MtlReError: this machine cannot listen there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        what = f"{host}:{port}: cannot listen there ({error.strerror or error})"
+        raise MtlReError(f"{what}; choose another --port (0 takes a free one) or --host") from error
+
+
+@contextmanager
+def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
+    """Load a checkpoint, serve its page, and yield the page's address; afterwards nothing is left of it."""
+    port = free_port(options.host, options.port)
+    with tempfile.TemporaryDirectory(prefix="mtl-re-demo-") as name:
+        # Read by gradio when it is first imported; an inherited setting must not open what is closed here.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": name, "GRADIO_SHARE": "False"}
+        os.environ.pop("GRADIO_ALLOWED_PATHS", None)
+        try:
+            import gradio as gr
+        except ImportError as error:
+            raise MtlReError("mtl-re demo needs gradio; install it with: pip install 'mtl-re[demo]'") from error
+        from gradio.themes.utils.fonts import Font
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+        predictor = Predictor.from_pretrained(ckpt, batch_size=options.batch_size)
+        blocks = page(Answers(predictor, options, Path(name)))
+        hosts = [*LOCAL, "[::1]"] if options.host in LOCAL else ["*"]
+        fonts = [Font(font) for font in FONTS]
+        _, address, _ = blocks.launch(
+            server_name=options.host,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            allowed_paths=[],
+            max_file_size=int(options.max_megabytes * 1e6),
+            footer_links=[],
+            ssr_mode=False,
+            theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=[Font("monospace")]),
+            css=STYLE,
+            app_kwargs={"middleware": [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        )
+        try:
+            yield str(address)
+        finally:
+            blocks.close(verbose=False)
+
+
+def demo(ckpt: str, options: DemoConfig) -> None:
+    """`mtl-re demo`: serve until Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with serving(ckpt, options) as address:
+        print(f"{address}  (Ctrl-C stops it)", flush=True)
+        while not stop.wait(3600):
+            pass

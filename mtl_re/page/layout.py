@@ -1,0 +1,169 @@
+"""The demo's Gradio page: its parts, and which function answers which event.
+
+Enters: `demo_answers.Answers`. Leaves: the page. A selection is read in the browser at the moment a button is pressed
+(`READ_SELECTION`), together with the text it belongs to, so no event can come too late or out of order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mtl_re.data.validation import Example
+from mtl_re.page import view as demo_view
+from mtl_re.page.answers import KINDS, Answers, answer, examples, mark, submission
+from mtl_re.page.texts import TEXTS, Language
+from mtl_re.page.view import ROLES, Draft, Role
+
+READ_SELECTION = """(text, start, stop, ...rest) => {
+  const area = document.querySelector("#sentence textarea");
+  return [area.value, area.selectionStart, area.selectionEnd, ...rest];
+}"""
+READ_TEXT = """(text, ...rest) => [document.querySelector("#sentence textarea").value, ...rest]"""
+READ_LANGUAGE = """(draft, subject, object, language) =>
+  [draft, subject, object, navigator.language.toLowerCase().startsWith("ko") ? "ko" : "en"]"""
+LABELLED = ("example", "sentence", "type_subject", "type_object", "file", "submission", "tab_one", "tab_file")
+BUTTONS = ("mark_subject", "mark_object", "predict", "file_run")
+ONE = {"concurrency_id": "one", "api_visibility": "private", "show_progress": "hidden"}
+"""Events of the first tab run one after the other: each goes on from the draft that the one before it left."""
+
+Parts = dict[str, Any]
+
+
+def page(answers: Answers) -> Any:
+    """The page around a checkpoint."""
+    import gradio as gr
+
+    words, picks = TEXTS["ko"], examples(answers.taxonomy)
+    part: Parts = {}
+    with gr.Blocks(title="mtl-re", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        part["draft"] = gr.State(Draft())
+        part["start"], part["stop"] = (gr.Number(visible=False, precision=0) for _ in range(2))
+        with gr.Row(elem_id="header"):
+            part["title"] = gr.HTML(_title("ko"), elem_classes="re-title")
+            languages = [("한국어", "ko"), ("English", "en")]
+            part["language"] = gr.Radio(
+                languages, value="ko", show_label=False, container=False, scale=0, min_width=220, elem_id="language"
+            )
+        with gr.Tabs():
+            with gr.Tab(words["tab_one"]) as part["tab_one"], gr.Row():
+                with gr.Column(scale=5, min_width=320):
+                    _question(gr, part, answers.types, picks)
+                with gr.Column(scale=6, min_width=320):
+                    waiting = demo_view.hint_html(words["waiting"])
+                    part["result"] = gr.HTML(waiting, elem_classes="re-page", elem_id="result")
+            with gr.Tab(words["tab_file"]) as part["tab_file"]:
+                _file(gr, part)
+        show = _connect(gr, part, answers, picks)
+        _speak(gr, blocks, part, answers, show)
+    return blocks
+
+
+def _question(gr: Any, part: Parts, types: list[str], picks: list[Example]) -> None:
+    """The left column: a sentence, and what marks the entities in it."""
+    words, closed = TEXTS["ko"], {"filterable": False}
+    sentences = [(row.sentence, number) for number, row in enumerate(picks)]
+    some = {"label": words["example"], "visible": bool(picks), **closed}
+    part["example"] = gr.Dropdown(sentences, value=None, elem_id="example", **some)
+    said = {"label": words["sentence"], "info": words["steps"], "placeholder": words["placeholder"]}
+    part["sentence"] = gr.Textbox(lines=3, max_lines=8, max_length=2000, elem_id="sentence", **said)
+    for role, kind in zip(ROLES, ("PER", "ORG"), strict=True):
+        first = kind if kind in types else types[0]
+        with gr.Row(equal_height=True):
+            part[f"mark_{role}"] = gr.Button(words[f"mark_{role}"], elem_id=f"mark-{role}", min_width=200)
+            typed = {"label": words[f"type_{role}"], "elem_id": f"type-{role}", "min_width": 200, **closed}
+            part[f"type_{role}"] = gr.Dropdown(demo_view.type_choices(types, "ko"), value=first, **typed)
+    empty = demo_view.hint_html(words["empty"])
+    part["preview"] = gr.HTML(empty, elem_classes="re-page", elem_id="preview")
+    part["predict"] = gr.Button(words["predict"], variant="primary", elem_id="predict")
+
+
+def _file(gr: Any, part: Parts) -> None:
+    """The second tab."""
+    words = TEXTS["ko"]
+    part["file_help"] = gr.HTML(elem_classes="re-page")
+    part["file"] = gr.File(label=words["file"], file_types=list(KINDS), type="filepath", elem_id="file")
+    part["file_run"] = gr.Button(words["file_run"], variant="primary", elem_id="file-run")
+    part["file_said"] = gr.HTML(elem_classes="re-page", elem_id="file-said")
+    part["submission"] = gr.File(interactive=False, visible=False, elem_id="submission")
+
+
+def _connect(gr: Any, part: Parts, answers: Answers, picks: list[Example]) -> Callable[..., tuple[Any, ...]]:
+    """Join the parts to the functions that answer; returns the one that shows a draft."""
+
+    def show(draft: Draft, subject: str, object: str, language: Language) -> tuple[Any, ...]:
+        return draft, *answer(answers, draft, {"subject": subject, "object": object}, language)
+
+    def edit(text: str, draft: Draft, *rest: Any) -> tuple[Any, ...]:
+        return show(draft.edited(text), *rest)
+
+    def marker(role: Role) -> Callable[..., tuple[Any, ...]]:
+        def press(text: str, start: int, stop: int, draft: Draft, *rest: Any) -> tuple[Any, ...]:
+            made = mark(draft, role, text, start, stop)
+            if made is None:
+                gr.Warning(TEXTS[rest[-1]]["nothing"])
+            return show(made or draft.edited(text), *rest)
+
+        return press
+
+    def pick(number: int, language: Language) -> tuple[Any, ...]:
+        row = picks[number]
+        made = Draft(row.sentence, (row.subject.start, row.subject.end), (row.object.start, row.object.end))
+        kinds = (row.subject.type, row.object.type)
+        return row.sentence, *kinds, *show(made, *kinds, language)
+
+    def run(path: str | None, language: Language) -> tuple[str, Any]:
+        said, output = submission(answers, path, language)
+        return said, gr.update(value=output, visible=output is not None)
+
+    settings, shown = _settings(part), _shown(part)
+    edits = [part["sentence"], *settings]
+    # Not `input`: gradio 6.31 does not raise it for text of an input method, which is how Korean is typed.
+    part["sentence"].change(edit, edits, shown, trigger_mode="always_last", **ONE)
+    part["predict"].click(edit, edits, shown, js=READ_TEXT, **ONE)
+    for role in ROLES:
+        places = [part["sentence"], part["start"], part["stop"], *settings]
+        part[f"mark_{role}"].click(marker(role), places, shown, js=READ_SELECTION, **ONE)
+        part[f"type_{role}"].input(show, settings, shown, **ONE)
+    picked = [part["sentence"], part["type_subject"], part["type_object"], *shown]
+    part["example"].select(pick, [part["example"], part["language"]], picked, **ONE)
+    files = [part["file_said"], part["submission"]]
+    part["file_run"].click(run, [part["file"], part["language"]], files, api_visibility="private")
+    return show
+
+
+def _speak(gr: Any, blocks: Any, part: Parts, answers: Answers, show: Callable[..., tuple[Any, ...]]) -> None:
+    """Put the page into a language: the browser's own at first, then the one that is chosen."""
+
+    def said(language: Language) -> list[Any]:
+        words, options = TEXTS[language], answers.options
+        updates: dict[str, dict[str, Any]] = {name: {"label": words[name]} for name in LABELLED}
+        updates["sentence"] |= {"placeholder": words["placeholder"], "info": words["steps"]}
+        for role in ROLES:
+            updates[f"type_{role}"]["choices"] = demo_view.type_choices(answers.types, language)
+        limits = words["file_help"].format(rows=f"{options.max_rows:,}", megabytes=options.max_megabytes)
+        texts = [*(words[name] for name in BUTTONS), _title(language), demo_view.hint_html(limits), ""]
+        return [*(gr.update(**update) for update in updates.values()), *texts]
+
+    def change(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
+        return [*said(language), *show(draft, subject, object, language)]
+
+    def load(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
+        return [language, *change(draft, subject, object, language)]
+
+    named = [part[name] for name in (*LABELLED, *BUTTONS, "title", "file_help", "file_said")]
+    outputs = [*named, *_shown(part)]
+    part["language"].input(change, _settings(part), outputs, **ONE)
+    blocks.load(load, _settings(part), [part["language"], *outputs], js=READ_LANGUAGE, **ONE)
+
+
+def _title(language: Language) -> str:
+    return f"<h1>mtl-re</h1><p>{TEXTS[language]['subtitle']}</p>"
+
+
+def _settings(part: Parts) -> list[Any]:
+    return [part["draft"], part["type_subject"], part["type_object"], part["language"]]
+
+
+def _shown(part: Parts) -> list[Any]:
+    return [part["draft"], part["preview"], part["result"]]

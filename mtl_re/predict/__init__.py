@@ -1,0 +1,1 @@
+"""Checkpoint(s) + rows → predictions files and triples."""

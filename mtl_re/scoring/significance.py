@@ -1,0 +1,277 @@
+"""Is a difference more than chance? Statistics of pairs, over rows (one model each) and over seeds (one study).
+
+In: two sets of predictions of the same rows, or one value a seed of two arms. Out: plain dicts; scores and
+differences in percentage points, always b minus a. Pairing is the point: both arms see the same resampled rows, or
+the same seed, so what the arms share cancels.
+
+Sources: Efron & Tibshirani 1993 (bootstrap), Good 2005 (sign flips), Holm 1979, McNemar 1947.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_re.errors import MtlReError
+from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
+from mtl_re.taxonomy import NO_RELATION, Taxonomy
+
+EXACT_PAIRS = 16
+"""Most pairs whose sign flips are all enumerated (65,536); beyond, `DRAWS` random flips stand for them."""
+DRAWS = 100_000
+
+SCORES = ("micro_f1", "auprc")
+
+
+# ---- over rows -----------------------------------------------------------------------------------------------
+
+
+def paired_bootstrap(
+    gold: Indices,
+    pred_a: Indices,
+    pred_b: Indices,
+    probs_a: Floats,
+    probs_b: Floats,
+    taxonomy: Taxonomy,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Compare two sets of predictions on resampled rows, the same resample for both.
+
+    It covers the sampling of test rows with both models fixed; training again is another source of variation
+    (`permutation_test` over seeds). Classes that vanish from a resample: see `metrics.Resampled`.
+
+    Args:
+        gold, pred_a, pred_b: (N,) indices into `taxonomy.labels`.
+        probs_a, probs_b: (N, L) probabilities.
+        resamples: at least 1; p cannot go below 2 / (resamples + 1).
+
+    Returns:
+        For `micro_f1` and `auprc`: `difference` (b - a on all rows), `ci` (95 % percentile interval), `p` (two-sided,
+        twice the smaller share of resamples on one side of zero, (k + 1) / (n + 1), at most 1).
+
+    Raises:
+        MtlReError: no resamples, or predictions that do not fit the taxonomy or each other.
+    """
+    if resamples < 1:
+        raise MtlReError(f"resamples: {resamples}; at least 1 is needed")
+    arm_a, arm_b = Resampled(gold, pred_a, probs_a, taxonomy), Resampled(gold, pred_b, probs_b, taxonomy)
+    chunks = [np.subtract(arm_b(drawn), arm_a(drawn)) for drawn in multiplicities(len(gold), resamples, seed)]
+    observed = np.subtract(arm_b(np.ones((len(gold), 1))), arm_a(np.ones((len(gold), 1))))[:, 0]
+    found = {}
+    for name, point, drawn in zip(SCORES, observed, np.concatenate(chunks, axis=1), strict=True):
+        ci = np.quantile(drawn, [0.025, 0.975]).tolist()
+        found[name] = {"difference": float(point), "ci": ci, "p": _two_sided(drawn)}
+    return found
+
+
+def _two_sided(drawn: Floats) -> float:
+    smaller = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    return min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
+
+
+def mcnemar(only_a_right: int, only_b_right: int) -> float:
+    """Exact two-sided McNemar p-value from the rows that exactly one of two arms gets right; 1 if there is none."""
+    from scipy.stats import binomtest
+
+    discordant = only_a_right + only_b_right
+    return float(binomtest(only_a_right, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+# ---- over seeds ----------------------------------------------------------------------------------------------
+
+
+def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """Sign-flip test of paired differences, one a seed: how often is a mean this far from 0 when signs are chance?
+
+    All 2^n flips are enumerated for n <= 16; beyond that `DRAWS` random ones are, and p is (k + 1) / (draws + 1).
+
+    Returns:
+        `n`, `mean`, `p` (two-sided), `smallest_p` (what n pairs can reach at best: 0.0625 for five, so five seeds never
+        show p < 0.05), `exact` (whether flips were enumerated).
+
+    Raises:
+        MtlReError: no differences, or one that is not finite.
+    """
+    values = _finite(differences, "differences")
+    count = len(values)
+    exact = count <= EXACT_PAIRS
+    if exact:
+        flips = (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.int8)
+    else:
+        flips = np.random.default_rng(seed).integers(0, 2, size=(DRAWS, count), dtype=np.int8)
+    sums = np.abs((1 - 2 * flips) @ values)
+    # Sums that are equal on paper differ in the last bits, by the order of addition.
+    extreme = int(np.count_nonzero(sums >= abs(values.sum()) - 1e-12 * np.abs(values).sum()))
+    p = extreme / len(sums) if exact else (extreme + 1) / (len(sums) + 1)
+    smallest = 2.0 ** (1 - count) if exact else 1 / (len(sums) + 1)
+    return {"n": count, "mean": float(values.mean()), "p": p, "smallest_p": smallest, "exact": exact}
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:
+    """Mean over seeds with Student's t interval.
+
+    Returns:
+        `n`, `mean`, `sd` (n - 1 in the denominator), `ci` [low, high]; the last two None for a single value.
+
+    Raises:
+        MtlReError: no values, one that is not finite, or a level outside 0-1.
+    """
+    found = _finite(values, "values")
+    if not 0 < level < 1:
+        raise MtlReError(f"level: {level}; expected a share between 0 and 1, such as 0.95")
+    mean, count = float(found.mean()), len(found)
+    if count == 1:
+        return {"n": 1, "mean": mean, "sd": None, "ci": None}
+    from scipy.stats import t
+
+    sd = float(found.std(ddof=1))
+    half = float(t.ppf((1 + level) / 2, count - 1)) * sd / math.sqrt(count)
+    return {"n": count, "mean": mean, "sd": sd, "ci": [mean - half, mean + half]}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down, in the order given; they bound the family-wise error.
+
+    Raises:
+        MtlReError: a value outside 0-1.
+    """
+    found = np.asarray(p_values, dtype=np.float64)
+    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():  # False for NaN as well
+        raise MtlReError(f"p_values: {list(p_values)}; expected a list of numbers 0-1")
+    order = np.argsort(found, kind="stable")
+    stepped = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1))
+    adjusted = np.empty_like(found)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
+
+
+def _finite(values: Sequence[float], name: str) -> Floats:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or len(found) == 0 or not np.isfinite(found).all():
+        raise MtlReError(f"{name}: {list(values)}; expected one finite number a seed, and at least one")
+    return found
+
+
+# ---- two prediction files ------------------------------------------------------------------------------------
+
+
+def compare_files(
+    a: Path, b: Path, resamples: int = 10_000, seed: int = 0, no_relation: str = NO_RELATION
+) -> dict[str, Any]:
+    """Compare two files of `mtl-re predict` or `evaluate --predictions` (.jsonl) on the same labelled rows.
+
+    Both are read side by side; a row needs `id`, `label`, `gold` and `probs`. The label set is read from the first
+    row's `probs`; `no_relation` is the label that micro-F1 leaves out, where the set has it.
+
+    Returns:
+        `n`, `resamples`, `no_relation` (None if the labels have none), `a` and `b` (`file`, `micro_f1`, `auprc`),
+        `micro_f1` and `auprc` (`difference`, `ci`, `p`), `only_a_right`, `only_b_right`, `mcnemar_p`.
+
+    Raises:
+        MtlReError: a file cannot be read, a row is malformed (file:line, field, what), or the files do not hold the
+            same ids in the same order with the same gold labels.
+    """
+    gold, pred_a, pred_b, probs_a, probs_b, labels = _read_pair(Path(a), Path(b))
+    # Neither score asks for coarse classes, and labels of any data set may come here: each stands alone.
+    alone = {label: (label,) for label in labels}
+    taxonomy = Taxonomy(labels, alone, "flat", no_relation if no_relation in labels else None)
+    right_a, right_b = pred_a == gold, pred_b == gold
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    arms = {
+        name: {"file": str(path), "micro_f1": micro_f1(gold, pred, taxonomy), "auprc": auprc(gold, probs)}
+        for name, path, pred, probs in (("a", a, pred_a, probs_a), ("b", b, pred_b, probs_b))
+    }
+    return {
+        "n": len(gold),
+        "resamples": resamples,
+        "no_relation": taxonomy.no_relation,
+        **arms,
+        **paired_bootstrap(gold, pred_a, pred_b, probs_a, probs_b, taxonomy, resamples, seed),
+        "only_a_right": only_a,
+        "only_b_right": only_b,
+        "mcnemar_p": mcnemar(only_a, only_b),
+    }
+
+
+def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Floats, tuple[str, ...]]:
+    index: dict[str, int] = {}
+    labels: list[tuple[int, int, int]] = []  # gold, predicted by a, predicted by b
+    probs: tuple[list[Floats], list[Floats]] = ([], [])
+    for line_a, line_b in zip_longest(prediction_rows(a), prediction_rows(b)):
+        if line_a is None or line_b is None:
+            (where, row), short = (line_a, b) if line_b is None else (line_b, a)
+            raise MtlReError(
+                f"{where}: id: {row.get('id')!r} has no counterpart; {short} ends after {len(labels)} row(s)"
+            )
+        index = index or _label_index(*line_a)
+        id_a, gold, pred_a, probs_a = parsed_row(line_a, index)
+        id_b, gold_b, pred_b, probs_b = parsed_row(line_b, index)
+        for key, differs in (("id", id_a != id_b), ("gold", gold != gold_b)):
+            if differs:
+                values = f"{line_b[1][key]!r}, but {line_a[0]} has {line_a[1][key]!r}"
+                raise MtlReError(f"{line_b[0]}: {key}: {values}; both files must hold the same rows in the same order")
+        labels.append((gold, pred_a, pred_b))
+        probs[0].append(probs_a)
+        probs[1].append(probs_b)
+    if not labels:
+        raise MtlReError(f"{a}, {b}: no rows to compare")
+    columns = np.array(labels).T
+    return columns[0], columns[1], columns[2], np.stack(probs[0]), np.stack(probs[1]), tuple(index)
+
+
+def prediction_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", row) of each line; blank lines are passed over."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise MtlReError(f"{path}:{number}: {type(row).__name__}; expected one JSON object a line")
+                    yield f"{path}:{number}", row
+    except json.JSONDecodeError as error:
+        raise MtlReError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise MtlReError(
+            f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})"
+        ) from error
+
+
+def _label_index(where: str, row: dict[str, Any]) -> dict[str, int]:
+    probs = row.get("probs")
+    if not isinstance(probs, dict) or len(probs) < 2:
+        raise MtlReError(f"{where}: probs: {_short(probs)}; expected an object of label: probability")
+    return {label: position for position, label in enumerate(probs)}
+
+
+def parsed_row(line: tuple[str, dict[str, Any]], index: dict[str, int]) -> tuple[str | int, int, int, Floats]:
+    """Id, gold index, predicted index and probabilities (L,) of one row."""
+    where, row = line
+    name = row.get("id")
+    if not isinstance(name, str | int):
+        raise MtlReError(f"{where}: id: {_short(name)}; expected a string or an integer")
+    labels = []
+    for key in ("gold", "label"):
+        label = row.get(key)
+        if not isinstance(label, str) or label not in index:
+            raise MtlReError(f"{where}: {key}: {_short(label)}; expected one of the {len(index)} labels of 'probs'")
+        labels.append(index[label])
+    probs = row.get("probs")
+    if not isinstance(probs, dict) or probs.keys() != index.keys():
+        odd = sorted(probs.keys() ^ index.keys()) if isinstance(probs, dict) else _short(probs)
+        raise MtlReError(f"{where}: probs: {odd} differ from the labels of the first row; every row needs the same")
+    for label, value in probs.items():
+        if type(value) not in (int, float) or not 0 <= value <= 1 + 1e-6:  # the range is False for NaN as well
+            raise MtlReError(f"{where}: probs: {label!r} is {_short(value)}; expected a probability 0-1")
+    return name, labels[0], labels[1], np.array([probs[label] for label in index], dtype=np.float64)
+
+
+def _short(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]

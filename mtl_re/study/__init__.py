@@ -1,0 +1,1 @@
+"""Many trainings as one experiment: cells, their statistics, a report."""

@@ -1,0 +1,170 @@
+"""Pictures of a study: scores with intervals, errors, scores over weights and axes, the simplex, losses.
+
+Enters: numbers by arm. Leaves: PNG files in the look of `figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_re.figures import COLORS, drawable, legend_below, picture
+from mtl_re.scoring.significance import seed_interval
+from mtl_re.study.arm_statistics import CORNERS, ternary
+
+LINES = ("-", "--", ":", "-.")
+Points = Sequence[tuple[int, float]]
+
+
+def scores(arms: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], names: Mapping[str, str], path: Path) -> None:
+    """A panel a score: every seed a dot, the mean a bar with its 95 % interval; (arm, seed → figures)."""
+    with picture(path, 9, 1.3 + 0.32 * len(arms)) as figure:
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        for axes, (key, name), color in zip(panels, names.items(), COLORS, strict=False):
+            for place, (_, by_seed) in enumerate(arms):
+                values = [figures[key] for figures in by_seed.values()]
+                over = seed_interval(values)
+                if over["ci"] is not None:
+                    axes.plot(over["ci"], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+                axes.plot(over["mean"], place, "|", color=color, markersize=13, markeredgewidth=2.4)
+                axes.plot(values, [place] * len(values), "o", color="#222222", markersize=3, alpha=0.7)
+            axes.set_title(f"{name}, %")
+            dots = [figures[key] for _, by_seed in arms for figures in by_seed.values()]
+            room = max(0.3 * (max(dots) - min(dots)), 0.5)  # an interval from few seeds may leave the picture
+            axes.set_xlim(min(dots) - room, max(dots) + room)
+        panels[0].set_yticks(range(len(arms)), drawable([name for name, _ in arms]))
+        panels[0].set_ylim(len(arms) - 0.5, -0.5)
+        figure.supxlabel("dot: one seed; bar: mean and 95 % interval over seeds", fontsize=8, color="#555555")
+
+
+def errors(means: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str], path: Path) -> None:
+    """Stacked bars: rows of each kind of error; arm → kind → mean rows."""
+    with picture(path, 9, 1.8 + 0.3 * len(means)) as figure:
+        axes = figure.add_subplot()
+        start = np.zeros(len(means))
+        for (kind, name), color in zip(kinds.items(), COLORS, strict=False):
+            values = np.array([row[kind] for row in means.values()])
+            drawn = axes.barh(range(len(means)), values, 0.72, left=start, color=color, label=name)
+            shown = [f"{value:,.0f}" if value > 0.04 * max(map(_total, means.values())) else "" for value in values]
+            axes.bar_label(drawn, shown, label_type="center", fontsize=7.5, color="white")
+            start += values
+        axes.set_yticks(range(len(means)), drawable(list(means)))
+        axes.set_ylim(len(means) - 0.4, -0.6)
+        axes.set_title("Kinds of errors, rows (mean over seeds)")
+        legend_below(axes)
+
+
+def _total(row: Mapping[str, float]) -> float:
+    return sum(row.values())
+
+
+def over_weights(shares: Mapping[str, Mapping[str, float]], values: Mapping[str, float], what: str, path: Path) -> None:
+    """A panel a head: the score over the head's share of the loss weights."""
+    heads = list(next(iter(shares.values())))
+    with picture(path, 9, 3.4) as figure:
+        panels = figure.subplots(1, len(heads), squeeze=False, sharey=True)[0]
+        for axes, head, color in zip(panels, heads, COLORS, strict=False):
+            places = [part[head] for part in shares.values()]
+            axes.plot(places, [values[arm] for arm in shares], "o", color=color, markersize=5)
+            _name_points(axes, [(place, values[arm], arm) for place, arm in zip(places, shares, strict=True)])
+            axes.set_xlabel(f"share of {drawable([head])[0]}")
+            axes.grid(axis="both")
+            axes.margins(x=0.18, y=0.12)
+        panels[0].set_ylabel("mean over seeds, %")
+        figure.suptitle(f"{what} over each loss weight", x=0.01, ha="left", fontsize=11)
+
+
+def _name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    names = drawable([name for _, _, name in points])
+    for (x, y, _), name in zip(points, names, strict=True):
+        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="#444444")
+
+
+def ternary_map(shares: Mapping[str, Mapping[str, float]], values: Mapping[str, float], what: str, path: Path) -> None:
+    """The score at points of the simplex of three weights; each corner is one head alone."""
+    heads = drawable(list(next(iter(shares.values()))))
+    places = ternary(np.array([list(part.values()) for part in shares.values()]))
+    with picture(path, 7, 5.6) as figure:
+        axes = figure.add_subplot()
+        axes.set_aspect("equal")
+        axes.axis("off")
+        corners = np.array([*CORNERS, CORNERS[0]])
+        axes.plot(corners[:, 0], corners[:, 1], color="#555555", linewidth=1)
+        for level in (0.25, 0.5, 0.75):
+            for turn in range(3):
+                ends = np.roll([[level, 1 - level, 0], [level, 0, 1 - level]], turn, axis=1)
+                line = ternary(ends)
+                axes.plot(line[:, 0], line[:, 1], color="#DDDDDD", linewidth=0.8, zorder=0)
+        for (x, y), name, way in zip(CORNERS, heads, ((0, 9), (-6, -16), (6, -16)), strict=True):
+            axes.annotate(f"{name} alone", (x, y), xytext=way, textcoords="offset points", ha="center", fontsize=9)
+        dots = axes.scatter(
+            places[:, 0], places[:, 1], c=[values[arm] for arm in shares], cmap="viridis", s=120, edgecolor="white"
+        )
+        for (x, y), name, arm in zip(places, drawable(list(shares)), shares, strict=True):
+            text = f"{name}\n{values[arm]:.2f}"
+            axes.annotate(text, (x, y), xytext=(9, 0), textcoords="offset points", fontsize=6.5, va="center")
+        figure.colorbar(dots, ax=axes, shrink=0.7, label=f"{what}, mean over seeds, %")
+        axes.set_title("Loss weights on the simplex")
+
+
+def over_axes(points: Mapping[str, Sequence[tuple[Any, float]]], what: str, path: Path) -> None:
+    """A panel an axis: (value, score) of every arm, and the mean at each value where arms share values."""
+    with picture(path, min(3.4 * len(points), 12) + 1, 3.4) as figure:
+        panels = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
+        for axes, (key, found), color in zip(panels, points.items(), COLORS * 4, strict=False):
+            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in found)
+            known = sorted({value for value, _ in found}) if numbers else list(dict.fromkeys(v for v, _ in found))
+            place = {value: value if numbers else index for index, value in enumerate(known)}
+            axes.plot([place[value] for value, _ in found], [score for _, score in found], "o", color=color, alpha=0.7)
+            if len(known) < len(found):
+                means = [np.mean([score for value, score in found if value == one]) for one in known]
+                mean = {"linestyle": "-"} if numbers else {"linestyle": "", "marker": "_", "markersize": 22}
+                axes.plot([place[value] for value in known], means, color=color, **mean)
+            if not numbers:
+                axes.set_xticks(range(len(known)), drawable([str(value) for value in known]))
+                axes.margins(x=0.25)
+            elif min(known) > 0 and max(known) >= 30 * min(known):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter("")
+            axes.set_xlabel(drawable([key])[0])
+            axes.grid(axis="both")
+        panels[0].set_ylabel("mean over seeds, %")
+        figure.suptitle(what, x=0.01, ha="left", fontsize=11)
+
+
+def losses(curves: Mapping[str, Mapping[str, Sequence[Points]]], arms: Sequence[str], path: Path) -> None:
+    """A panel a head: mean over seeds of its raw loss, a line an arm; head → arm → runs."""
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    names = dict(zip(arms, drawable(list(arms)), strict=True))
+    with picture(path, 9.5, 1.0 + 2.9 * rows + 0.2 * (len(arms) // 3)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        seen: dict[str, Any] = {}
+        for axes, (head, by_arm) in zip(panels, curves.items(), strict=False):
+            for arm, runs in by_arm.items():
+                place = arms.index(arm)
+                style = {"color": COLORS[place % len(COLORS)], "linestyle": LINES[place // len(COLORS) % len(LINES)]}
+                steps, means = mean_curve(runs)
+                (seen[arm],) = axes.plot(steps, means, linewidth=1.3, **style)
+            axes.set_title(f"{drawable([head])[0]}: loss a labelled row, nats", fontsize=10)
+            axes.grid(axis="both")
+            axes.set_xlabel("optimizer step")
+        for axes in panels[len(curves) :]:
+            axes.set_axis_off()
+        shown = [arm for arm in arms if arm in seen]
+        figure.legend([seen[arm] for arm in shown], [names[arm] for arm in shown], loc="outside lower center", ncols=4)
+
+
+def mean_curve(runs: Sequence[Points]) -> tuple[list[int], list[float]]:
+    """Mean over runs at every step that all of them logged, smoothed over a thirtieth of the curve."""
+    common = sorted(set.intersection(*({step for step, _ in run} for run in runs)))
+    values = np.mean([[dict(run)[step] for step in common] for run in runs], axis=0) if common else np.zeros(0)
+    width = max(1, len(common) // 30)
+    if width > 1:
+        values = np.convolve(values, np.ones(width) / width, mode="valid")
+        common = common[width // 2 : width // 2 + len(values)]
+    return common, values.tolist()

@@ -1,0 +1,375 @@
+"""The report of a study: who is better than the baseline, by how much, and how sure that is.
+
+Enters: the finished cells of a study (logits by `cell_logits`, curves from metrics.jsonl). Leaves: OUTPUT/report/ with
+report.md, scores.csv (a line a seed), summary.csv, differences.csv and pictures. It can be written at any time; what
+is missing is named. The test rows are read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mtl_re.errors import MtlReError
+from mtl_re.figures import escape, table, undrawn, write_markdown
+from mtl_re.study import pictures
+from mtl_re.study.arm_statistics import Difference, adjusted, compare, figures, flat_figures, summarised
+from mtl_re.study.cell_logits import CellLogits, Read, cell_logits, compose, read
+from mtl_re.study.cell_process import best_score, finished, locked
+from mtl_re.study.study import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
+from mtl_re.training.report import ERRORS, NONE, read_log
+
+SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
+
+
+@dataclass
+class Entry:
+    """One arm under one reading. `figures`: seed → flat figures; `scores`: seed → selection score, if there is one."""
+
+    arm: str
+    reading: str
+    reads: dict[int, Read]
+    figures: dict[int, dict[str, float]]
+    scores: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`arm/reading`."""
+        return f"{self.arm}/{self.reading}"
+
+    @property
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Mean, SD and interval over seeds of every figure, and of the selection score."""
+        with_score = [
+            values | ({"selection": self.scores[seed]} if len(self.scores) == len(self.figures) else {})
+            for seed, values in self.figures.items()
+        ]
+        return summarised(with_score)
+
+
+def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> Path:
+    """Write a study's report from the cells that are finished.
+
+    Args:
+        searched: arms that a search has chosen so far (see `trial_book.searched_arms`).
+        resamples: of the bootstrap over rows.
+
+    Returns:
+        The path of `report.md`.
+
+    Raises:
+        MtlReError: no cell is finished, or a finished one cannot be read.
+    """
+    arms = dict(searched) or study.arms
+    cells = {(arm, seed): study.cell(arm, settings, seed) for arm, settings in arms.items() for seed in study.seeds}
+    done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
+    if not done:
+        raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
+    with locked(study.output / "report.lock", wait=True):
+        folder = study.output / "report"
+        entries = read_entries(study, done)
+        differences = compare_entries(study, entries, resamples, study.output / "draws")
+        _write_tables(folder, entries, differences)
+        sections = [
+            _heading(study, cells, done, entries, resamples),
+            _scores(entries, folder),
+            _differences(study, differences),
+            _errors(entries, folder),
+            _search(study, searched, entries),
+            _axes(study, arms, entries, folder),
+            _curves(study, arms, done, folder),
+        ]
+        write_markdown(folder / "report.md", [line for section in sections for line in section])
+    return folder / "report.md"
+
+
+# ---- reading the cells -----------------------------------------------------------------------------------------
+
+
+def parts_only(study: Study) -> set[str]:
+    """Arms that exist to give a head to a composition: they leave a head untrained, so they say nothing alone."""
+    used = {arm for parts in study.composed.values() for arm in parts.values()}
+    return {arm for arm in used if trained_heads(study, arm) != heads_of(study, arm)}
+
+
+def read_entries(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[Entry]:
+    """Every arm and composition under every reading, over the seeds that are finished."""
+    logits = {
+        key: cell_logits(study, cell)
+        for key, cell in tqdm(done.items(), desc="logits", unit="cell", file=sys.stderr, disable=None)
+    }
+    alone = dict.fromkeys(arm for arm, _ in done if arm not in parts_only(study))
+    by_arm: dict[str, dict[int, CellLogits]] = {arm: {} for arm in alone}
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in by_arm}
+    for (arm, seed), part in logits.items():
+        if arm in by_arm:
+            by_arm[arm][seed] = part
+            if (score := best_score(study.run_dir(done[arm, seed]))) is not None:
+                scores[arm][seed] = score
+    for name, parts in study.composed.items():
+        whole = [seed for seed in study.seeds if all((arm, seed) in logits for arm in parts.values())]
+        by_arm[name] = {seed: compose({head: logits[arm, seed] for head, arm in parts.items()}) for seed in whole}
+    entries = []
+    for arm, by_seed in by_arm.items():
+        for reading, how in study.readings.items():
+            reads = {seed: read(part, how) for seed, part in by_seed.items() if part.fitted or not how.calibrate}
+            numbers = {seed: flat_figures(figures(rows)) for seed, rows in reads.items()}
+            if reads:
+                entries.append(Entry(arm, reading, reads, numbers, scores.get(arm, {})))
+    return entries
+
+
+def compare_entries(study: Study, entries: Sequence[Entry], resamples: int, folder: Path | None) -> list[Difference]:
+    """Every entry against the baseline, Holm-adjusted; none without a finished baseline."""
+    if study.baseline is None:
+        return []
+    arm, reading = study.baseline
+    by_name = {(entry.arm, entry.reading): entry for entry in entries}
+    found: list[Difference] = []
+    for entry in tqdm(entries, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
+        base = by_name.get((arm, reading or entry.reading))
+        if base is None or base is entry or not set(base.reads) & set(entry.reads):
+            continue
+        for one in compare((entry.arm, entry.reading, base.name), entry.reads, base.reads, resamples, folder):
+            if one.score != "auprc" or not any(_same(one, other) for other in found):
+                found.append(one)
+    return adjusted(found)
+
+
+def _same(one: Difference, other: Difference) -> bool:
+    """Whether two readings of an arm have the same probabilities, differing in the gate alone: one comparison."""
+    names = ("arm", "score", "difference", "rows_ci", "seeds_ci")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+# ---- sections --------------------------------------------------------------------------------------------------
+
+
+def _heading(
+    study: Study,
+    cells: Mapping[Any, Cell],
+    done: Mapping[Any, Cell],
+    entries: Sequence[Entry],
+    resamples: int,
+) -> list[str]:
+    rows = sorted({len(read.gold) for entry in entries for read in entry.reads.values()})
+    counts = "–".join(f"{count:,}" for count in {rows[0]: 0, rows[-1]: 0})
+    config = checked_config(next(iter(done.values())).config)
+    lines = [f"# Study {escape(study.name)}", ""]
+    missing = [cell.key for key, cell in cells.items() if key not in done]
+    lines += [f"{len(done)} of {len(cells)} cells are finished; seeds {', '.join(map(str, study.seeds))}."]
+    if missing:
+        lines += ["", f"**Not finished** (left out): {', '.join(missing)}."]
+    chosen = (
+        f"In every cell the checkpoint with the best {config.eval.metric} on validation rows was kept"
+        + (f" (re-weighted to coarse shares {config.eval.target_prior})" if config.eval.target_prior else "")
+        if config.data.validated
+        else "No cell selected anything: the last model counts"
+    )
+    if study.test is not None:
+        where = f"All scores are on `{study.test}` ({counts} rows), which no cell has read"
+    else:
+        where = f"**No test rows.** All scores are on each cell's own validation rows ({counts}), split off by its seed"
+        where += "; they chose the checkpoint too, so they rank arms and promise nothing"
+    lines += ["", f"{chosen}. {where}.", ""]
+    lines += [f"Intervals over rows: {resamples:,} bootstrap resamples. All figures in %, differences in points.", ""]
+    readings = [
+        [name, how.gate, how.prior, how.restrict, _temperatures(entries, name), _priors(entries, name)]
+        for name, how in study.readings.items()
+    ]
+    means = ["temperatures, mean over arms and seeds", "prior applied, mean over arms and seeds"]
+    lines += table(["reading", "gate", "prior", "restriction", *means], readings)
+    if study.calibrates:
+        lines += ["Fitted on each cell's own validation rows, one a head; an arm without such rows is not read so.", ""]
+    if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
+        lines += table(["composed of separate networks", "head: arm"], composed)
+    return lines
+
+
+def _priors(entries: Sequence[Entry], reading: str) -> str:
+    said = [read.prior for entry in entries if entry.reading == reading for read in entry.reads.values()]
+    shares = [[float(part) for part in text.removeprefix("em: ").split(", ")] for text in said if text != "none"]
+    return ", ".join(f"{sum(column) / len(column):.3f}" for column in zip(*shares, strict=True)) if shares else NONE
+
+
+def _temperatures(entries: Sequence[Entry], reading: str) -> str:
+    by_head: dict[str, list[float]] = {}
+    for entry in entries:
+        for rows in entry.reads.values() if entry.reading == reading else ():
+            for head, value in rows.temperatures.items():
+                by_head.setdefault(head, []).append(value)
+    said = [f"{head} {sum(values) / len(values):.2f}" for head, values in by_head.items() if set(values) != {1.0}]
+    return ", ".join(said) or NONE
+
+
+def _scores(entries: Sequence[Entry], folder: Path) -> list[str]:
+    pictures.scores([(entry.name, entry.figures) for entry in entries], SCORES, folder / "scores.png")
+    columns = [*SCORES, "gate_f1", *dict.fromkeys(k for e in entries for k in e.summary if k.startswith("fine_"))]
+    if any("selection" in entry.summary for entry in entries):
+        columns.append("selection")
+    rows = [
+        [entry.name, str(len(entry.reads)), *(_cell(entry.summary.get(column)) for column in columns)]
+        for entry in entries
+    ]
+    heads = [SCORES.get(column, column.replace("_f1", " F1").replace("fine_", "fine: ")) for column in columns]
+    note = "Mean ± SD over seeds, and the 95 % interval of the mean (Student's t). `fine: X` is the accuracy inside X "
+    note += "on rows whose gold label lies in X; selection is the score by which a checkpoint was kept."
+    lines = ["## Scores", "", "![Scores](scores.png)", "", *undrawn("arms", [entry.name for entry in entries])]
+    return [*lines, *table(["arm/reading", "seeds", *heads], rows), note, ""]
+
+
+def _cell(summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return NONE
+    if summary["ci"] is None:
+        return f"{summary['mean']:.2f}"
+    return f"{summary['mean']:.2f} ± {summary['sd']:.2f} ({summary['ci'][0]:.2f} to {summary['ci'][1]:.2f})"
+
+
+def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
+    if not differences:
+        return ["## Differences", "", "No baseline is named, or it has no finished cell: nothing is compared.", ""]
+    lines = ["## Differences from the baseline", ""]
+    for score, name in SCORES.items():
+        rows = [
+            [
+                f"{d.arm}/{d.reading}",
+                d.baseline,
+                f"{d.difference:+.2f}",
+                f"{d.rows_ci[0]:+.2f} to {d.rows_ci[1]:+.2f}",
+                f"{d.rows_p:.4f} ({d.rows_holm:.4f})",
+                NONE if d.seeds_ci is None else f"{d.seeds_ci[0]:+.2f} to {d.seeds_ci[1]:+.2f}",
+                f"{d.seeds_p:.4f} ({d.seeds_holm:.4f})",
+                d.verdict,
+            ]
+            for d in differences
+            if d.score == score
+        ]
+        header = ["arm/reading", "minus", "difference", "95 % over rows", "p (Holm)"]
+        lines += [f"### {name}", "", *table([*header, "95 % over seeds", "p (Holm)", "verdict"], rows)]
+    compared = {name: sum(d.score == score for d in differences) for score, name in SCORES.items()}
+    counts = ", ".join(f"{count} for {name}" for name, count in compared.items())
+    least = sorted({(d.seeds, d.smallest_p) for d in differences})
+    floor = "; ".join(f"with {seeds} seeds no p can be below {p:.4g}" for seeds, p in least)
+    lines += [
+        "Over rows: paired bootstrap, other rows but these trainings; the difference is averaged over the seeds. Over "
+        f"seeds: other trainings but these rows; Student's t interval, and sign flips for p ({floor}). Holm's "
+        f"correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, so readings that "
+        "differ in it alone are listed once). Verdict: better or worse if Holm's p over rows is below 0.05 and the "
+        "interval over seeds leaves out 0.",
+        "",
+    ]
+    return lines
+
+
+def _errors(entries: Sequence[Entry], folder: Path) -> list[str]:
+    kinds = {f"error_{kind}": ": ".join(text) for kind, text in ERRORS.items()}
+    means = {entry.name: {kind: entry.summary[kind]["mean"] for kind in kinds} for entry in entries}
+    pictures.errors(means, kinds, folder / "errors.png")
+    rows = [
+        [name, *(f"{value:,.1f}" for value in values.values()), f"{sum(values.values()):,.1f}"]
+        for name, values in means.items()
+    ]
+    lines = ["## Kinds of errors", "", "Rows, mean over seeds.", "", "![Kinds of errors](errors.png)", ""]
+    return [*lines, *table(["arm/reading", *kinds.values(), "all"], rows)]
+
+
+def _search(study: Study, searched: Mapping[str, Arm], entries: Sequence[Entry]) -> list[str]:
+    if study.search is None:
+        return []
+    scores = {entry.arm: entry.summary["selection"]["mean"] for entry in entries if "selection" in entry.summary}
+    ranked = sorted(scores, key=lambda arm: -scores[arm])
+    keys = list(study.search.axes)
+    rows = [[arm, f"{scores[arm]:.2f}", *(f"{searched[arm][key]}" for key in keys)] for arm in ranked]
+    said = (
+        f"{len(scores)} of {study.search.trials} arms, chosen by {study.search.sampler} to raise the selection score; "
+    )
+    said += "the best of many is flattered by its choice, so confirm it on other rows and seeds."
+    return ["## Search", "", said, "", *table(["arm", "selection", *keys], rows)]
+
+
+def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[Entry], folder: Path) -> list[str]:
+    """The score over each weight, over each axis, and over the simplex."""
+    first = next(iter(study.readings))
+    selects = study.test is None and all("selection" in entry.summary for entry in entries)
+    figure = "selection" if selects else "micro_f1"
+    what = "selection score" if selects else f"micro-F1, reading {first}"
+    values = {entry.arm: entry.summary[figure]["mean"] for entry in entries if entry.reading == first}
+    lines: list[str] = []
+    shares = {arm: found for arm in values if arm in arms and (found := shares_of(study, arms[arm])) is not None}
+    if len({tuple(part.values()) for part in shares.values()}) >= 3:
+        pictures.over_weights(shares, values, what, folder / "weights.png")
+        lines += ["## Loss weights", "", "Shares of the weights, which only count by their ratios.", ""]
+        lines += [f"![{what} over each weight](weights.png)", ""]
+        if len(next(iter(shares.values()))) == 3:
+            pictures.ternary_map(shares, values, what, folder / "ternary.png")
+            lines += [f"![{what} over the simplex](ternary.png)", ""]
+    axes = list(study.search.axes) if study.search else list(study.axes)
+    if scalar := [key for key in axes if all(isinstance(arms[arm].get(key), int | float | str) for arm in values)]:
+        points = {key: [(arms[arm][key], value) for arm, value in values.items()] for key in scalar}
+        pictures.over_axes(points, what, folder / "axes.png")
+        lines += ["## Axes", "", f"Each point is an arm: its mean {what} over the seeds.", "", "![Axes](axes.png)", ""]
+    return lines
+
+
+def _curves(study: Study, arms: Mapping[str, Arm], done: Mapping[tuple[str, int], Cell], folder: Path) -> list[str]:
+    curves: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
+    for (arm, _), cell in done.items():
+        path = study.run_dir(cell) / "metrics.jsonl"
+        lines = [line for line in read_log(path) if line["kind"] == "train"] if path.exists() else []
+        trained = trained_heads(study, arm) if arm in study.arms else None
+        for head in lines[0]["loss"] if lines else ():
+            if trained is None or head in trained:
+                points = [(line["step"], line["loss"][head]) for line in lines if line["labelled_rows"][head]]
+                curves.setdefault(head, {}).setdefault(arm, []).append(points)
+    if not curves:
+        return []
+    pictures.losses(curves, list(arms), folder / "losses.png")
+    text = "Raw loss of each head a labelled row, before any weight; mean over seeds."
+    return ["## Learning curves", "", text, "", "![Learning curves](losses.png)", ""]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def _write_tables(folder: Path, entries: Sequence[Entry], differences: Sequence[Difference]) -> None:
+    scores = [
+        {
+            "arm": e.arm,
+            "reading": e.reading,
+            "seed": seed,
+            "rows": len(e.reads[seed].gold),
+            "prior": e.reads[seed].prior,
+        }
+        | values
+        | ({"selection": e.scores[seed]} if seed in e.scores else {})
+        for e in entries
+        for seed, values in e.figures.items()
+    ]
+    summary = []
+    for entry in entries:
+        for figure, v in entry.summary.items():
+            low, high = v["ci"] or (None, None)
+            values = {"n": v["n"], "mean": v["mean"], "sd": v["sd"], "low": low, "high": high}
+            summary.append({"arm": entry.arm, "reading": entry.reading, "figure": figure, **values})
+    compared = [asdict(difference) | {"verdict": difference.verdict} for difference in differences]
+    for name, rows in (("scores", scores), ("summary", summary), ("differences", compared)):
+        _write_csv(folder / f"{name}.csv", rows)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error

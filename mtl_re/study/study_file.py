@@ -1,0 +1,225 @@
+"""A study file (YAML) → `study.Study`.
+
+Arms are written out (`arms`), multiplied out (`axes` of lists: the full grid), or sampled while the study runs (`axes`
+with ranges, or `trials` and `sampler`: a search). An unknown key, a value of another kind or a name that points
+nowhere is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from mtl_re.config import GROUPS, Gate, Restrict, parse_shares
+from mtl_re.errors import MtlReError
+from mtl_re.files import read_yaml
+from mtl_re.study.study import Arm, Pruner, Range, Sampler, Search, Study, StudyReading, check_study, set_dotted
+
+_NAME = re.compile(r"[\w.,=+-]{1,100}")
+KEYS = (
+    *("name", "base", "overrides", "arms", "axes", "trials", "sampler", "seeds", "composed", "readings"),
+    *("baseline", "test", "pruner", "storage", "output"),
+)
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        MtlReError: anything wrong with the file, or with the options of any cell, by name.
+    """
+    raw = read_yaml(path)
+    try:
+        study = _study(raw, path)
+        check_study(study)
+    except MtlReError as error:
+        raise MtlReError(f"{path}: {error}") from error
+    return study
+
+
+# ---- the file's keys -----------------------------------------------------------------------------------------
+
+
+def _study(raw: dict[str, Any], path: Path) -> Study:
+    _known(raw, KEYS, "study")
+    name = _typed(raw, "name", str, path.stem)
+    if not _NAME.fullmatch(name):
+        raise MtlReError(f"name: {name!r}; letters, digits and . , = + - only (it names a directory)")
+    base = read_yaml(path.parent / _typed(raw, "base", str))
+    for key, value in _typed(raw, "overrides", dict, {}).items():
+        _merge(base, key, value)
+    if ("arms" in raw) == ("axes" in raw):
+        raise MtlReError("give either arms or axes")
+    arms, axes, search = _varied(raw)
+    readings = {key: _reading(key, value) for key, value in _typed(raw, "readings", dict, {"hard": {}}).items()}
+    if not readings:
+        raise MtlReError("readings: at least one is needed")
+    composed = _typed(raw, "composed", dict, {})
+    return Study(
+        name=name,
+        base=base,
+        seeds=_seeds(raw),
+        arms=arms,
+        axes=axes,
+        search=search,
+        composed=composed,
+        readings=readings,
+        baseline=_baseline(raw, [*arms, *composed], readings),
+        test=_typed(raw, "test", str, None),
+        pruner=_choice(raw, "pruner", get_args(Pruner), "none"),
+        storage=_typed(raw, "storage", str, None),
+        output=Path(_typed(raw, "output", str, f"runs/ablations/{name}")),
+    )
+
+
+def _merge(options: dict[str, Any], key: str, value: Any) -> None:
+    """Put a nested or dotted override in; only the values it names change, but a map of weights is set as a whole."""
+    inner = isinstance(value, dict) and (key in GROUPS)
+    for part, child in value.items() if inner else [("", value)]:
+        set_dotted(options, f"{key}.{part}" if inner else key, child)
+
+
+def _varied(raw: dict[str, Any]) -> tuple[dict[str, Arm], dict[str, list[Any]], Search | None]:
+    """Arms, the axes of a grid, and the search; two of the three are empty."""
+    if "arms" in raw:
+        if odd := {"trials", "sampler"} & set(raw):
+            raise MtlReError(f"{sorted(odd)[0]}: belongs to a search over axes, not to arms")
+        arms = _typed(raw, "arms", dict)
+        for name, settings in arms.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise MtlReError(f"arms: {name!r}; an arm's name has letters, digits and . , = + - (it names files)")
+            if not isinstance(settings, dict):
+                raise MtlReError(f"arms: {name}: expected a map of dotted keys to values")
+        return _some("arms", arms), {}, None
+    axes = {key: _axis(key, value) for key, value in _some("axes", _typed(raw, "axes", dict)).items()}
+    if "trials" in raw or "sampler" in raw or any(isinstance(axis, Range) for axis in axes.values()):
+        trials = _typed(raw, "trials", int)
+        if trials < 1:
+            raise MtlReError(f"trials: {trials}; at least 1 is needed")
+        return {}, {}, Search(axes, trials, _choice(raw, "sampler", get_args(Sampler), "tpe"))
+    lists = {key: axis for key, axis in axes.items() if isinstance(axis, list)}
+    return _grid(lists), lists, None
+
+
+def _grid(axes: Mapping[str, list[Any]]) -> dict[str, Arm]:
+    arms: dict[str, Arm] = {}
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        name = grid_name(settings)
+        if name in arms:
+            raise MtlReError(f"axes: two points of the grid are both called {name!r}; remove the repeated value")
+        arms[name] = settings
+    return arms
+
+
+def grid_name(settings: Arm) -> str:
+    """`weights=1-2-1,lr=0.0002`: an arm's name from its values, fit for a file name."""
+    lasts = [key.rsplit(".", 1)[-1] for key in settings]
+    names = lasts if len(set(lasts)) == len(lasts) else list(settings)
+    text = ",".join(f"{name}={_value(value)}" for name, value in zip(names, settings.values(), strict=True))
+    text = re.sub(r"[^\w.,=+-]", "_", text)
+    return text if len(text) <= 100 else f"{text[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "-".join(map(_value, value.values()))
+    if isinstance(value, list):
+        return "-".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _axis(key: str, value: Any) -> list[Any] | Range:
+    if isinstance(value, list) and value:
+        return value
+    if not isinstance(value, dict):
+        raise MtlReError(f"axes: {key}: expected a list of values or a range {{low, high, log, step}}")
+    _known(value, [part.name for part in fields(Range)], f"axes: {key}")
+    low, high = value.get("low"), value.get("high")
+    if not (_number(low) and _number(high) and low < high):  # type: ignore[operator] # numbers, as just checked
+        raise MtlReError(f"axes: {key}: low {low} and high {high} must be numbers, low below high")
+    log, step = value.get("log", False), value.get("step")
+    if not isinstance(log, bool) or not (step is None or (_number(step) and step > 0)):
+        raise MtlReError(f"axes: {key}: log is true or false, step a number above 0")
+    if log and (step is not None or low <= 0):  # type: ignore[operator]
+        raise MtlReError(f"axes: {key}: with log, low must be above 0 and there is no step")
+    return Range(low, high, log, step)  # type: ignore[arg-type]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _reading(name: Any, value: Any) -> StudyReading:
+    where = f"readings: {name}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise MtlReError(f"{where}: letters, digits and . , = + - only")
+    if not isinstance(value, dict | None):
+        raise MtlReError(f"{where}: expected a map with gate, prior, restrict, calibrate")
+    value = value or {}
+    _known(value, ("gate", "prior", "restrict", "calibrate"), where)
+    prior = value.get("prior", "none")
+    if prior not in ("none", "em"):
+        shares = parse_shares(f"{where}: prior", prior if isinstance(prior, list) else str(prior))
+        prior = ",".join(f"{share:g}" for share in shares)
+    gate = _choice(value, "gate", get_args(Gate), "hard", where)
+    restrict = _choice(value, "restrict", get_args(Restrict), "none", where)
+    if not isinstance(calibrate := value.get("calibrate", False), bool):
+        raise MtlReError(f"{where}: calibrate: {calibrate!r}; expected true or false")
+    return StudyReading(gate, prior, restrict, calibrate=calibrate)
+
+
+def _baseline(raw: dict[str, Any], arms: list[str], readings: dict[str, StudyReading]) -> tuple[str, str | None] | None:
+    text = _typed(raw, "baseline", str, None)
+    if text is None:
+        return None
+    arm, _, reading = text.partition("/")
+    if arm not in arms:
+        raise MtlReError(f"baseline: there is no arm {arm!r}; the arms are {', '.join(arms) or 'chosen by the search'}")
+    if reading and reading not in readings:
+        raise MtlReError(f"baseline: there is no reading {reading!r}; the readings are {', '.join(readings)}")
+    return arm, reading or None
+
+
+def _seeds(raw: dict[str, Any]) -> tuple[int, ...]:
+    seeds = _typed(raw, "seeds", list)
+    if not seeds or len(set(map(str, seeds))) < len(seeds) or not all(type(seed) is int for seed in seeds):
+        raise MtlReError(f"seeds: {seeds}; expected a list of different whole numbers")
+    return tuple(seeds)
+
+
+_MISSING = object()
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type, default: Any = _MISSING) -> Any:
+    if key not in raw or (raw[key] is None and default is not _MISSING):
+        if default is _MISSING:
+            raise MtlReError(f"{key}: is missing")
+        return default
+    if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
+        raise MtlReError(f"{key}: {raw[key]!r}; expected a {kind.__name__}")
+    return raw[key]
+
+
+def _choice(raw: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str, where: str = "") -> Any:
+    value = raw.get(key, default) or default
+    if value not in choices:
+        raise MtlReError(f"{where}{': ' if where else ''}{key}: {value!r}; expected one of {', '.join(choices)}")
+    return value
+
+
+def _some(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    if not value:
+        raise MtlReError(f"{key}: is empty")
+    return value
+
+
+def _known(raw: Mapping[str, Any], keys: Any, where: str) -> None:
+    if unknown := [str(key) for key in raw if key not in keys]:
+        raise MtlReError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(keys)}")

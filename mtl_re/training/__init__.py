@@ -1,0 +1,1 @@
+"""One run: set-up, step, losses, checkpoints, tracking, report."""

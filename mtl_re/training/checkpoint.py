@@ -1,0 +1,171 @@
+"""Resumable training state on disk: whole or absent, never half.
+
+`checkpoints/step-000120/` holds safetensors files, `state.json` and a `manifest.json` with the size and SHA-256 of
+each and of itself, written last. The folder is built under a temporary name, every file is fsynced, then it is renamed,
+and only then are older ones pruned; so at every moment at least one good checkpoint lies there. Nothing here knows what
+the tensors mean: `train` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtl_re import files as store
+from mtl_re.errors import MtlReError
+
+_NAME = re.compile(r"step-(\d{6,})")
+_TEMPORARY, _ASIDE = ".partial-", ".old-"
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    safetensors.SafetensorError,
+)  # what a damaged file can make the parsers raise
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: its folder. tensors: file stem → name → tensor (on CPU). state: JSON values.
+    """
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-NNNNNN` and prune all but the newest `keep`.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        step: optimizer steps taken.
+        tensors: file stem → name → tensor, one safetensors file each.
+        state: JSON values.
+
+    Raises:
+        MtlReError: the disk is full or not writable; older checkpoints stand untouched.
+    """
+    final = folder / f"step-{step:06d}"
+    partial = folder / f"{_TEMPORARY}{final.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        for stem, group in tensors.items():
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
+            save_file(contiguous, partial / f"{stem}.safetensors")
+        _write(partial / STATE, json.dumps(state, ensure_ascii=False, indent=1))
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": store.digest(file)} for file in sorted(partial.iterdir())
+        }
+        _write(partial / MANIFEST, json.dumps({"step": step, "files": files, "sha256": _seal(step, files)}, indent=1))
+        store.publish_folder(partial, final)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
+    with suppress(OSError):  # what cannot be pruned now is pruned behind the next one
+        _prune(folder, final, keep)
+    return final
+
+
+def _prune(folder: Path, final: Path, keep: int) -> None:
+    found = whole_names(folder)
+    later = [path for path in found[: found.index(final)] if not _is_whole(path)]
+    for old in later + [path for path in found if path not in later and path != final][keep - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with each newer one."""
+    faults: list[str] = []
+    store.recover(folder)
+    for path in whole_names(folder):
+        try:
+            return load(path), faults
+        except MtlReError as error:
+            faults.append(str(error))
+    return None, faults
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after checking every file's size and hash.
+
+    Raises:
+        MtlReError: naming the file that is missing or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["sha256"] != _seal(manifest["step"], files):
+            raise MtlReError(f"{path}: {MANIFEST} is damaged (its own SHA-256 differs)")
+        for name, expected in files.items():
+            file = path / name
+            if Path(name).name != name or not file.is_file():
+                raise MtlReError(f"{path}: {name} is missing")
+            if file.stat().st_size != expected["size"] or store.digest(file) != expected["sha256"]:
+                raise MtlReError(f"{path}: {name} is damaged (size or SHA-256 differs from {MANIFEST})")
+        if STATE not in files:
+            raise MtlReError(f"{path}: {MANIFEST} does not list {STATE}")
+        tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
+        return Checkpoint(path, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    except _UNREADABLE as error:
+        raise MtlReError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of one safetensors file, on CPU.
+
+    Raises:
+        MtlReError: it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except _UNREADABLE as error:
+        raise MtlReError(f"{path}: not readable ({type(error).__name__}: {error})") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load(path)
+    except MtlReError:
+        return False
+    return True
+
+
+def whole_names(folder: Path) -> list[Path]:
+    """Folders that carry a checkpoint's name, the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _seal(step: int, files: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says: a file that it no longer lists would not be missed otherwise."""
+    return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,87 @@
+"""Processes that train in step: what accelerate makes of them, and how one of them decides for all.
+
+Rank 0 alone decides and writes (`on_main`); what it decides, or the fault it met, reaches every rank, so all go on or
+all stop. Processes that work apart, as those of `predict` do, are `ranks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+
+from mtl_re.config import Config
+from mtl_re.errors import MtlReError
+from mtl_re.model.device import resolve_precision
+
+T = TypeVar("T")
+_PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator; how many processes there are and on what is the launcher's decision.
+
+    Raises:
+        MtlReError: a distributed mode other than data parallel, or a tracker that is not installed.
+    """
+    for name in config.tracking.trackers:
+        if find_spec(name) is None:
+            raise MtlReError(f"tracking.trackers: {name} is not installed (pip install -c constraints.txt {name})")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(config.train.precision, device),
+        log_with=list(config.tracking.trackers) or None,
+        project_dir="." if config.tracking.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    kind = str(accelerator.distributed_type).removeprefix("DistributedType.")
+    if kind not in {"NO", "MULTI_CPU", "MULTI_GPU"}:
+        raise MtlReError(f"accelerate launches {kind}; mtl-re trains on one device or data parallel (DDP)")
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 and give its result, or its fault, to every rank.
+
+    Raises:
+        MtlReError: what `work` raised, on all ranks.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except MtlReError as error:
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise MtlReError(outcome[1])
+    result: T = outcome[0]
+    return result
+
+
+def on_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on every rank and give each its own result; where one fails all raise, or the others would wait for it.
+
+    Raises:
+        MtlReError: what `work` raised, naming the rank unless it raised the same on all.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    result, fault = None, None
+    try:
+        result = work()
+    except MtlReError as error:
+        fault = str(error)
+    faults = gather_object([fault])
+    if found := next(((rank, text) for rank, text in enumerate(faults) if text is not None), None):
+        rank, text = found
+        raise MtlReError(text if len(set(faults)) == 1 else f"process {rank} of {len(faults)}: {text}")
+    return result  # type: ignore[return-value] # `work` came to its end

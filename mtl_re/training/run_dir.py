@@ -1,0 +1,64 @@
+"""The directory of a run: chosen, made, and held by one training process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from mtl_re.config import Config
+from mtl_re.errors import MtlReError
+from mtl_re.training import checkpoint
+
+
+def claim_run_dir(config: Config, name: str, resources: ExitStack) -> Path:
+    """Choose, make and lock the run's directory.
+
+    Raises:
+        MtlReError: it holds another run and `train.resume` is not set, or cannot be made.
+    """
+    option, resume = config.train.run_dir, config.train.resume
+    if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
+        raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a folder checkpoints/step-NNNNNN")
+    if option is not None:
+        run_dir = Path(option)
+    elif resume is not None and resume != "auto":
+        run_dir = Path(resume).absolute().parent.parent
+    elif resume == "auto":
+        raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
+    else:
+        run_dir = _fresh(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".lock").touch()
+    except OSError as error:
+        raise MtlReError(f"train.run_dir: {run_dir} cannot be written ({error.strerror})") from error
+    if resume is None and (run_dir / "metrics.jsonl").exists():
+        raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
+    resources.enter_context(lock_run_dir(run_dir))
+    return run_dir
+
+
+def _fresh(path: Path) -> Path:
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def lock_run_dir(run_dir: Path) -> IO[str]:
+    """Hold the run directory for this process; the system frees it however the process ends.
+
+    Raises:
+        MtlReError: another process holds it.
+    """
+    lock = (run_dir / ".lock").open("w")
+    try:
+        # lockf, not flock: loader workers must not inherit it, or a killed run stays locked until they notice
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process") from error
+    return lock

@@ -1,0 +1,140 @@
+"""Rows in a file are the rows in a list: read, selected, split, guarded, and trained on."""
+
+import gc
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from distributed_worker import assert_same_run, lines, make_config, rows_file, shrink
+
+from mtl_re.data import sample, splits, spool
+from mtl_re.data import validation as data
+from mtl_re.data.validation import Entity, Example
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
+from mtl_re.training import setup as prepare
+from mtl_re.training.train import train
+
+
+def kept(rows):
+    return spool.kept(iter(rows), Example.to_values, Example.from_values)
+
+
+@pytest.fixture
+def rows():
+    made = [data.parse_row(row, Taxonomy.from_prefixes()) for row in sample.rows("train", 300)]
+    odd = Example("1", "\u0000 \U0001f600 나는 너를", Entity("나", 4, 4, "PER"), Entity("너", 7, 7, "PER"), None, None)
+    return [*made, odd]
+
+
+@pytest.fixture
+def spooled(rows, monkeypatch):
+    monkeypatch.setattr(spool, "IN_MEMORY", 10)
+    made = kept(rows)
+    assert isinstance(made, spool.Spool)
+    return made
+
+
+def test_few_rows_are_a_list(rows):
+    assert kept(rows) == rows
+    assert isinstance(kept(rows), list)
+
+
+def test_a_spool_is_the_same_sequence(rows, spooled):
+    assert len(spooled) == len(rows)
+    assert list(spooled) == rows
+    assert [spooled[index] for index in (0, 150, -1)] == [rows[index] for index in (0, 150, -1)]
+    assert list(spooled[5:50:3]) == rows[5:50:3]
+    chosen = np.array([7, 3, 3, 299])
+    assert list(spooled.select(chosen)) == spool.select(rows, chosen) == [rows[index] for index in chosen]
+    assert list(spooled.select(chosen).select(np.array([3, 0]))) == [rows[299], rows[7]]
+    with pytest.raises(IndexError):
+        spooled[len(rows)]
+
+
+def test_splits_and_the_guard_do_not_know_where_rows_lie(rows, spooled):
+    for seed in (0, 1):
+        for one, other in zip(
+            splits.split_by_sentence(rows, 0.2, seed), splits.split_by_sentence(spooled, 0.2, seed), strict=True
+        ):
+            assert list(other) == one
+        for one, other in zip(
+            splits.split_by_fold(rows, "2/3", seed), splits.split_by_fold(spooled, "2/3", seed), strict=True
+        ):
+            assert list(other) == one
+    valid = [replace(row, id="v") for row in rows[:9]] + [replace(rows[0], sentence=f"{n} x") for n in range(300)]
+    left, dropped = splits.drop_overlap(rows, valid)
+    spooled_left, spooled_dropped = splits.drop_overlap(spooled, valid)
+    assert (list(spooled_left), spooled_dropped) == (left, dropped)
+    assert dropped >= 9
+
+
+def test_the_file_has_no_name_and_goes_with_its_rows(rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(spool, "IN_MEMORY", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def mapped():
+        with open("/proc/self/maps") as file:
+            return [line for line in file if str(tmp_path) in line]
+
+    made = kept(rows)
+    assert len(list(made)) == len(rows)
+    assert not list(tmp_path.iterdir())
+    assert len(mapped()) == 1
+    del made
+    gc.collect()
+    assert not mapped()
+
+
+def test_a_full_disk_is_named(rows, monkeypatch):
+    def full(**named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool, "IN_MEMORY", 10)
+    monkeypatch.setattr(spool.tempfile, "TemporaryFile", full)
+    with pytest.raises(MtlReError, match=r"No space left on device.*TMPDIR"):
+        kept(rows)
+
+
+@pytest.mark.parametrize("markers", ["typed_punct_ko", "entity_punct"])
+def test_training_on_a_spool_is_the_same_training(tmp_path, monkeypatch, markers):
+    shrink(monkeypatch)
+    path = rows_file(tmp_path / "rows.json", 60)
+    options = {"data.train": str(path), "data.markers": markers, "data.limit": 50}
+    inside = train(make_config(options | {"train.run_dir": str(tmp_path / "list")}))
+    monkeypatch.setattr(spool, "IN_MEMORY", 10)
+    outside = train(make_config(options | {"train.run_dir": str(tmp_path / "spool")}))
+    assert_same_run(inside, outside)
+    assert lines(inside) == lines(outside)
+
+
+def test_a_row_that_does_not_fit_is_the_one_left_out(tmp_path, monkeypatch):
+    """A spool makes its rows anew: they are told apart by number, not by identity."""
+    shrink(monkeypatch)
+    monkeypatch.setattr(spool, "IN_MEMORY", 10)
+    made = sample.rows("train", 40)
+    word = made[20]["subject_entity"]["word"]
+    path = tmp_path / "rows.json"
+    for place in (5, 17):
+        begin = " ".join(["아주"] * 300)
+        sentence = f"{word}{begin}나무"
+        made[place] = made[place] | {
+            "sentence": sentence,
+            "subject_entity": {"word": sentence[:-2], "start_idx": 0, "end_idx": len(sentence) - 3, "type": "PER"},
+            "object_entity": {
+                "word": "나무",
+                "start_idx": len(sentence) - 2,
+                "end_idx": len(sentence) - 1,
+                "type": "POH",
+            },
+        }
+    path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    options = {"data.train": str(path), "data.on_bad_row": "skip", "data.valid_fraction": 0.0, "train.max_steps": 1}
+    seen, real = [], prepare.write_records
+    monkeypatch.setattr(
+        "mtl_re.training.train.write_records", lambda run: (seen.append([r.id for r in run.rows.train]), real(run))
+    )
+    train(make_config(options | {"train.run_dir": str(tmp_path / "run")}))
+    expected = [row["guid"] for place, row in enumerate(made) if place not in (5, 17)]
+    assert seen == [expected]

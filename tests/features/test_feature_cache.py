@@ -1,0 +1,132 @@
+"""The cache gives what tokenising gives, notices every change, and is never needed."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from mtl_re.errors import MtlReError
+from mtl_re.features import feature_cache
+from mtl_re.features.featurizer import FeatureTable, Featurizer
+from mtl_re.taxonomy import Taxonomy
+
+TYPES = ["PER", "ORG", "LOC", "DAT", "POH", "NOH"]
+
+
+@pytest.fixture
+def featurizer(tokenizer):
+    return Featurizer(tokenizer, Taxonomy.from_prefixes(), "typed_punct_ko", False, 128, TYPES)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_RE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(feature_cache, "SMALL", 1)
+
+
+def assert_equal(one: FeatureTable, other: FeatureTable) -> None:
+    for field in fields(FeatureTable):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right)
+
+
+def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch):
+    first = feature_cache.cached_table(featurizer, examples)
+    assert_equal(first, featurizer.table(examples))
+    monkeypatch.setattr(featurizer, "stream", lambda *rest: pytest.fail("tokenised again"))
+    assert_equal(feature_cache.cached_table(featurizer, examples), first)
+    assert [path.suffix for path in feature_cache.folder().iterdir()] == [".npz"]
+
+
+def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
+    keys = {feature_cache.key(featurizer, examples)}
+    keys.add(feature_cache.key(featurizer, examples[::-1]))
+    keys.add(feature_cache.key(featurizer, [replace(examples[0], label=None), *examples[1:]]))
+    moved = replace(examples[0].subject, type="LOC")
+    keys.add(feature_cache.key(featurizer, [replace(examples[0], subject=moved), *examples[1:]]))
+    flat = Taxonomy.from_prefixes(layout="flat")
+    for taxonomy, scheme, query, length in (
+        (flat, "typed_punct_ko", False, 128),
+        (featurizer.taxonomy, "typed_punct", False, 128),
+        (featurizer.taxonomy, "typed_punct_ko", True, 128),
+        (featurizer.taxonomy, "typed_punct_ko", False, 127),
+    ):
+        try:
+            other = Featurizer(tokenizer, taxonomy, scheme, query, length, TYPES)
+        except Exception:  # this vocabulary may lack English type words
+            continue
+        keys.add(feature_cache.key(other, examples))
+    assert len(keys) >= 7
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
+def test_a_damaged_file_is_made_again(featurizer, examples, damage):
+    expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
+    feature_cache.cached_table(featurizer, examples)
+    path = next(feature_cache.folder().iterdir())
+    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
+    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
+    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
+
+
+def test_a_flipped_bit_anywhere_in_the_zip_headers_is_no_fault(featurizer, examples):
+    """The rows are covered by the format's checksums; its own fields say "encrypted" or "version 17" when they rot."""
+    expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
+    feature_cache.cached_table(featurizer, examples)
+    path = next(feature_cache.folder().iterdir())
+    good = path.read_bytes()
+    headers = [*range(60), *range(good.rindex(b"PK\x01\x02"), len(good))]
+    assert len(headers) > 100
+    for bit in range(8 * len(headers)):
+        flipped = bytearray(good)
+        flipped[headers[bit // 8]] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        found = feature_cache._read(path)
+        if found is not None:
+            assert_equal(found, expected)
+
+
+def test_a_place_that_cannot_be_written_is_no_fault(featurizer, examples, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MTL_RE_CACHE", str(tmp_path / "file" / "cache"))
+    assert_equal(feature_cache.cached_table(featurizer, examples), featurizer.table(examples))
+
+
+def test_tables_with_rejected_rows_are_not_kept(featurizer, examples):
+    odd = replace(examples[0], subject=replace(examples[0].subject, type="ZZZ"))
+    lost = []
+    for _ in range(2):
+        table = feature_cache.cached_table(featurizer, [odd, *examples], lambda number, row, error: lost.append(row))
+        assert len(table) == len(examples)
+    assert len(lost) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
+def test_chunks_on_the_disk_are_the_whole_table(featurizer, examples, monkeypatch, chunk):
+    monkeypatch.setattr(feature_cache, "CHUNK", chunk)
+    laid = feature_cache._laid_out(featurizer, examples, None)
+    assert_equal(laid, featurizer.table(examples))
+    assert isinstance(laid.ids, np.memmap) == (chunk <= len(examples))
+    monkeypatch.setenv("MTL_RE_CACHE", "/proc/cannot/be/written")
+    assert_equal(feature_cache.cached_table(featurizer, examples), featurizer.table(examples))
+
+
+def test_a_table_from_the_cache_is_mapped_and_cannot_be_changed(featurizer, examples):
+    for _ in range(2):
+        table = feature_cache.cached_table(featurizer, examples)
+        assert isinstance(table.ids, np.memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            table.ids[0] = 1
+    next(feature_cache.folder().iterdir()).unlink()  # a mapped file may be tidied away
+    assert_equal(table, featurizer.table(examples))
+
+
+def test_a_full_disk_is_named(featurizer, examples, monkeypatch):
+    def full(**named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_cache, "CHUNK", 2)
+    monkeypatch.setattr(feature_cache, "TemporaryFile", full)
+    with pytest.raises(MtlReError, match=r"No space left on device.*TMPDIR"):
+        feature_cache.cached_table(featurizer, examples)

@@ -1,0 +1,490 @@
+"""The demo page: its pure parts, what it answers, and (slow) the whole of it in a headless browser."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mtl_re.config import DemoConfig
+from mtl_re.data.validation import Entity, Example
+from mtl_re.errors import MtlReError
+from mtl_re.page import answers as demo_answers
+from mtl_re.page import app as demo
+from mtl_re.page import view as demo_view
+from mtl_re.page.answers import Answers, answer, mark, submission
+from mtl_re.page.texts import GLOSSES, STYLE, TEXTS, TYPES
+from mtl_re.page.view import Draft, escaped, marked_html, python_span, result_html, view_of
+from mtl_re.predict.predictor import Predictor
+from mtl_re.scoring.scorer import Scorer
+from mtl_re.scoring.writers import Prediction
+from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
+
+HOSTILE = "<script>window.hit=1</script> <img src=x onerror=window.hit=1> ${window.hit=1} {{value}} `a` \"q\" 'p' &amp;"
+KINDS = {"subject": "PER", "object": "ORG"}
+
+
+@pytest.fixture(scope="module")
+def answers(tiny, tmp_path_factory) -> Answers:
+    return Answers(
+        Predictor([Scorer.of(*tiny)]), DemoConfig(max_rows=40, max_megabytes=1), tmp_path_factory.mktemp("demo")
+    )
+
+
+# ---- the question --------------------------------------------------------------------------------------------------
+
+
+def units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+@pytest.mark.parametrize("before", ["", "가나 ", "😀 ", "👨‍👩‍👧 é ", "\U0001f1f0\U0001f1f7", "\n\t"])
+@pytest.mark.parametrize("word", ["왕", "세종대왕", "😀", "a😀b", "한"])
+def test_a_selection_becomes_python_characters(before, word):
+    text = f"{before}{word} 뒤 😀"
+    start = units(before)
+    assert python_span(text, start, start + units(word)) == (len(before), len(before) + len(word) - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "stop", "expected"),
+    [
+        ("가 나", 0, 2, (0, 0)),  # a double click takes the blank behind the word
+        ("가 나", 1, 3, (2, 2)),
+        ("가 나", 1, 2, None),
+        ("가 나", 1, 1, None),
+        ("", 0, 0, None),
+        ("a😀b", 2, 3, (1, 1)),  # half of the emoji
+        ("a😀b", 0, 2, (0, 1)),
+        ("가", 0, 99, (0, 0)),
+    ],
+)
+def test_a_selection_at_an_edge(text, start, stop, expected):
+    assert python_span(text, start, stop) == expected
+
+
+@pytest.mark.parametrize(
+    ("after", "subject", "object"),
+    [
+        ("나는 A 와 B 를", (3, 3), (7, 7)),
+        ("나는 A 와 B", (3, 3), (7, 7)),
+        ("그래 나는 A 와 B 를", (6, 6), (10, 10)),
+        ("나는 A 말고 B 를", (3, 3), (8, 8)),
+        ("나는 X 와 B 를", None, (7, 7)),
+        ("A 와 B 를", (0, 0), (4, 4)),
+        ("", None, None),
+        ("전혀 다른 말", None, None),
+    ],
+)
+def test_marks_follow_their_words(after, subject, object):
+    assert Draft("나는 A 와 B 를", (3, 3), (7, 7)).edited(after) == Draft(after, subject, object)
+
+
+def test_a_new_mark_replaces_what_it_overlaps():
+    draft = Draft("가나 다라", (0, 1), (3, 4))
+    assert draft.marked("subject", (1, 3)) == Draft("가나 다라", (1, 3), None)
+    assert draft.marked("object", (1, 1)) == Draft("가나 다라", None, (1, 1))
+    assert draft.marked("object", (3, 3)) == Draft("가나 다라", (0, 1), (3, 3))
+    assert mark(draft, "object", "가나 다라", 2, 3) is None
+    assert mark(Draft(), "object", "가 😀", 2, 4) == Draft("가 😀", None, (2, 2))
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_strangers_text_is_escaped():
+    assert not set("<>\"'`${}") & set(escaped(HOSTILE))
+    draft = Draft(HOSTILE, (0, 7), (30, 40))
+    shown = marked_html(draft, {"subject": "<b>", "object": "{{x}}"}, "en")
+    tags = {"p", "/p", "mark", "/mark", "span", "/span"}
+    assert {tag.split()[0] for tag in re.findall(r"<([^>]*)>", shown)} == tags
+    assert "${" not in shown
+    assert "{{" not in shown
+    problem = demo_view.problem_html(HOSTILE, "ko")
+    assert "<script" not in problem
+    assert "${" not in demo_view.file_html("${1}<i>", {"per:title": 3}, "en")
+
+
+def test_the_preview_names_the_roles_and_what_is_missing():
+    shown = marked_html(Draft("가 나", (0, 0), None), KINDS, "en")
+    assert "Subject · PER" in shown
+    assert TEXTS["en"]["no_object"] in shown
+    assert TEXTS["en"]["no_subject"] not in shown
+    assert TEXTS["ko"]["empty"] in marked_html(Draft("  "), KINDS, "ko")
+
+
+@pytest.mark.parametrize(
+    ("text", "glued"),
+    [
+        ("왕은 신이다.", ["은", "이다."]),
+        ("왕 신", []),
+        ("왕과신", []),  # the other entity begins there
+        ("왕은 신" + "가" * 9, ["은"]),  # no particle is so long, and the line must break somewhere
+    ],
+)
+def test_a_particle_stays_with_its_marked_word(text, glued):
+    place = text.index("신")
+    shown = marked_html(Draft(text, (0, 0), (place, place)), KINDS, "ko")
+    assert re.findall(r'<span class="re-glued"><mark.*?</mark>(.*?)</span>', shown) == glued
+    words = re.sub(r'<span class="re-tag">.*?</span>|<[^>]*>', "", shown)
+    assert words == text
+
+
+def prediction(**probs: float) -> Prediction:
+    """Product probabilities with the given ones; the rest goes to no_relation."""
+    import numpy as np
+
+    given = {name.replace("__", ":"): value for name, value in probs.items()}
+    row = np.array([given.get(label, 0.0) for label in KLUE])
+    row[0] = 1 - row.sum()
+    return Prediction.of("1", row, int(row.argmax()), Taxonomy.from_prefixes(), None)
+
+
+def test_the_view_when_the_gates_differ():
+    taxonomy = Taxonomy.from_prefixes()
+    made = prediction(per__title=0.3, per__spouse=0.25, org__members=0.05)
+    view = view_of(made, "per:title", "no_relation", taxonomy)
+    assert [(bar.name, round(bar.value, 2), bar.chosen) for bar in view.gate] == [
+        ("no_relation", 0.4, False),
+        ("org", 0.05, False),
+        ("per", 0.55, True),
+    ]
+    heads = {branch.name: branch for branch in view.branches}
+    assert (heads["per"].open, heads["org"].open) == (True, False)
+    assert heads["per"].bars[0] == demo_view.Bar("per:title", pytest.approx(0.3 / 0.55), True)
+    assert heads["org"].bars[0] == demo_view.Bar("org:members", pytest.approx(1.0), False)
+    assert [(bar.name, bar.notes) for bar in view.top[:3]] == [
+        ("no_relation", ("soft",)),
+        ("per:title", ("hard",)),
+        ("per:spouse", ()),
+    ]
+    shown = result_html(view, Draft("가 나", (0, 0), (2, 2)), "en")
+    assert shown.index("re-open") < shown.index("re-closed")
+    assert "The gates differ" in shown
+    assert "width:30.00%" in shown
+
+
+@pytest.mark.parametrize("layout", ["hierarchical", "flat"])
+def test_the_view_when_nothing_is_related(layout):
+    view = view_of(prediction(), "no_relation", "no_relation", Taxonomy.from_prefixes(layout=layout))
+    assert not any(branch.open for branch in view.branches)
+    assert all(bar.value == 0 for branch in view.branches for bar in branch.bars)
+    assert view.top[0].notes == ("hard", "soft")
+    assert TEXTS["ko"]["gates_agree"] in result_html(view, Draft("가 나", (0, 0), (2, 2)), "ko")
+
+
+def test_both_languages_say_the_same():
+    for key, text in TEXTS["ko"].items():
+        fields = [
+            sorted(name for _, name, _, _ in string.Formatter().parse(words) if name)
+            for words in (text, TEXTS["en"][key])
+        ]
+        assert fields[0] == fields[1], key
+    assert TEXTS["ko"].keys() == TEXTS["en"].keys()
+    assert TYPES["ko"].keys() == TYPES["en"].keys()
+    assert set(GLOSSES["ko"]) == {*KLUE, "org", "per"}
+    assert not re.search(r"https?:|url\(|@import", STYLE)
+
+
+# ---- what is answered ----------------------------------------------------------------------------------------------
+
+
+def test_the_view_is_the_predictors(answers, examples):
+    for row in examples[:5]:
+        draft = Draft(row.sentence, (row.subject.start, row.subject.end), (row.object.start, row.object.end))
+        view = answers.view(draft, {"subject": row.subject.type, "object": row.object.type})
+        expected = answers.predictor.predict([row])[0]
+        assert (view.label, view.score) == (expected.label, expected.score)
+        assert view.hard == expected.label  # the tiny model's own gate is the hard one
+        assert view.soft == max(expected.probs, key=expected.probs.__getitem__)
+
+
+def test_a_fault_is_shown_and_not_raised(answers):
+    draft = Draft("가 나", (0, 0), (2, 2))
+    assert "unknown to this model" in answer(answers, draft, {"subject": "<i>", "object": "PER"}, "en")[1]
+    assert TEXTS["en"]["waiting"] in answer(answers, Draft("가 나", (0, 0)), KINDS, "en")[1]
+
+
+def test_the_examples_are_ours_and_marked(answers):
+    rows = demo_answers.examples(answers.taxonomy)
+    assert [row.label for row in rows] == list(demo_answers.EXAMPLE_LABELS)
+    assert {row.source for row in rows} == {"mtl-re-sample"}
+    assert demo_answers.examples(Taxonomy.from_dict({"groups": {"a": ["x", "y"], "b": ["z"]}})) == []
+
+
+def upload(folder: Path, rows, name: str = "rows.json") -> str:
+    path = folder / name
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_becomes_a_submission(answers, examples, tmp_path):
+    path = upload(tmp_path, [row.to_row() for row in examples[:30]], "<b>.json")
+    said, output = submission(answers, path, "en")
+    assert "&lt;b&gt;.json: 30 rows predicted" in said
+    with open(output, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [row.id for row in examples[:30]]
+    expected = answers.predictor.predict(examples[:30])
+    assert [row["pred_label"] for row in rows] == [row.label for row in expected]
+    assert json.loads(rows[0]["probs"]) == pytest.approx(
+        [expected[0].probs[label] for label in LABEL_ORDERS["boostcamp"]]
+    )
+    assert Path(output).is_relative_to(answers.folder)
+    assert submission(answers, path, "en")[1] != output
+
+
+def test_files_that_are_refused(answers, examples, tmp_path):
+    rows = [row.to_row() for row in examples]
+    faults = {
+        upload(tmp_path, rows, "many.json"): "More than 40 rows",
+        upload(tmp_path, ["x" * 1_000_001], "big.json"): "Larger than 1 MB",
+        upload(tmp_path, rows, "rows.parquet"): "Only .csv, .json and .jsonl",
+        upload(tmp_path, [rows[0] | {"sentence": ""}], "bad.json"): "bad.json:1: sentence",
+    }
+    for path, text in faults.items():
+        said, output = submission(answers, path, "en")
+        assert text in said
+        assert output is None
+        assert str(tmp_path) not in said
+    assert TEXTS["ko"]["file_missing"] in submission(answers, None, "ko")[0]
+    assert not list(answers.folder.glob("*/.partial*"))
+
+
+def test_the_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MtlReError, match=r"cannot listen there .*choose another --port"):
+            demo.free_port("127.0.0.1", taken.getsockname()[1])
+    assert 0 < demo.free_port("127.0.0.1", 0) < 65_536
+    with pytest.raises(MtlReError, match="cannot listen there"):
+        demo.free_port("203.0.113.7", 0)
+
+
+# ---- the whole page in a browser -----------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+FLAGS += "--disable-component-update --disable-sync"
+SENTENCE = "누리전자 대표 😀 한라희"
+
+
+@pytest.fixture(scope="module")
+def server(saved, tmp_path_factory):
+    """(address, process, temporary folder) of `mtl-re demo` as a user starts it, with limits a test can reach."""
+    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    folder = tmp_path_factory.mktemp("served")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+    call = [
+        sys.executable,
+        "-m",
+        "mtl_re",
+        "demo",
+        str(saved),
+        "--port",
+        "0",
+        "--max_rows",
+        "100",
+        "--max_megabytes",
+        "0.5",
+    ]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), line
+            yield line.split()[0].rstrip("/"), process, folder
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def browser(server, tmp_path):
+    """Opens the page: (language, width) → page; afterwards: nothing was asked of another host, nothing went wrong."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    asked, faults, contexts = [], [], []
+    with playwright.sync_playwright() as driver:
+
+        def opened(language: str = "en-US", width: int = 1280):
+            folder = tmp_path / f"profile{len(contexts)}"
+            size = {"width": width, "height": 900}
+            options = {"executable_path": CHROMIUM, "args": FLAGS.split(), "locale": language, "viewport": size}
+            context = driver.chromium.launch_persistent_context(str(folder), accept_downloads=True, **options)
+            contexts.append(context)
+            context.on("request", lambda request: asked.append(request.url))
+            page = context.new_page()
+            page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.goto(server[0])
+            words = TEXTS["ko" if language.startswith("ko") else "en"]
+            page.wait_for_selector(f"text={words['subtitle']}")
+            return page
+
+        yield opened
+        for context in contexts:
+            context.close()
+    assert len(asked) > 10
+    assert not [url for url in asked if not url.startswith((server[0], "data:", "blob:"))]
+    assert faults == []
+
+
+def write(page, text: str) -> None:
+    page.fill("#sentence textarea", text)
+    page.wait_for_function("text => document.querySelector('#preview').innerText.includes(text)", arg=text[:20])
+
+
+def mark_both(page) -> None:
+    """The last word is the subject, by keyboard; the first is the object, by a double click."""
+    page.focus("#sentence textarea")
+    page.keyboard.press("Control+End")
+    for _ in "한라희":
+        page.keyboard.press("Shift+ArrowLeft")
+    page.click("#mark-subject")
+    page.wait_for_selector("#preview .re-subject")
+    page.dblclick("#sentence textarea", position={"x": 30, "y": 20})
+    page.click("#mark-object")
+    page.wait_for_selector("#preview .re-object")
+
+
+@pytest.mark.slow
+def test_mark_predict_and_read(browser, answers):
+    page = browser()
+    write(page, SENTENCE)
+    mark_both(page)
+    assert page.inner_text("#preview .re-subject .re-word") == "한라희"
+    assert page.inner_text("#preview .re-object .re-word") == "누리전자"
+    page.wait_for_selector("#re-label")  # without asking: both are marked
+    page.click("#predict")
+    row = Example("1", SENTENCE, Entity("한라희", 10, 12, "PER"), Entity("누리전자", 0, 3, "ORG"))
+    expected = answers.predictor.predict([row])[0]
+    assert page.inner_text("#re-label") == expected.label
+    assert page.inner_text("#re-score") == f"{expected.score:.3f}"
+    gate = [float(value) for value in page.locator(".re-gate .re-value").all_inner_texts()]
+    assert gate == pytest.approx(list(expected.coarse.values()), abs=1e-3)
+    write(page, SENTENCE.replace("한라희", "하라라"))  # the subject is gone, and the answer with it
+    page.wait_for_selector("#re-label", state="detached")
+    keyboard = page.context.new_cdp_session(page)  # as an input method writes: no key is pressed
+    page.focus("#sentence textarea")
+    keyboard.send("Input.imeSetComposition", {"text": "하", "selectionStart": 1, "selectionEnd": 1})
+    keyboard.send("Input.insertText", {"text": "한글"})
+    page.wait_for_selector("#preview >> text=한글")
+
+
+@pytest.mark.slow
+def test_nothing_selected_is_said(browser):
+    page = browser("ko-KR")
+    write(page, SENTENCE)
+    page.click("#mark-subject")
+    page.wait_for_selector(f"text={TEXTS['ko']['nothing'][:12]}")
+    assert page.locator("#preview .re-subject").count() == 0
+
+
+@pytest.mark.slow
+def test_a_hostile_sentence_stays_text(browser):
+    page = browser()
+    text = f"누리전자 {HOSTILE} 한라희"
+    write(page, text)
+    mark_both(page)
+    page.click("#predict")
+    page.wait_for_selector("#re-label")
+    assert HOSTILE in page.inner_text("#preview")
+    assert page.evaluate("window.hit") is None
+    assert page.locator("#preview script, #preview img, #result script, #result img").count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_examples_and_languages(browser, answers, width):
+    page = browser("ko-KR", width)
+    page.click("#example input")
+    row = demo_answers.examples(answers.taxonomy)[0]
+    page.get_by_role("option", name=row.sentence).click()
+    page.wait_for_selector("#re-label")
+    assert page.inner_text("#re-label") == answers.predictor.predict([row])[0].label
+    write(page, "")
+    page.wait_for_selector("#re-label", state="detached")
+    page.click("#example input")
+    page.get_by_role("option", name=row.sentence).click()  # the same one again
+    page.wait_for_selector("#re-label")
+    assert TEXTS["ko"]["gate_title"] in page.inner_text("#result")
+    page.get_by_label("English").check()
+    page.wait_for_selector(f"text={TEXTS['en']['gate_title']}")
+    assert page.inner_text("#predict") == TEXTS["en"]["predict"]
+    assert not re.search(
+        "[가-힣]", page.inner_text("#result").replace(row.subject.word, "").replace(row.object.word, "")
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def choose_file(page, path: str) -> None:
+    """Choose a file, and once more if it does not appear: on a busy machine Gradio has lost a choice."""
+    timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
+    shown = page.locator("#file >> text=" + Path(path).name)
+    page.set_input_files("#file input[type=file]", path)
+    try:
+        shown.wait_for(timeout=15_000)
+    except timed_out:
+        page.set_input_files("#file input[type=file]", path)
+        shown.wait_for(timeout=60_000)
+
+
+@pytest.mark.slow
+def test_a_file_goes_up_and_a_submission_comes_down(browser, examples, tmp_path):
+    page = browser()
+    page.get_by_role("tab", name=TEXTS["en"]["tab_file"]).click()
+    choose_file(page, upload(tmp_path, [row.to_row() for row in examples]))
+    page.click("#file-run")
+    page.wait_for_selector("#re-rows >> text=60 rows")
+    with page.expect_download() as download:
+        page.click("#submission a[download]")
+    with open(download.value.path(), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [row.id for row in examples]
+    assert all(abs(sum(json.loads(row["probs"])) - 1) < 1e-6 for row in rows)
+
+
+def status(address: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+@pytest.mark.slow
+def test_the_server_is_closed(server, saved):
+    address, process, folder = server
+    for path in ("/etc/passwd", saved / "config.json", Path.cwd() / "README.md", Path(demo.__file__)):
+        assert status(f"{address}/gradio_api/file={path}") == 403, path
+    assert status(address) == 200
+    assert status(address, Host="evil.example") == 400
+    with urllib.request.urlopen(address, timeout=20) as reply:
+        assert "connect-src 'self'" in reply.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.json"\r\n\r\n'
+        + b"x" * 600_000
+        + b"\r\n--b--\r\n"
+    )
+    head = {"Content-Type": "multipart/form-data; boundary=b"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/upload", body, head), timeout=20)
+    with refused.value as reply:
+        assert reply.code == 413
+    assert list(folder.glob("mtl-re-demo-*"))
+    process.send_signal(signal.SIGTERM)  # the last test of this server
+    assert process.wait(60) == 0
+    assert not list(folder.glob("mtl-re-demo-*"))

@@ -1,0 +1,181 @@
+"""Scorer: one network or one a head, and what a reading does between logits and labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import sample_examples, tiny_model
+
+from mtl_re.config import CalibrateConfig, EvaluateConfig
+from mtl_re.errors import MtlReError
+from mtl_re.model.network import load
+from mtl_re.scoring import gating
+from mtl_re.scoring.evaluation import evaluate
+from mtl_re.scoring.fit_calibration import calibrate, reliability
+from mtl_re.scoring.scorer import Reading, Scorer, parse_compose
+from mtl_re.taxonomy import Taxonomy
+
+PRIOR = [0.3, 0.3, 0.4]
+
+
+@pytest.fixture(scope="module")
+def three(tokenizer):
+    return [tiny_model(tokenizer, seed, training_prior=PRIOR) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return sample_examples("valid", 60)
+
+
+def test_composed_logits_are_each_heads_own(three, tokenizer, rows):
+    composed = Scorer({name: (model, tokenizer) for name, model in zip(("coarse", "org", "per"), three, strict=True)})
+    alone = [Scorer.of(model, tokenizer).logits(rows, 16) for model in three]
+    found = composed.logits(rows, 16)
+    assert np.array_equal(found[:, :3], alone[0][:, :3])
+    assert np.array_equal(found[:, 3:14], alone[1][:, 3:14])
+    assert np.array_equal(found[:, 14:], alone[2][:, 14:])
+
+
+def test_one_network_three_times_is_that_network(three, tokenizer, rows):
+    once = Scorer.of(three[0], tokenizer)
+    assert np.array_equal(
+        once.logits(rows, 16), Scorer(dict.fromkeys(("coarse", "org", "per"), (three[0], tokenizer))).logits(rows, 16)
+    )
+
+
+def test_heads_must_fit(three, tokenizer):
+    pair = (three[0], tokenizer)
+    with pytest.raises(MtlReError, match="the heads are coarse, org, per; given were coarse, org"):
+        Scorer({"coarse": pair, "org": pair})
+    other = tiny_model(tokenizer, taxonomy=Taxonomy.from_prefixes(("no_relation", "a:x", "a:y")).to_dict())
+    with pytest.raises(MtlReError, match="different labels"):
+        Scorer({"coarse": pair, "org": (other, tokenizer), "per": pair})
+
+
+def test_compose_text():
+    assert parse_compose(["coarse=a", "org=b=c"]) == {"coarse": "a", "org": "b=c"}
+    for bad in (["coarse"], ["=a"], ["coarse="], ["coarse=a", "coarse=b"]):
+        with pytest.raises(MtlReError, match="HEAD=CKPT"):
+            parse_compose(bad)
+
+
+def test_restriction_rules_out_the_other_branch_and_nothing_else(three, tokenizer, rows):
+    scorer = Scorer.of(three[0], tokenizer)
+    logits = scorer.logits(rows, 16)
+    plain, typed = (scorer.read(logits, rows, Reading(restrict=kind)).probs for kind in ("none", "subject_type"))
+    labels = scorer.taxonomy.labels
+    for row, example in enumerate(rows):
+        other = "per:" if example.subject.type == "ORG" else "org:"
+        out = np.array([label.startswith(other) for label in labels])
+        assert (typed[row, out] == 0).all()
+        kept = plain[row, ~out] / plain[row, ~out].sum()
+        assert np.allclose(typed[row, ~out], kept, atol=1e-12)
+
+
+def test_restriction_of_a_type_no_class_takes_leaves_no_relation():
+    taxonomy = Taxonomy.from_prefixes()
+    probs = torch.full((1, 30), 1 / 30, dtype=torch.float64)
+    found = gating.restrict(probs, taxonomy, ["LOC"])
+    assert found[0, 0] == 1
+    assert found.sum() == 1
+    certain = torch.zeros(1, 30, dtype=torch.float64)
+    certain[0, 5] = 1.0  # nothing is left: the row stays as it was
+    assert torch.equal(gating.restrict(certain, taxonomy, ["LOC"]), certain)
+
+
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+def test_threshold_against_a_plain_loop(gate):
+    taxonomy = Taxonomy.from_prefixes()
+    probs = np.random.default_rng(0).dirichlet(np.full(30, 0.2), 200)
+    groups = np.array(taxonomy.group_of_label)
+    for threshold in (0.0, 0.3, 0.8, 1.01):
+        found = gating.labels(torch.from_numpy(probs), taxonomy, gate, threshold).numpy()
+        for row, label in zip(probs, found, strict=True):
+            relations = row.copy()
+            relations[0] = -1
+            if gate == "hard":
+                org, per = row[groups == 1].sum(), row[groups == 2].sum()
+                relations[groups != (1 if org >= per else 2)] = -1
+            assert label == (relations.argmax() if 1 - row[0] >= threshold else 0)
+
+
+def test_describe_names_what_was_applied(three, tokenizer, rows):
+    scorer = Scorer.of(three[0], tokenizer)
+    logits = scorer.logits(rows, 16)
+    assert scorer.read(logits, rows, Reading()).describe() == {
+        "prior": "none",
+        "temperatures": {},
+        "restrict": "none",
+        "threshold": None,
+    }
+    said = scorer.read(logits, rows, Reading("soft", "em", "subject_type", 0.4)).describe()
+    assert said["prior"].startswith("em (estimated from these rows without their labels): 0.")
+    assert (said["restrict"], said["threshold"]) == ("subject_type", 0.4)
+
+
+# ---- calibrate -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ckpt(three, tokenizer, tmp_path):
+    three[0].save_pretrained(tmp_path / "ckpt")
+    tokenizer.save_pretrained(tmp_path / "ckpt")
+    return str(tmp_path / "ckpt")
+
+
+@pytest.fixture
+def data(rows, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row.to_row() for row in rows], ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path):
+    options = CalibrateConfig(data=data, unlabelled=data, output=str(tmp_path / "out"))
+    result = calibrate(ckpt, options)
+    assert result["after"]["nll"] <= result["before"]["nll"] + 1e-6
+    assert set(result["temperatures"]) == {"coarse", "org", "per"}
+    assert sum(result["prior"]["target"]) == pytest.approx(1)
+    assert (tmp_path / "out" / "reliability.png").stat().st_size > 1000
+    model, _ = load(ckpt)
+    assert model.config.temperatures == result["temperatures"]
+    scored = evaluate(ckpt, EvaluateConfig(data=data, resamples=0))
+    assert scored["temperatures"] == pytest.approx(result["temperatures"])
+    assert scored["threshold"] is None
+    stored = evaluate(ckpt, EvaluateConfig(data=data, resamples=0, threshold="stored"))
+    assert stored["threshold"] == result["threshold"]["value"]
+    again = calibrate(ckpt, options)
+    assert again["temperatures"] == pytest.approx(result["temperatures"])  # fitted from the raw logits, not on top
+
+
+def test_calibrate_can_leave_the_checkpoint_alone(ckpt, data):
+    calibrate(ckpt, CalibrateConfig(data=data, store=False, prior="0.6,0.2,0.2"))
+    assert load(ckpt)[0].config.temperatures == {}
+    with pytest.raises(MtlReError, match="not both"):
+        calibrate(ckpt, CalibrateConfig(data=data, prior="0.6,0.2,0.2", unlabelled=data))
+
+
+def test_without_data_it_takes_the_rows_that_the_run_held_out(ckpt, tmp_path):
+    with pytest.raises(MtlReError, match="not the model/ of a run; name labelled rows with --data"):
+        calibrate(ckpt, CalibrateConfig())
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "ckpt").rename(run / "model")
+    (run / "config.yaml").write_text("data: {train: 'sample:train', valid: 'sample:valid'}\n")
+    found = calibrate(str(run), CalibrateConfig(store=False))
+    named = calibrate(str(run), CalibrateConfig(data="sample:valid", store=False))
+    assert found.pop("data") == f"the rows that {run} held out"
+    assert named.pop("data") == "sample:valid"
+    assert found == named
+    (run / "config.yaml").write_text("data: {train: 'sample:train', valid_fraction: 0}\n")
+    with pytest.raises(MtlReError, match="held no rows out"):
+        calibrate(str(run), CalibrateConfig())
+
+
+def test_reliability_bins():
+    confidence = np.array([0.05, 0.06, 0.95, 1.0])
+    means, right, counts = reliability(confidence, np.array([True, False, True, True]))
+    assert (counts, right) == ([2, 2], [0.5, 1.0])
+    assert means == pytest.approx([0.055, 0.975])

@@ -1,0 +1,366 @@
+"""Studies: what a study file may say, and that workers share its cells whatever becomes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtl_re.config import AblateConfig
+from mtl_re.errors import MtlReError
+from mtl_re.study import cell_process, trial_book
+from mtl_re.study import runner as ablation
+from mtl_re.study.runner import Worker, ablate
+from mtl_re.study.study import StudyReading, shares_of, trained_heads
+from mtl_re.study.study_file import grid_name, load_study
+from mtl_re.study.trial_book import Book
+
+FAKE = Path(__file__).parents[1].joinpath("fake_launch.py")
+STUDIES = Path(__file__).resolve().parents[2] / "experiments" / "ablations"
+BASE = {"data": {"train": "sample:train", "limit": 100}, "model": {"encoder": "scratch:tiny"}}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(**keys) → path of a study file with two arms and two seeds, its output in tmp_path."""
+    monkeypatch.setattr(ablation, "POLL", 0.2)
+    monkeypatch.setattr(cell_process, "TICK", 0.05)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+
+    def make(**keys):
+        study = {"name": "s", "base": "base.yaml", "arms": {"a": {}, "b": {"optim.lr": 0.01}}, "seeds": [1, 2]}
+        study |= {"output": str(tmp_path / "out")} | keys
+        path = tmp_path / "study.yaml"
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in study.items() if value is not None}, sort_keys=False)
+        )
+        return path
+
+    return make
+
+
+def launcher(tmp_path: Path, behaviour: str) -> str:
+    return f"{sys.executable} {FAKE} {behaviour} {tmp_path / 'log'}"
+
+
+def events(tmp_path: Path, kind: str) -> list[str]:
+    lines = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
+    return sorted(line.split()[1] for line in lines if line.startswith(kind))
+
+
+def work(path: Path, launch: str) -> Book:
+    """One worker in this process, to the end."""
+    book = Book(load_study(path))
+    book.enqueue()
+    Worker(book, launch).work()
+    return book
+
+
+def start(path: Path, launch: str) -> subprocess.Popen:
+    """One worker in a process of its own."""
+    code = (
+        "import sys; from mtl_re.study import runner as ablation; ablation.POLL = 0.2; ablation.worker(*sys.argv[1:])"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(path), launch], env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def wait_for(condition, seconds=90.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.1)
+
+
+CELLS = ["a-s1", "a-s2", "b-s1", "b-s2"]
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+
+AXES = {"arms": None, "axes": {"optim.lr": [0.1, 0.2]}}
+SEARCH = {"arms": None, "axes": {"optim.lr": {"low": 0.001, "high": 0.1, "log": True}}, "trials": 3}
+PARTS = {"c": {"loss.weights": {"coarse": 1, "org": 0, "per": 0}}, "f": {"model.heads": "flat"}, "a": {}}
+
+WRONG = {
+    "unknown key": ({"arm": 1}, "study: unknown key 'arm'; the keys are name"),
+    "no base": ({"base": "other.yaml"}, r"other\.yaml: cannot be read \(No such file"),
+    "both": ({"axes": {"optim.lr": [1]}}, "either arms or axes"),
+    "neither": ({"arms": None}, "either arms or axes"),
+    "no arms": ({"arms": {}}, "arms: is empty"),
+    "arm name": ({"arms": {"a/b": {}}}, "arms: 'a/b'"),
+    "arm is a list": ({"arms": {"a": [1]}}, "arms: a: expected a map"),
+    "config key": ({"arms": {"a": {"optim.speed": 1}}}, "arm a: .*speed"),
+    "group": ({"arms": {"a": {"optimizer.lr": 1}}}, "arm a: .*optimizer"),
+    "type": ({"arms": {"a": {"train.epochs": "many"}}}, "arm a: .*epochs"),
+    "bound": ({"arms": {"a": {"train.epochs": 0}}}, "arm a: .*epochs"),
+    "registry": ({"arms": {"a": {"model.pooling": "maximum"}}}, "arm a: model.pooling: 'maximum'"),
+    "weighting": ({"arms": {"a": {"loss.weighting": "magic"}}}, "arm a: loss.weighting: 'magic'"),
+    "head": ({"arms": {"a": {"loss.weights": {"fine": 1}}}}, "arm a: loss.weights: no head is called 'fine'"),
+    "owned": ({"arms": {"a": {"train.seed": 1}}}, "arm a: train.seed: the study sets this itself"),
+    "overrides": ({"overrides": {"optim": {"speed": 1}}}, "arm a: .*speed"),
+    "data": ({"overrides": {"data": {"train": "nowhere.json"}}}, "data.train: nowhere.json is not a file"),
+    "test": ({"test": "nowhere.json"}, "test: nowhere.json is not a file"),
+    "leak": ({"test": "sample:train"}, "data.train: sample:train is also test"),
+    "seeds": ({"seeds": [1, 1]}, r"seeds: \[1, 1\]"),
+    "no seeds": ({"seeds": None}, "seeds: is missing"),
+    "seed type": ({"seeds": ["one"]}, "seeds: "),
+    "composed head": ({"arms": PARTS, "composed": {"x": {"coarse": "c"}}}, r"x: names heads \['coarse'\]"),
+    "composed arm": ({"composed": {"x": {"coarse": "z"}}}, "composed: x: coarse: there is no arm 'z'"),
+    "composed untrained": (
+        {"arms": PARTS, "composed": {"x": {"coarse": "a", "org": "c", "per": "a"}}},
+        "composed: x: org: arm 'c' gives this head the weight 0",
+    ),
+    "composed name": ({"composed": {"a": {"coarse": "a"}}}, "composed: a: an arm has this name"),
+    "baseline": ({"baseline": "c"}, "baseline: there is no arm 'c'"),
+    "baseline reading": ({"baseline": "a/soft"}, "baseline: there is no reading 'soft'"),
+    "reading key": ({"readings": {"x": {"gates": "hard"}}}, "readings: x: unknown key 'gates'"),
+    "gate": ({"readings": {"x": {"gate": "wide"}}}, "readings: x: gate: 'wide'"),
+    "prior": ({"readings": {"x": {"prior": "flat"}}}, "readings: x: prior: 'flat'"),
+    "shares": ({"readings": {"x": {"prior": [0.5, 0.1, 0.1]}}}, "readings: x: prior: .*sum to 1"),
+    "calibrate": ({"readings": {"x": {"calibrate": "yes"}}}, "readings: x: calibrate: 'yes'; expected true or false"),
+    "calibrate on scored rows": ({"readings": {"x": {"calibrate": True}}}, "it needs test"),
+    "calibrate on nothing": (
+        {"readings": {"x": {"calibrate": True}}, "test": "sample:test", "overrides": {"data.valid_fraction": 0}},
+        "readings: calibrate needs an arm with validation rows",
+    ),
+    "trials of arms": ({"trials": 3}, "trials: belongs to a search"),
+    "range without trials": (SEARCH | {"trials": None}, "trials: is missing"),
+    "range": (SEARCH | {"axes": {"optim.lr": {"low": 2, "high": 1}}}, "low 2 and high 1"),
+    "range key": (SEARCH | {"axes": {"optim.lr": {"low": 1, "high": 2, "base": 2}}}, "unknown key 'base'"),
+    "log": (SEARCH | {"axes": {"optim.lr": {"low": 0, "high": 1, "log": True}}}, "with log, low must be above 0"),
+    "range end": (SEARCH | {"axes": {"optim.lr": {"low": 0.1, "high": 7.0}}}, "optim.lr: 7.0 is out of range"),
+    "search unscored": (SEARCH | {"overrides": {"data.valid_fraction": 0}}, "needs validation rows"),
+    "sampler": (SEARCH | {"sampler": "grid"}, "sampler: 'grid'"),
+    "pruner": ({"pruner": "hyperband"}, "pruner: 'hyperband'"),
+    "repeated value": (AXES | {"axes": {"optim.lr": [0.1, 0.1]}}, "two points of the grid"),
+    "name": ({"name": "a b"}, "name: 'a b'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_study_is_named_before_anything_runs(write, tmp_path, case):
+    keys, message = WRONG[case]
+    with pytest.raises(MtlReError, match=message):
+        ablate(write(**keys), AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_and_seeds_make_cells(write):
+    study = load_study(write(overrides={"train": {"epochs": 1}, "loss": {"weights": {"coarse": 2}}}))
+    assert [cell.key for cell in study.cells()] == ["a-s1", "b-s1", "a-s2", "b-s2"]
+    assert {cell.config["train"]["seed"] for cell in study.cells()} == {1, 2}
+    assert all(cell.config["train"]["epochs"] == 1 for cell in study.cells())
+    assert study.cells()[1].config["optim"] == {"lr": 0.01}
+    assert shares_of(study, {}) == {"coarse": 0.5, "org": 0.25, "per": 0.25}
+    assert shares_of(study, {"loss.weighting": "rlw"}) is None
+    assert study.readings == {"hard": StudyReading()}
+
+
+def test_axes_make_a_grid(write):
+    weights = [{"coarse": 1, "org": 0}, {"coarse": 2, "org": 1}]
+    study = load_study(write(arms=None, axes={"loss.weights": weights, "optim.lr": [1.0e-3, 2.0e-3]}, seeds=[7]))
+    assert list(study.arms) == [f"weights={weight},lr={rate}" for weight in ("1-0", "2-1") for rate in (0.001, 0.002)]
+    assert len(study.cells()) == 4
+    assert trained_heads(study, "weights=1-0,lr=0.001") == ["coarse", "per"]
+
+
+def test_grid_names_fit_a_file_system():
+    assert grid_name({"data.train": "a/b c.json"}) == "train=a_b_c.json"
+    assert grid_name({"a.x": 1, "b.x": 2}) == "a.x=1,b.x=2"
+    assert len(grid_name({"a": "y" * 500})) < 100
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_right(path, shared, monkeypatch, tmp_path):
+    """In a checkout in which the commands that their first lines name have been given."""
+    (tmp_path / "shared").symlink_to(shared)
+    held_out = tmp_path / "checkout" / "runs" / "hold-out"
+    held_out.mkdir(parents=True)
+    for name in ("train", "test"):
+        (held_out / f"{name}.json").write_text("[]")
+    monkeypatch.chdir(tmp_path / "checkout")
+    study = load_study(path)
+    assert len(study.cells()) >= 10
+
+
+def test_there_are_shipped_studies():
+    assert {path.stem for path in STUDIES.glob("*.yaml")} >= {"hierarchy", "weights-screen", "weights-final", "smoke"}
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_runs_every_cell_and_a_second_time_none(write, tmp_path):
+    path = write()
+    book = work(path, launcher(tmp_path, "quick"))
+    assert events(tmp_path, "begin") == CELLS
+    board = book.board()
+    assert sorted(board.done) == CELLS
+    assert board.done["b-s1"].value == 53 - 0.0
+    assert board.done["b-s1"].user_attrs["arm"] == "b"
+    work(path, launcher(tmp_path, "quick"))
+    assert events(tmp_path, "begin") == CELLS
+
+
+def test_new_arms_and_seeds_may_be_added_but_options_may_not_change(write, tmp_path):
+    work(write(), launcher(tmp_path, "quick"))
+    work(write(arms={"a": {}, "b": {"optim.lr": 0.01}, "c": {}}, seeds=[1, 2, 3]), launcher(tmp_path, "quick"))
+    assert len(events(tmp_path, "begin")) == 9
+    with pytest.raises(MtlReError, match="b-s1: its options have changed"):
+        work(write(arms={"a": {}, "b": {"optim.lr": 0.02}}), launcher(tmp_path, "quick"))
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(write, tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr("mtl_re.study.report.write_report", lambda *given: reports.append(given))
+    path = write()
+    with pytest.raises(
+        MtlReError, match=r"2 of the study's cells failed .*a-s1: the moon is not .* \(exit code 1; all"
+    ):
+        ablate(path, AblateConfig(launch=launcher(tmp_path, "fail:a")))
+    assert events(tmp_path, "end") == ["b-s1", "b-s2"]
+    assert len(reports) == 1
+    with pytest.raises(MtlReError, match="2 of the study's cells failed"):
+        ablate(path, AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert events(tmp_path, "end") == ["b-s1", "b-s2"]  # not again, unless asked
+    ablate(path, AblateConfig(launch=launcher(tmp_path, "quick"), retry=True))
+    assert events(tmp_path, "end") == CELLS
+
+
+def test_a_launcher_that_is_not_there_is_named_first(write):
+    with pytest.raises(MtlReError, match="--launch: 'warp' is not a program"):
+        ablate(write(), AblateConfig(launch="warp drive"))
+
+
+def test_a_run_directory_with_other_options_is_not_taken_over(write, tmp_path):
+    work(write(), launcher(tmp_path, "quick"))
+    (tmp_path / "out" / "study.journal").unlink()
+    book = work(write(arms={"a": {}, "b": {"optim.lr": 0.02}}), launcher(tmp_path, "quick"))
+    assert sorted(book.board().failed) == ["b-s1", "b-s2"]
+    assert "holds a run with other options" in book.board().failed["b-s1"].user_attrs["reason"]
+
+
+def test_a_database_works_like_the_journal(write, tmp_path):
+    book = work(write(storage=f"sqlite:///{tmp_path / 'study.db'}"), launcher(tmp_path, "quick"))
+    assert sorted(book.board().done) == CELLS
+    waiting = Book(load_study(write(name="other", storage=f"sqlite:///{tmp_path / 'study.db'}")))
+    waiting.enqueue()
+    trial = waiting.job_trials()["a-s1"]
+    assert [waiting.claim(trial), waiting.claim(trial)] == [True, False]
+    for made in (book, waiting):
+        made.storage._backend.engine.dispose()
+
+
+def test_two_trials_of_a_job_count_once(write, tmp_path):
+    book = Book(load_study(write()))
+    book.enqueue()
+    for key in CELLS:  # as when two machines enqueue at the same moment
+        digest = book.job_trials()[key].user_attrs["digest"]
+        book.trials.enqueue_trial({}, user_attrs={"job": key, "digest": digest})
+    Worker(book, launcher(tmp_path, "quick")).work()
+    assert events(tmp_path, "begin") == CELLS
+
+
+def test_a_dead_machine_is_noticed_and_its_cell_taken_up(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "GRACE", 0.5)
+    book = Book(load_study(write()))
+    book.enqueue()
+    trial = book.job_trials()["a-s1"]
+    assert book.claim(trial)
+    book.note(trial, host="elsewhere", beat=1.0)
+    Worker(book, launcher(tmp_path, "quick")).work()
+    assert events(tmp_path, "begin") == CELLS
+    assert sorted(book.board().done) == CELLS
+
+
+def test_a_journal_line_cut_short_is_mended(write, tmp_path):
+    work(write(), launcher(tmp_path, "quick"))
+    with (tmp_path / "out" / "study.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    book = work(write(seeds=[1, 2, 3]), launcher(tmp_path, "quick"))
+    assert len(book.board().done) == 6
+
+
+@pytest.mark.slow
+def test_progress_names_the_time_left(write, tmp_path):
+    book = work(write(), launcher(tmp_path, "slow"))
+    more = Book(load_study(write(seeds=[1, 2, 3])))
+    more.enqueue()
+    assert more.board().line("s").startswith("study s: 4/6 done, 0 running, 0 failed, about")
+    assert book.board().line("s") == "study s: 4/4 done, 0 running, 0 failed"
+    assert [trial_book.duration(seconds) for seconds in (7, 130, 7500)] == ["7 s", "2 min", "2 h 05 min"]
+
+
+# ---- searching -----------------------------------------------------------------------------------------------------
+
+
+def test_a_search_samples_arms_and_scores_them_over_seeds(write, tmp_path):
+    book = work(write(**SEARCH), launcher(tmp_path, "quick"))
+    board = book.board()
+    assert sorted(board.done) == ["trial-0000", "trial-0001", "trial-0002"]
+    assert len(events(tmp_path, "end")) == 6
+    arms = trial_book.searched_arms(load_study(write(**SEARCH)))
+    rates = [arm["optim.lr"] for arm in arms.values()]
+    assert len(set(rates)) == 3
+    assert all(0.001 <= rate <= 0.1 for rate in rates)
+    for key, trial in board.done.items():
+        assert trial.value == pytest.approx(53 - abs(arms[key]["optim.lr"] - 0.01) * 1000)
+
+
+def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
+    axes = {"optim.schedule": ["linear", "cosine"], "train.epochs": {"low": 1, "high": 4}, "optim.lr": [0.01]}
+    work(write(**SEARCH | {"axes": axes, "sampler": "random"}), launcher(tmp_path, "quick"))
+    for arm in trial_book.searched_arms(load_study(write(**SEARCH | {"axes": axes}))).values():
+        assert arm["optim.schedule"] in ("linear", "cosine")
+        assert type(arm["train.epochs"]) is int
+
+
+@pytest.mark.slow
+def test_a_hopeless_cell_is_pruned(write, tmp_path):
+    """Five good cells give the median its footing; the sixth scores below it at every step."""
+    arms = {f"good{number}": {"optim.lr": 0.01} for number in range(5)} | {"bad": {"optim.lr": 0.03}}
+    path = write(arms=arms, seeds=[1], pruner="median")
+    board = work(path, launcher(tmp_path, "watch")).board()
+    assert sorted(board.pruned) == ["bad-s1"]
+    assert len(board.done) == 5
+
+
+# ---- several workers, and death ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_workers_started_together_run_each_cell_once(write, tmp_path):
+    path = write(arms={name: {} for name in "abcd"})
+    both = [start(path, launcher(tmp_path, "slow")) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    expected = sorted(f"{arm}-s{seed}" for arm in "abcd" for seed in (1, 2))
+    assert events(tmp_path, "begin") == expected
+    assert events(tmp_path, "end") == expected
+    assert sorted(Book(load_study(path)).board().done) == expected
+
+
+@pytest.mark.slow
+def test_workers_of_one_command_share_the_cells(write, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtl_re.study.report.write_report", lambda *given: Path("report.md"))
+    ablate(write(), AblateConfig(launch=launcher(tmp_path, "slow"), workers=2))
+    assert events(tmp_path, "begin") == CELLS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+def test_a_killed_worker_loses_nothing_and_its_cell_is_taken_up(write, tmp_path, how):
+    path, launch = write(), launcher(tmp_path, "hang:a-s1")
+    first = start(path, launch)
+    wait_for(lambda: "a-s1" in events(tmp_path, "begin") and (tmp_path / "out/cells/a-s1/checkpoints").exists())
+    second = start(path, launch)
+    first.send_signal(how)
+    first.wait(30)
+    assert second.wait(120) == 0
+    assert events(tmp_path, "saved") == ["a-s1"]  # the training was told to stop, and kept its progress
+    assert events(tmp_path, "begin") == sorted(["a-s1", *CELLS])
+    assert events(tmp_path, "end") == CELLS
+    assert sorted(Book(load_study(path)).board().done) == CELLS

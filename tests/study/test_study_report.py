@@ -1,0 +1,481 @@
+"""A study's report: its arithmetic, and that its intervals keep their word where the truth is known."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtl_re.cli import main
+from mtl_re.config import SampleConfig
+from mtl_re.data import sample
+from mtl_re.data.validation import load_examples
+from mtl_re.errors import MtlReError
+from mtl_re.scoring.metrics import auprc, micro_f1
+from mtl_re.scoring.significance import paired_bootstrap
+from mtl_re.study import arm_statistics, cell_logits
+from mtl_re.study import pictures as ablation_pictures
+from mtl_re.study import report as ablation_report
+from mtl_re.study.arm_statistics import Difference, adjusted, compare, draws, flat_figures, ternary
+from mtl_re.study.cell_logits import CellLogits, Read, compose, read
+from mtl_re.study.report import Entry
+from mtl_re.study.study import StudyReading
+from mtl_re.study.study_file import load_study
+from mtl_re.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy.from_dict({"groups": {"none": ["no_relation"], "a": ["a:1", "a:2"], "b": ["b:1", "b:2"]}})
+LABELS = len(TAXONOMY.labels)
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+HEADS = {head.name: len(head.classes) for head in TAXONOMY.heads}
+
+
+def as_read(gold, labels, probs=None, rows="rows", taxonomy=TAXONOMY):
+    if probs is None:
+        probs = np.full((len(gold), LABELS), 0.1)
+        probs[np.arange(len(gold)), labels] = 0.6
+    return Read(gold, probs, labels, labels, StudyReading(), taxonomy, "none", rows, {})
+
+
+def predict(generator, gold, skill):
+    """Labels that are right with probability `skill` (a number, or one a row), else drawn from all."""
+    return np.where(generator.random(len(gold)) < skill, gold, generator.integers(LABELS, size=len(gold)))
+
+
+def golds(generator, rows):
+    return generator.choice(LABELS, rows, p=[0.4, 0.15, 0.15, 0.15, 0.15])
+
+
+def expected_f1(skill, shares):
+    """Micro-F1 of `predict` as its rows become many."""
+    related = 1 - shares[0]
+    hits = sum(share * (skill + (1 - skill) / LABELS) for share in shares[1:])
+    predicted = (
+        related * (skill + (1 - skill) * (LABELS - 1) / LABELS) + shares[0] * (1 - skill) * (LABELS - 1) / LABELS
+    )
+    return 100 * 2 * hits / (predicted + related)
+
+
+SHARES = [0.4, 0.15, 0.15, 0.15, 0.15]
+TRUTH = expected_f1(0.75, SHARES) - expected_f1(0.65, SHARES)
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+def simulated(number, rows, seeds, skills, seed_sd=0.0, same_rows=None, resamples=200):
+    """Differences of two arms of known skill on fresh rows (or on given ones)."""
+    generator = np.random.default_rng(number)
+    gold = golds(generator, rows) if same_rows is None else same_rows
+    arms = []
+    for skill in skills:
+        arms.append(
+            {
+                seed: as_read(gold, predict(generator, gold, np.clip(skill + seed_sd * generator.normal(), 0, 1)))
+                for seed in range(seeds)
+            }
+        )
+    return {d.score: d for d in compare(("b", "hard", "a/hard"), arms[1], arms[0], resamples)}
+
+
+def covered(interval, truth):
+    return interval[0] <= truth <= interval[1]
+
+
+@pytest.mark.slow
+def test_the_interval_over_rows_covers_a_known_effect_at_its_nominal_rate():
+    """Fresh rows every time, trainings that differ only in their rows' noise."""
+    found = [simulated(number, 300, 2, (0.65, 0.75))["micro_f1"] for number in range(200)]
+    rate = np.mean([covered(difference.rows_ci, TRUTH) for difference in found])
+    assert 0.90 <= rate <= 0.985, rate
+    assert abs(np.mean([difference.difference for difference in found]) - TRUTH) < 0.6
+
+
+@pytest.mark.slow
+def test_the_interval_over_seeds_covers_a_known_effect_at_its_nominal_rate():
+    """The same rows every time, trainings whose skill varies; the truth is the mean over very many trainings."""
+    gold = np.repeat(np.arange(LABELS), [120, 45, 45, 45, 45])
+    found = [simulated(number, 300, 5, (0.65, 0.75), 0.03, gold, 1)["micro_f1"] for number in range(200)]
+    truth = np.mean([difference.difference for difference in found])
+    assert abs(truth - TRUTH) < 0.7
+    rate = np.mean([covered(difference.seeds_ci, truth) for difference in found])
+    assert 0.91 <= rate <= 0.985, rate
+
+
+@pytest.mark.slow
+def test_two_arms_of_equal_skill_are_seldom_called_different():
+    found = [adjusted(list(simulated(number, 200, 5, (0.7, 0.7)).values())) for number in range(100)]
+    verdicts = [difference.verdict for pair in found for difference in pair if difference.score == "micro_f1"]
+    assert verdicts.count("no difference shown") >= 94
+
+
+def test_a_large_effect_is_called_by_its_sign():
+    up, down = (adjusted(list(simulated(1, 600, 5, skills).values())) for skills in ((0.4, 0.9), (0.9, 0.4)))
+    assert {difference.verdict for difference in up} == {"better"}
+    assert {difference.verdict for difference in down} == {"worse"}
+
+
+def test_identical_arms_show_no_difference():
+    generator = np.random.default_rng(0)
+    gold = golds(generator, 200)
+    arm = {seed: as_read(gold, predict(generator, gold, 0.7)) for seed in range(5)}
+    for difference in adjusted(compare(("b", "hard", "a"), dict(arm), arm, 300)):
+        assert (difference.difference, difference.rows_ci, difference.seeds_ci) == (0.0, (0.0, 0.0), (0.0, 0.0))
+        assert difference.rows_p == difference.seeds_p == difference.rows_holm == difference.seeds_holm == 1.0
+        assert difference.verdict == "no difference shown"
+
+
+def test_one_seed_is_the_paired_bootstrap_and_never_a_verdict():
+    generator = np.random.default_rng(3)
+    gold = golds(generator, 150)
+    a, b = predict(generator, gold, 0.3), predict(generator, gold, 0.9)
+    ours, base = as_read(gold, b), as_read(gold, a)
+    found = {d.score: d for d in compare(("b", "hard", "a"), {1: ours}, {1: base}, 400)}
+    reference = paired_bootstrap(gold, a, b, base.probs, ours.probs, TAXONOMY, 400)
+    for score, values in reference.items():
+        assert found[score].difference == pytest.approx(values["difference"])
+        assert found[score].rows_ci == pytest.approx(values["ci"])
+        assert found[score].rows_p == pytest.approx(values["p"])
+        assert found[score].seeds_ci is None
+        assert found[score].verdict == "no difference shown"
+
+
+def test_seeds_with_their_own_rows_are_resampled_apart():
+    generator = np.random.default_rng(5)
+    ours, base = {}, {}
+    for seed in range(2):
+        gold = golds(generator, 120)
+        ours[seed], base[seed] = (as_read(gold, predict(generator, gold, s), rows=f"{seed}") for s in (0.8, 0.5))
+    apart = compare(("b", "hard", "a"), ours, base, 300)[0]
+    streams = [draws(part[seed], 300, seed)[1][0] for part in (ours, base) for seed in range(2)]
+    by_hand = (streams[0] + streams[1] - streams[2] - streams[3]) / 2
+    assert apart.rows_ci == pytest.approx(np.quantile(by_hand, [0.025, 0.975]))
+    with pytest.raises(MtlReError, match="different rows"):
+        compare(("b", "hard", "a"), {0: ours[0]}, {0: base[1]}, 10)
+    with pytest.raises(MtlReError, match="no finished seed in common"):
+        compare(("b", "hard", "a"), {0: ours[0]}, {1: base[1]}, 10)
+
+
+def test_five_seeds_say_what_they_cannot_reach():
+    difference = simulated(1, 100, 5, (0.3, 0.9))["micro_f1"]
+    assert (difference.seeds, difference.seeds_p, difference.smallest_p) == (5, 0.0625, 0.0625)
+
+
+def test_holm_runs_over_the_comparisons_of_one_score():
+    values = {"rows_ci": (0.0, 1.0), "seeds_ci": (0.1, 1.0), "seeds_p": 0.5, "smallest_p": 0.0625}
+    found = [
+        Difference(arm, "hard", "a", score, 5, 1.0, rows_p=p, **values)
+        for score, all_p in (("micro_f1", (0.01, 0.04)), ("auprc", (0.2, 0.03)))
+        for arm, p in zip("bc", all_p, strict=True)
+    ]
+    result = adjusted(found)
+    assert [d.rows_holm for d in result] == pytest.approx([0.02, 0.04, 0.2, 0.06])
+    assert [d.verdict for d in result] == ["better", "better", "no difference shown", "no difference shown"]
+
+
+def test_draws_are_kept_and_read_again(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    gold = golds(generator, 80)
+    rows = as_read(gold, predict(generator, gold, 0.7))
+    point, drawn = draws(rows, 50, 0, tmp_path)
+    assert point == pytest.approx([micro_f1(gold, rows.labels, TAXONOMY), auprc(gold, rows.probs)])
+    monkeypatch.setattr(arm_statistics, "_drawn", None)
+    assert np.array_equal(draws(rows, 50, 0, tmp_path)[1], drawn)
+    with pytest.raises(TypeError):
+        draws(rows, 51, 0, tmp_path)
+
+
+# ---- readings and compositions -------------------------------------------------------------------------------------
+
+
+def logits(seed, rows=40, trained=(0.5, 0.25, 0.25), **changes):
+    generator = np.random.default_rng(seed)
+    parts = {name: generator.normal(size=(rows, classes)).astype(np.float32) for name, classes in HEADS.items()}
+    gold = np.arange(rows) % LABELS
+    subjects = ["A", "B"] * (rows // 2)
+    values = {"temperatures": {}, "rows": "r", "taxonomy": TAXONOMY, "trained": trained} | changes
+    return CellLogits(logits=parts, gold=gold, subjects=subjects, **values)
+
+
+def softmax(values):
+    powers = np.exp(values.astype(np.float64))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_a_composition_takes_each_head_from_its_network():
+    parts = {"coarse": logits(1, temperatures={"coarse": 2.0, "a": 9.0}), "a": logits(2, trained=None), "b": logits(3)}
+    whole = compose(parts)
+    found = read(whole, StudyReading("soft"))
+    coarse = softmax(parts["coarse"].logits["coarse"] / 2)
+    fine = {name: softmax(parts[name].logits[name]) for name in ("a", "b")}
+    expected = np.concatenate([coarse[:, :1], coarse[:, 1:2] * fine["a"], coarse[:, 2:] * fine["b"]], axis=1)
+    assert found.probs == pytest.approx(expected)
+    assert np.array_equal(found.soft, expected.argmax(axis=1))
+    branch = coarse.argmax(axis=1)
+    by_hand = [0 if c == 0 else 1 + 2 * (c - 1) + fine["ab"[c - 1]][row].argmax() for row, c in enumerate(branch)]
+    assert np.array_equal(found.hard, by_hand)
+    assert whole.trained == (0.5, 0.25, 0.25)
+    one = logits(4)
+    assert np.array_equal(
+        read(compose(dict.fromkeys(HEADS, one)), StudyReading()).probs, read(one, StudyReading()).probs
+    )
+
+
+def test_a_composition_of_what_does_not_fit_is_refused():
+    with pytest.raises(MtlReError, match="the heads are"):
+        compose({"coarse": logits(1), "a": logits(1)})
+    with pytest.raises(MtlReError, match="the network for b"):
+        compose({"coarse": logits(1), "a": logits(1), "b": replace(logits(1), rows="other rows")})
+
+
+def test_readings_apply_prior_and_restriction():
+    typed = Taxonomy.from_dict({**TAXONOMY.to_dict(), "subject_types": {"a": ["A"], "b": ["B"]}})
+    cell = logits(1, taxonomy=typed)
+    plain = read(cell, StudyReading("soft"))
+    restricted = read(cell, StudyReading("soft", restrict="subject_type"))
+    assert (restricted.probs[0::2, 3:] == 0).all()
+    assert (restricted.probs[1::2, 1:3] == 0).all()
+    assert restricted.probs.sum(axis=1) == pytest.approx(np.ones(40))
+    shifted = read(cell, StudyReading("soft", prior="0.8,0.1,0.1"))
+    ratio = (np.array([0.8, 0.1, 0.1]) / [0.5, 0.25, 0.25])[[0, 1, 1, 2, 2]]
+    expected = plain.probs * ratio
+    assert shifted.probs == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
+    assert shifted.prior == "0.8000, 0.1000, 0.1000"
+    assert read(cell, StudyReading(prior="em")).prior.startswith("em: ")
+    assert read(cell, StudyReading("hard")).labels is not plain.labels
+    with pytest.raises(MtlReError, match="does not record the prior"):
+        read(logits(1, trained=None), StudyReading(prior="em"))
+
+
+def test_a_calibrating_reading_uses_the_fitted_temperatures():
+    cell = logits(1, temperatures={"coarse": 5.0}, fitted={"coarse": 2.0, "a": 1.0, "b": 0.5})
+    by_hand = replace(cell, temperatures=cell.fitted)
+    fitted = read(cell, StudyReading("soft", prior="em", calibrate=True))
+    assert np.array_equal(fitted.probs, read(by_hand, StudyReading("soft", prior="em")).probs)
+    assert fitted.prior != read(cell, StudyReading("soft", prior="em")).prior
+    assert fitted.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
+    other = logits(2, fitted={"coarse": 3.0, "a": 4.0, "b": 6.0})
+    assert compose({"coarse": cell, "a": other, "b": cell}).fitted == {"coarse": 2.0, "a": 4.0, "b": 0.5}
+
+
+def test_figures_are_flat():
+    generator = np.random.default_rng(0)
+    gold = golds(generator, 60)
+    rows = as_read(gold, predict(generator, gold, 0.6))
+    found = flat_figures(arm_statistics.figures(rows))
+    assert {"micro_f1", "auprc", "gate_f1", "fine_a", "fine_b", "error_missed"} <= set(found)
+    assert (
+        sum(found[f"error_{kind}"] for kind in ("missed", "false_alarm", "wrong_branch", "wrong_label"))
+        == (rows.labels != gold).sum()
+    )
+
+
+# ---- the simplex ---------------------------------------------------------------------------------------------------
+
+
+def test_ternary_coordinates():
+    top, left, right = ternary(np.eye(3))
+    assert top == pytest.approx([0.5, math.sqrt(3) / 2])
+    assert left == pytest.approx([0, 0])
+    assert right == pytest.approx([1, 0])
+    assert ternary(np.array([[1, 1, 1], [10, 10, 10]])) == pytest.approx(np.array([[0.5, math.sqrt(3) / 6]] * 2))
+    for bad in ([[1, 1]], [[0, 0, 0]], [[1, -1, 1]]):
+        with pytest.raises(MtlReError, match="ternary"):
+            ternary(np.array(bad))
+
+
+def test_curves_are_averaged_where_all_runs_logged():
+    steps, values = ablation_pictures.mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0), (3, 1.0)]])
+    assert (steps, values) == ([2], [5.0])
+    assert ablation_pictures.mean_curve([[(1, 2.0)], [(2, 3.0)]]) == ([], [])
+
+
+# ---- the whole report ----------------------------------------------------------------------------------------------
+
+STUDY = """
+name: made
+base: base.yaml
+arms:
+  unit: {}
+  c2: {loss.weights: {coarse: 2}}
+  o2: {loss.weights: {org: 2}}
+  later: {loss.weights: {per: 2}}
+seeds: [1, 2, 3]
+readings: {hard: {}, em: {gate: soft, prior: em}}
+baseline: unit
+test: sample:test
+"""
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A study whose cells' logits are made up: c2 is far better than the other arms, and `later` is not finished."""
+    taxonomy = Taxonomy.from_prefixes()
+    (tmp_path / "base.yaml").write_text("data: {train: 'sample:train'}\nmodel: {encoder: 'scratch:tiny'}\n")
+    path = tmp_path / "study.yaml"
+    path.write_text(f"{STUDY}\noutput: {tmp_path / 'out'}\n")
+    labels = [row["label"] for row in sample.rows("test", 200, 0)]
+    gold = np.array([taxonomy.labels.index(label) for label in labels])
+    targets = np.array([list(taxonomy.targets(label).values()) for label in labels])
+
+    def given(study, cell):
+        generator = np.random.default_rng([cell.seed, len(cell.arm), ord(cell.arm[0])])
+        parts = {}
+        for column, head in enumerate(taxonomy.heads):
+            values = generator.normal(size=(len(gold), len(head.classes))).astype(np.float32)
+            known = np.flatnonzero(targets[:, column] >= 0)
+            values[known, targets[known, column]] += 4 if cell.arm == "c2" else 2
+            parts[head.name] = values
+        return CellLogits(parts, gold, ["PER"] * len(gold), taxonomy, (0.3, 0.3, 0.4), {}, "test rows")
+
+    monkeypatch.setattr(ablation_report, "cell_logits", given)
+    study = load_study(path)
+    for cell in study.cells():
+        if cell.arm != "later":
+            folder = study.run_dir(cell)
+            (folder / "report").mkdir(parents=True)
+            (folder / "report" / "report.md").write_text("done\n")
+            heads = {"coarse": 1.0, "org": 2.0, "per": 3.0}
+            counts = {"coarse": 9, "org": 3, "per": 3}
+            lines = [
+                {
+                    "kind": "train",
+                    "step": step,
+                    "loss": {h: v / step for h, v in heads.items()},
+                    "labelled_rows": counts,
+                }
+                for step in range(1, 6)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return study
+
+
+def test_a_report_says_what_it_stands_on(made):
+    path = ablation_report.write_report(made, {}, 200)
+    text = path.read_text()
+    assert "9 of 12 cells are finished; seeds 1, 2, 3." in text
+    assert "**Not finished** (left out): later-s1, later-s2, later-s3." in text
+    assert "`sample:test` (200 rows), which no cell has read" in text
+    assert "200 bootstrap resamples" in text
+    assert "with 3 seeds no p can be below 0.25" in text
+    assert "best micro_f1 on validation rows" in text
+    assert "(4 for micro-F1, 4 for AUPRC;" in text
+    lines = [line for line in text.splitlines() if line.startswith("| c2/hard | unit/hard |")]
+    assert len(lines) == 2
+    assert all("better" in line for line in lines)
+    assert all("no difference shown" in line for line in text.splitlines() if line.startswith("| o2/hard | unit/hard"))
+    assert {file.name for file in path.parent.iterdir()} == {
+        *("report.md", "scores.csv", "summary.csv", "differences.csv"),
+        *("scores.png", "errors.png", "weights.png", "ternary.png", "losses.png"),
+    }
+    with (path.parent / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 3 * 2
+    assert {row["prior"][:2] for row in rows if row["reading"] == "em"} == {"em"}
+    with (path.parent / "differences.csv").open(encoding="utf-8") as file:
+        assert {row["verdict"] for row in csv.DictReader(file)} == {"better", "no difference shown"}
+
+
+@pytest.mark.slow
+def test_a_report_is_the_same_twice(made):
+    folder = ablation_report.write_report(made, {}, 20).parent
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    ablation_report.write_report(made, {}, 20)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
+
+
+def test_a_study_without_finished_cells_has_no_report(made, tmp_path):
+    shutil.rmtree(tmp_path / "out" / "cells")
+    with pytest.raises(MtlReError, match="no cell is finished"):
+        ablation_report.write_report(made, {}, 20)
+
+
+def test_an_entry_sums_its_seeds_up():
+    entry = Entry("a", "hard", {}, {1: {"micro_f1": 1.0}, 2: {"micro_f1": 3.0, "auprc": 1.0}}, {1: 5.0})
+    assert entry.summary["micro_f1"]["mean"] == 2.0
+    assert set(entry.summary) == {"micro_f1"}
+    assert entry.name == "a/hard"
+
+
+def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path):
+    sample.write(tmp_path, SampleConfig(train=400))
+    script = [sys.executable, str(EXPERIMENTS / "hold_out.py"), str(tmp_path / "train.json"), str(tmp_path / "out")]
+    subprocess.run([*script, "--shares", "0.5,0.2,0.3"], check=True, capture_output=True)
+    klue = Taxonomy.from_prefixes()
+    train, test = (load_examples(str(tmp_path / "out" / f"{name}.json"), klue)[0] for name in ("train", "test"))
+    groups = [klue.coarse_of(example.label) for example in test]
+    shares = [groups.count(group) / len(groups) for group in klue.groups]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    assert not {example.sentence for example in train} & {example.sentence for example in test}
+    everything = load_examples(str(tmp_path / "train.json"), klue)[0]
+    assert {example.key for example in [*train, *test]} < {example.key for example in everything}
+
+
+# ---- end to end ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Two real arms and a composition, trained, reported, and reported again without training."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "base.yaml").write_text(
+        "data: {train: 'sample:train', limit: 120, valid_fraction: 0.2, markers: entity_punct, max_length: 128}\n"
+        "model: {encoder: 'scratch:tiny', pooling: cls_mean}\ntrain: {epochs: 1}\ntracking: {log_every: 1}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "name: real\nbase: base.yaml\narms: {unit: {}, coarse: {loss.weights: {coarse: 1, org: 0, per: 0}}}\n"
+        "composed: {both: {coarse: coarse, org: unit, per: unit}}\nseeds: [1]\nbaseline: unit\n"
+        f"readings: {{hard: {{}}, typed: {{restrict: subject_type}}, em: {{prior: em, calibrate: true}}}}\n"
+        f"test: sample:test\noutput: {tmp_path / 'out'}\n"
+    )
+    assert main(["ablate", str(path), "--resamples", "50"]) == 0
+    report = tmp_path / "out" / "report" / "report.md"
+    assert capsys.readouterr().out.strip() == str(report)
+    text = report.read_text()
+    assert "| both/typed |" in text
+    fitted = cell_logits.cell_logits(load_study(path), load_study(path).cells()[0]).fitted
+    assert set(fitted) == {"coarse", "org", "per"}
+    assert f"| em | hard | em | none | coarse {fitted['coarse']:.2f}, " in text
+    assert "| coarse/hard |" not in text  # its fine heads are untrained: it only lends its coarse head
+    kept = (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns
+    report.unlink()
+    assert main(["ablate", str(path), "--report", "--resamples", "50"]) == 0
+    assert report.read_text() == text
+    paired = [sys.executable, str(EXPERIMENTS / "paired.py"), str(path), "--resamples", "50"]
+    same = subprocess.run([*paired, "vote:unit/hard", "unit/hard"], check=True, capture_output=True, text=True).stdout
+    assert "micro_f1: +0.00; over rows +0.00 to +0.00" in same  # the vote of one seed
+    voted = subprocess.run([*paired, "unit/hard+both/hard", "unit/hard"], check=True, capture_output=True, text=True)
+    assert "unit/hard+both/hard micro_f1" in voted.stdout
+    refused = subprocess.run([*paired, "unit/soft", "unit/hard"], capture_output=True, text=True)
+    assert "unit/soft: no such arm/reading is finished; there are unit/hard" in refused.stderr
+    assert (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns == kept
+    study = load_study(path)
+    (tmp_path / "out" / "cells" / "unit-s1" / "model" / "model.safetensors").unlink()  # its kept logits still count
+    whole = cell_logits.cell_logits(study, study.cells()[0])
+    assert {name: part.shape for name, part in whole.logits.items()} == {
+        "coarse": (300, 3),
+        "org": (300, 11),
+        "per": (300, 18),
+    }
+    with pytest.raises(MtlReError, match="neither a model nor logits of these rows"):
+        cell_logits.cell_logits(replace(study, test="sample:valid"), study.cells()[0])
+    again = kept_and_restored(tmp_path, path)
+    assert [line.split("|")[1:3] for line in again.splitlines()] == [line.split("|")[1:3] for line in text.splitlines()]
+
+
+def kept_and_restored(folder, study):
+    """The report of a study whose small files were laid elsewhere and back, all else gone; nothing is trained."""
+    script = EXPERIMENTS / "kept_cells.py"
+    subprocess.run([sys.executable, str(script), "keep", str(study), str(folder / "kept")], check=True)
+    assert not list((folder / "kept").rglob("*.safetensors"))
+    shutil.rmtree(folder / "out")
+    subprocess.run([sys.executable, str(script), "restore", str(study), str(folder / "kept")], check=True)
+    assert main(["ablate", str(study), "--resamples", "50"]) == 0
+    assert not (folder / "out" / "cells" / "unit-s1" / "checkpoints").exists()
+    return (folder / "out" / "report" / "report.md").read_text()
