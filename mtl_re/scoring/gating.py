@@ -115,6 +115,26 @@ def labels(probs: Tensor, taxonomy: Taxonomy, gate: Gate, threshold: float | Non
     return torch.where(related, _gated(relations, taxonomy, gate), none)
 
 
+def best_relation(probs: Tensor, taxonomy: Taxonomy) -> tuple[Tensor, Tensor]:
+    """Return the most probable label of each row that is a relation, and its probability.
+
+    No gate decides here: the hard gate may open a coarse class that holds no relation as probable as one outside it.
+
+    Args:
+        probs: (batch, labels).
+
+    Returns:
+        Indices into `taxonomy.labels` (batch,) and probabilities (batch,). Where the taxonomy has no `no_relation`,
+        every label is a relation.
+    """
+    candidates = probs
+    if taxonomy.no_relation is not None:
+        candidates = probs.clone()
+        candidates[:, taxonomy.labels.index(taxonomy.no_relation)] = -1.0  # below every probability
+    best = candidates.max(dim=-1)
+    return best.indices, best.values
+
+
 def _gated(probs: Tensor, taxonomy: Taxonomy, gate: Gate) -> Tensor:
     if gate == "soft":
         return probs.argmax(-1)

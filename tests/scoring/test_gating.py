@@ -138,6 +138,30 @@ def test_labels_and_heads_agree_with_compose(taxonomy):
         assert taxonomy.labels[found[row]] == taxonomy.compose(classes)
 
 
+# ---- the best relation ---------------------------------------------------------------------------------------------
+
+
+@each_taxonomy
+def test_best_relation_against_a_plain_loop(taxonomy):
+    probs = gating.product(draw(taxonomy, scale=0.7), taxonomy)
+    indices, values = gating.best_relation(probs, taxonomy)
+    for row, index, value in zip(probs.tolist(), indices.tolist(), values.tolist(), strict=True):
+        relations = {label: p for label, p in zip(taxonomy.labels, row, strict=True) if label != taxonomy.no_relation}
+        assert taxonomy.labels[index] == max(relations, key=relations.get)
+        assert value == row[index]
+
+
+def test_the_best_relation_may_stand_outside_the_class_that_the_hard_gate_opens():
+    taxonomy = TAXONOMIES["klue-hierarchical"]
+    groups = torch.tensor(taxonomy.group_of_label)
+    probs = torch.zeros(1, 30, dtype=torch.float64)
+    probs[0, groups == 1] = 0.4 / 11  # org: 0.4 in all, 0.036 a label
+    probs[0, 20], probs[0, 0] = 0.38, 0.22  # per: one label holds nearly all of its class
+    index, value = gating.best_relation(probs, taxonomy)
+    assert (int(index), float(value)) == (20, 0.38)
+    assert int(gating.labels(probs, taxonomy, "hard", threshold=0.0)) != 20
+
+
 # ---- prior ---------------------------------------------------------------------------------------------------------
 
 
