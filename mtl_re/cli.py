@@ -306,7 +306,7 @@ def _calibrate(options: Namespace) -> Callable[[], Any]:
     made = _made(config.CalibrateConfig, options)
 
     def call() -> None:
-        from mtl_re.scoring.fit_calibration import calibrate
+        from mtl_re.scoring.calibrate import calibrate
 
         print(json.dumps(calibrate(options.ckpt, made), ensure_ascii=False, indent=1))
 

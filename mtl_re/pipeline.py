@@ -9,8 +9,8 @@ Importing this module registers the task:
     ask({"sentence": "세종대왕은 조선의 왕이다.", "subject": (0, 3, "PER"), "object": (10, 10, "POH")})
 
 Enters: a map of sentence, subject and object (an entity as `triples.Given`), or a list of them. Leaves: for each a map
-of label, score, coarse and probs, equal to `Predictor`'s, because both read logits through `scorer` (`gate`, `prior`,
-`restrict` and `threshold` of a `Reading` may be given, to the pipeline or to a call). Every entity is checked.
+of label, score, coarse and probs, equal to `Predictor`'s, because both decode logits by `decoding` (`gate`, `prior`,
+`restrict` and `threshold` of a `Decoding` may be given, to the pipeline or to a call). Every entity is checked.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from mtl_re.data.validation import Example, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.collate import Collator
-from mtl_re.model.network import MtlReModel
+from mtl_re.model.network import MtlReModel, join_heads
 from mtl_re.predict.triples import entity_at, pair_example
-from mtl_re.scoring.scorer import Reading, Scorer, featurizer_of
-from mtl_re.scoring.writers import Prediction
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding
+from mtl_re.scoring.writers import predictions_of
 from mtl_re.taxonomy import Taxonomy
 
 TASK = "relation-extraction"
 KEYS = ("sentence", "subject", "object")
-READINGS = tuple(field.name for field in fields(Reading))
+OPTIONS = tuple(field.name for field in fields(Decoding))
 
 
 class RelationExtractionPipeline(Pipeline):
@@ -51,7 +50,7 @@ class RelationExtractionPipeline(Pipeline):
         if not isinstance(model, MtlReModel) or tokenizer is None:
             raise MtlReError(f"{TASK}: expected an mtl-re checkpoint with its tokenizer, found {type(model).__name__}")
         tokenizer.padding_side = "right"  # positions count from the left, as in training
-        self.scorer, self.featurizer = Scorer.of(model, tokenizer), featurizer_of(model, tokenizer)
+        self.composed = ComposedModel.of(model, tokenizer)
         self.pad_id = int(tokenizer.pad_token_id)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,31 +58,30 @@ class RelationExtractionPipeline(Pipeline):
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if unknown := set(options) - set(READINGS):
-            raise MtlReError(f"{TASK}: unknown option(s) {sorted(unknown)}; known are {', '.join(READINGS)}")
+        if unknown := set(options) - set(OPTIONS):
+            raise MtlReError(f"{TASK}: unknown option(s) {sorted(unknown)}; known are {', '.join(OPTIONS)}")
         return {}, {}, options
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
         """One row → tensors of one row, and the row itself."""
-        example = row_of(input_, self.scorer.taxonomy)
-        table = self.featurizer.table([example])
-        takes_types = self.scorer.root.takes_types
-        batch = Collator(table, self.pad_id, takes_types, [0] * len(self.scorer.taxonomy.heads))([0])
+        example = row_of(input_, self.composed.taxonomy)
+        (featurizer,) = self.composed.featurizers.values()
+        table = featurizer.table([example])
+        takes_types = self.composed.root.takes_types
+        batch = Collator(table, self.pad_id, takes_types, [0] * len(self.composed.taxonomy.heads))([0])
         return {**{name: tensor for name, tensor in batch.items() if name != "targets"}, "example": example}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
         example = input_tensors.pop("example")
         logits = self.model(**input_tensors)
-        heads = [logits[head.name] for head in self.scorer.taxonomy.heads]
-        return {"logits": torch.cat(heads, dim=-1).float(), "example": example}
+        return {"logits": join_heads(logits, self.composed.taxonomy).float(), "example": example}
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Logits (1, all heads' classes) → label, score, coarse, probs."""
-        reading = Reading(**{"gate": self.scorer.config.gate, **options})
+        decoding = Decoding(**{"gate": self.composed.config.gate, **options})
         example: Example = model_outputs["example"]
-        scored = self.scorer.read(np.asarray(model_outputs["logits"].cpu()), [example], reading)
-        label = int(scored.labels()[0])
-        made = Prediction.of(example.id, scored.probs[0], label, self.scorer.taxonomy, None)
+        decoded = self.composed.decode(model_outputs["logits"].cpu(), [example], decoding)
+        (made,) = predictions_of(decoded, [example])
         return {"label": made.label, "score": made.score, "coarse": made.coarse, "probs": made.probs}
 
 

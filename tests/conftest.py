@@ -140,14 +140,14 @@ import json, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from mtl_re.model import encoders, network as model
-from mtl_re.scoring import inference, scorer
+from mtl_re.scoring import inference, composed
 from mtl_re.data.validation import parse_row
 given = json.load(sys.stdin)
 for seed in (1, 2):
     torch.manual_seed(seed)
     found, tokenizer = model.load(given["ckpt"])
     examples = [parse_row(row, found.taxonomy) for row in given["rows"]]
-    table = scorer.featurizer_of(found, tokenizer).table(examples)
+    table = composed.featurizer_of(found, tokenizer).table(examples)
     np.save(f"logits{seed}.npy", inference.all_logits(found, table, tokenizer.pad_token_id, 8))
 made = encoders.scratch_tokenizer(*given["tokenizer"])
 with open("tokenizer.json", "w") as file:

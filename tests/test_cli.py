@@ -408,7 +408,7 @@ def loaded(ckpt):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FILE_FAULTS, *ROW_FAULTS], ids=lambda name: name[:40].replace("\n", "~"))
 def test_hostile_file(hostile, ckpt, loaded, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr("mtl_re.scoring.scorer.load", lambda path: loaded)
+    monkeypatch.setattr("mtl_re.scoring.composed.load", lambda path: loaded)
     capsys.readouterr()
     path = hostile[name]
     shown = " ".join(str(path).splitlines())

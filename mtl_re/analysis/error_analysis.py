@@ -88,7 +88,7 @@ def write_errors(predictions: Path, options: ErrorsConfig) -> Path:
     folder = Path(options.output)
     # A predictions file holds one label a row, so both gates are that label; what compares gates is not shown.
     labels = (rows.gold, rows.probs, rows.pred, rows.pred)
-    result = metrics.report(*labels, "hard", rows.taxonomy, resamples=options.resamples)
+    result = metrics.all_metrics(*labels, "hard", rows.taxonomy, resamples=options.resamples)
     sections = [_overview(predictions, options, rows, result), _kinds(rows, result, options.examples)]
     sections += [_labels(result), _confused(rows), _gate(rows, result, folder)]
     if rows.examples is not None:
@@ -249,7 +249,7 @@ def _label_table(labels: Sequence[str], per_label: Mapping[str, Any]) -> list[st
 
 def _confused(rows: Rows) -> list[str]:
     labels = rows.taxonomy.labels
-    counts = metrics.confusion(rows.gold, rows.pred, len(labels)).astype(int)
+    counts = metrics.confusion_counts(rows.gold, rows.pred, len(labels)).astype(int)
     support = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     ranked = [divmod(int(cell), len(labels)) for cell in np.argsort(-counts, axis=None, kind="stable")]

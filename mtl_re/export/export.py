@@ -31,7 +31,8 @@ from mtl_re.export import model_card
 from mtl_re.files import write_json
 from mtl_re.model.network import MtlReModel, load, parameter_count
 from mtl_re.model.pooling import POOLINGS
-from mtl_re.scoring.scorer import Reading, Scorer
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding, decoding_of
 from mtl_re.training import checkpoint
 
 if TYPE_CHECKING:
@@ -137,14 +138,11 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
     return [int(path.name.removeprefix("step-")) for path in paths]
 
 
-def _reading(model: MtlReModel, options: ExportConfig) -> Reading:
+def _reading(model: MtlReModel, options: ExportConfig) -> Decoding:
     """What the graph applies: the checkpoint's gate and what was asked for."""
-    threshold = model.config.relation_threshold if options.threshold == "stored" else None
-    if options.threshold == "stored" and threshold is None:
-        raise MtlReError("--threshold stored: this checkpoint holds none; `mtl-re calibrate` fits one")
     if options.prior == "em":
         raise MtlReError("--prior em needs the rows that are predicted; give shares such as 0.6,0.17,0.23")
-    return Reading(model.config.gate, options.prior, "none", threshold)
+    return decoding_of([model.config], options.prior, options.threshold)
 
 
 # ---- the directory -----------------------------------------------------------------------------------------------
@@ -278,7 +276,7 @@ def _report(source: Source, build: Path) -> dict[str, Any]:
     }
 
 
-def _write_graphs(source: Source, reading: Reading, build: Path, options: ExportConfig) -> dict[str, Any]:
+def _write_graphs(source: Source, reading: Decoding, build: Path, options: ExportConfig) -> dict[str, Any]:
     """model.onnx, checked; model.int8.onnx, measured."""
     from mtl_re.export.int8 import Bounds, write_int8
     from mtl_re.export.onnx_graph import check_graph, described, write_graph
@@ -304,7 +302,7 @@ def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
     try:
         examples, _ = load_examples(spec, model.taxonomy, "error")
         refused: list[str] = []
-        usable = Scorer.of(model, tokenizer).usable(examples, lambda example, error: refused.append(str(error)))
+        usable = ComposedModel.of(model, tokenizer).usable(examples, lambda example, error: refused.append(str(error)))
         kept = list(usable)
     except MtlReError as error:
         raise MtlReError(f"--check_data: {error}; give rows of this model's own labels") from error

@@ -20,8 +20,8 @@ from mtl_re.export.onnx_graph import BATCH_SIZES, graph_outputs, quiet
 from mtl_re.model.network import MtlReModel
 from mtl_re.model.onnx_model import OnnxModel
 from mtl_re.scoring import metrics
+from mtl_re.scoring.composed import featurizer_of
 from mtl_re.scoring.evaluation import gold_indices
-from mtl_re.scoring.scorer import featurizer_of
 from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.taxonomy import Taxonomy
 

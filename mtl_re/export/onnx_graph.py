@@ -1,7 +1,7 @@
 """Model → `model.onnx`: from token ids to probabilities and label in one graph, and the proof that it does the same.
 
 Temperatures, prior, product and gate are `gating`'s own functions, traced with the network, so the graph cannot say
-something else than `Scorer` does. Nothing is taken on trust: `check_graph` compares it with PyTorch on real rows in
+something else than `decoding` does. Nothing is taken on trust: `check_graph` compares it with PyTorch on real rows in
 several batch sizes and on random tokens up to the longest input, and a graph that differs is refused.
 """
 
@@ -25,10 +25,11 @@ from mtl_re.config import parse_shares
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.collate import Collator, sorted_batches
 from mtl_re.features.featurizer import FeatureTable
-from mtl_re.model.network import MtlReModel, parameter_count
+from mtl_re.model.network import MtlReModel, join_heads, parameter_count
 from mtl_re.model.onnx_model import OUTPUTS, OnnxModel
 from mtl_re.scoring import gating
-from mtl_re.scoring.scorer import Reading, Scorer, featurizer_of
+from mtl_re.scoring.composed import ComposedModel, featurizer_of
+from mtl_re.scoring.decoding import Decoding
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
@@ -52,7 +53,7 @@ class ReadModel(nn.Module):
         reading: gate, prior and threshold; a restriction needs entity types, which a graph of token ids has not.
     """
 
-    def __init__(self, model: MtlReModel, reading: Reading) -> None:
+    def __init__(self, model: MtlReModel, reading: Decoding) -> None:
         super().__init__()
         self.model, self.reading = model, reading
         self.shares = None if reading.prior == "none" else parse_shares("--prior", reading.prior)
@@ -70,11 +71,10 @@ class ReadModel(nn.Module):
         if self.shares is not None:
             probs = gating.shift_prior(probs, taxonomy, self.shares, config.training_prior)
         label = gating.labels(probs, taxonomy, self.reading.gate, self.reading.threshold)
-        side_by_side = torch.cat([logits[head.name] for head in taxonomy.heads], dim=-1)
-        return side_by_side, probs, gating.coarse(probs, taxonomy), label
+        return join_heads(logits, taxonomy), probs, gating.coarse(probs, taxonomy), label
 
 
-def write_graph(model: MtlReModel, reading: Reading, path: Path) -> dict[str, Any]:
+def write_graph(model: MtlReModel, reading: Decoding, path: Path) -> dict[str, Any]:
     """Write the graph; what stands in the report about it.
 
     Raises:
@@ -122,7 +122,7 @@ def save(proto: Any, path: Path, large: bool) -> None:
     onnx.save_model(proto, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
-def described(model: MtlReModel, reading: Reading) -> dict[str, Any]:
+def described(model: MtlReModel, reading: Decoding) -> dict[str, Any]:
     """What the graph applies between logits and label."""
     values = {"gate": reading.gate, "prior": reading.prior, "threshold": reading.threshold}
     return {**values, "temperatures": dict(model.config.temperatures)}
@@ -154,7 +154,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_graph(
-    path: Path, model: MtlReModel, tokenizer: Any, examples: Sequence[Example], reading: Reading
+    path: Path, model: MtlReModel, tokenizer: Any, examples: Sequence[Example], reading: Decoding
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Compare a graph with PyTorch.
 
@@ -166,11 +166,11 @@ def check_graph(
     Raises:
         MtlReError: they differ by more than rounding.
     """
-    scorer, graph = Scorer.of(model, tokenizer), OnnxModel(path, model.config)
-    logits = scorer.logits(examples, BATCH_SIZES[0], progress="PyTorch")
-    scored = scorer.read(logits, examples, reading)
-    coarse = gating.coarse(torch.from_numpy(scored.probs), model.taxonomy).numpy()
-    expected = {"logits": logits, "probabilities": scored.probs, "coarse": coarse, "label": scored.labels()}
+    composed, graph = ComposedModel.of(model, tokenizer), OnnxModel(path, model.config)
+    logits = composed.logits(examples, BATCH_SIZES[0], progress="PyTorch")
+    decoded = composed.decode(logits, examples, reading)
+    outputs_of_torch = (logits, decoded.probs, gating.coarse(decoded.probs, model.taxonomy), decoded.labels)
+    expected = {name: part.numpy() for name, part in zip(OUTPUTS, outputs_of_torch, strict=True)}
     table = featurizer_of(model, tokenizer).table(examples)
     outputs = graph_outputs(graph, table, tokenizer.pad_token_id, BATCH_SIZES[0], path.name)
     seen = [_differences(expected, outputs)]
@@ -229,7 +229,7 @@ def _difference(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
     return np.abs(expected.astype(np.float64) - found)
 
 
-def _random_check(model: MtlReModel, graph: OnnxModel, reading: Reading, seen: list[Any]) -> list[list[int]]:
+def _random_check(model: MtlReModel, graph: OnnxModel, reading: Decoding, seen: list[Any]) -> list[list[int]]:
     """Random tokens in batches of other shapes, up to the longest input: real rows may all be short."""
     longest = model.config.max_input_length
     shapes = sorted({(3, min(9, longest)), (2, max(longest // 2, 4)), (1, longest)})

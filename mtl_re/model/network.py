@@ -8,6 +8,7 @@ complete. Every order is a list in the config, because `config.json` is written 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,17 @@ def _fetched(name: str) -> str:
         return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", files.WEIGHTS])
     except Exception as error:  # the hub client raises dozens of kinds
         raise MtlReError(f"{name}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
+
+
+# ---- logits of all heads in one tensor ---------------------------------------------------------------------------
+
+
+def join_heads(logits: Mapping[str, Tensor], taxonomy: Taxonomy) -> Tensor:
+    """Lay the logits of all heads side by side: by head (batch, classes) → (batch, all heads' classes)."""
+    return torch.cat([logits[head.name] for head in taxonomy.heads], dim=-1)
+
+
+def split_heads(side_by_side: Tensor, taxonomy: Taxonomy) -> dict[str, Tensor]:
+    """Return each head's columns (batch, classes): the inverse of `join_heads`."""
+    parts = side_by_side.split([len(head.classes) for head in taxonomy.heads], dim=-1)
+    return {head.name: part for head, part in zip(taxonomy.heads, parts, strict=True)}

@@ -1,7 +1,7 @@
 """`model.onnx` in the place of `MtlReModel`: the same inputs, the same logits by head, run by onnxruntime.
 
-Enters: an exported directory. Leaves: a network that `inference` and `Scorer` cannot tell from the PyTorch one, so
-every reading (gate, prior, restriction, vote) works on it. It computes on the CPU, in fp32 or int8 as its file says,
+Enters: an exported directory. Leaves: a network that `inference` cannot tell from the PyTorch one, so every decoding
+(gate, prior, restriction, vote) works on it. It computes on the CPU, in fp32 or int8 as its file says,
 with as many threads as torch would take.
 """
 
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from mtl_re.errors import MtlReError, entry, first_line
 from mtl_re.files import WEIGHTS
-from mtl_re.model.network import MtlReConfig, checkpoint_folder
+from mtl_re.model.network import MtlReConfig, checkpoint_folder, split_heads
 from mtl_re.model.trust import checked
 from mtl_re.taxonomy import Taxonomy
 
@@ -54,8 +54,7 @@ class OnnxModel(nn.Module):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Logits by head, as `MtlReModel.forward`."""
         logits = torch.from_numpy(self.session.run(["logits"], {name: batch[name].numpy() for name in self.inputs})[0])
-        parts = logits.split([len(head.classes) for head in self.taxonomy.heads], dim=-1)
-        return {head.name: part for head, part in zip(self.taxonomy.heads, parts, strict=True)}
+        return split_heads(logits, self.taxonomy)
 
 
 def _session(path: Path) -> Any:

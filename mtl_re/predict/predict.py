@@ -29,10 +29,10 @@ from mtl_re.errors import MtlReError, RowError
 from mtl_re.predict.prediction_shards import Rejected, Shards, ShardWriter, Window
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.ranks import Ranks
-from mtl_re.scoring import evaluation
+from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
+from mtl_re.scoring.decoding import decoding_of
 from mtl_re.scoring.inference import Tick
-from mtl_re.scoring.scorer import Scorer
-from mtl_re.scoring.writers import IdDigest, check_suffix, encode, label_order, publish, unwritable
+from mtl_re.scoring.writers import IdDigest, check_suffix, encode_rows, label_order, publish, unwritable
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
@@ -96,11 +96,13 @@ def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:
 def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None) -> Predictor:
     given: list[str | dict[str, str]] = list(checkpoints)
     if options.compose:
-        given.append(evaluation.checkpoint_or_composed(None, options.compose))
+        given.append(checkpoint_or_composed(None, options.compose))
     if not given:
         raise MtlReError("give a checkpoint, or --compose HEAD=CKPT ... for one a head")
-    members = [Scorer.load(checkpoint, device) for checkpoint in given]
-    return Predictor(members, evaluation.reading_of(options, members[0]), options.batch_size, options.precision)
+    members = [ComposedModel.load(checkpoint, device) for checkpoint in given]
+    configs = [member.root.config for member in members]
+    decoding = decoding_of(configs, options.prior, options.threshold, options.gate, options.restrict)
+    return Predictor(members, decoding, options.batch_size, options.precision)
 
 
 def _run(job: Job, held: ExitStack) -> int:
@@ -166,10 +168,10 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     }
 
 
-def _identity(scorer: Scorer) -> str:
+def _identity(member: ComposedModel) -> str:
     """Digest of what a member is: each head's config, weights and tokenizer, wherever they were loaded from."""
     done: dict[int, str] = {}
-    for model, tokenizer in scorer.networks.values():
+    for model, tokenizer in member.networks.values():
         if id(model) not in done:
             config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
             digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -178,7 +180,7 @@ def _identity(scorer: Scorer) -> str:
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             done[id(model)] = digest.hexdigest()
-    digests = {head: done[id(model)] for head, (model, _) in scorer.networks.items()}
+    digests = {head: done[id(model)] for head, (model, _) in member.networks.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
@@ -258,7 +260,7 @@ def _windows(job: Job) -> Iterator[tuple[int, list[Row]]]:
 def _predict_window(job: Job, writer: ShardWriter, number: int, rows: list[Row], tick: Tick) -> None:
     examples, rejected = _usable(job, rows)
     predictions = job.predictor.predict(examples, tick)
-    encoded = encode(predictions, job.output.suffix, job.order)
+    encoded = encode_rows(predictions, job.output.suffix, job.order)
     ids = IdDigest(example.id for example in examples).hexdigest()
     writer.add(number, encoded, len(predictions), ids, rejected)
 

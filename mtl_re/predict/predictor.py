@@ -18,10 +18,10 @@ from mtl_re.data.validation import Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.model.device import resolve_precision
 from mtl_re.predict import triples
-from mtl_re.scoring import gating
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoded, Decoding
 from mtl_re.scoring.inference import Tick
-from mtl_re.scoring.scorer import Reading, Scorer
-from mtl_re.scoring.writers import Prediction
+from mtl_re.scoring.writers import Prediction, predictions_of
 
 if TYPE_CHECKING:
     from mtl_re.predict.triples import Given, Triple
@@ -41,13 +41,17 @@ class Predictor:
     """
 
     def __init__(
-        self, members: Sequence[Scorer], reading: Reading | None = None, batch_size: int = 128, precision: str = "no"
+        self,
+        members: Sequence[ComposedModel],
+        reading: Decoding | None = None,
+        batch_size: int = 128,
+        precision: str = "no",
     ) -> None:
         self.members, self.taxonomy = list(members), members[0].taxonomy
         for member in members[1:]:
             if set(member.taxonomy.labels) != set(self.taxonomy.labels):
                 raise MtlReError("these checkpoints have different labels; they cannot vote together")
-        self.reading = reading or Reading(gate=members[0].config.gate)
+        self.reading = reading or Decoding(gate=members[0].config.gate)
         if self.reading.prior == "em":
             raise MtlReError("--prior em reads all rows before it answers; give shares, or see `mtl-re evaluate`")
         if self.reading.prior != "none":
@@ -66,7 +70,7 @@ class Predictor:
         precision: str = "no",
         backend: Backend = "torch",
     ) -> Predictor:
-        """Load CKPT directories or hub ids (or maps from head to checkpoint, see `Scorer`); several vote softly.
+        """Load CKPT directories or hub ids (or maps from head to checkpoint, see `ComposedModel`); several vote softly.
 
         Args:
             device: torch device name (None: the GPU if there is one).
@@ -81,8 +85,8 @@ class Predictor:
         if backend != "torch" and precision not in ("no", "auto"):
             raise MtlReError(f"precision {precision}: the backend {backend} computes as its file says; leave it out")
         precision = "no" if backend != "torch" else precision
-        members = [Scorer.load(checkpoint, device, backend) for checkpoint in checkpoints]
-        reading = Reading(gate or members[0].config.gate, prior, restrict)
+        members = [ComposedModel.load(checkpoint, device, backend) for checkpoint in checkpoints]
+        reading = Decoding(gate or members[0].config.gate, prior, restrict)
         return cls(members, reading, batch_size, precision)
 
     def probabilities(self, examples: Sequence[Example], tick: Tick | None = None) -> np.ndarray:
@@ -91,12 +95,16 @@ class Predictor:
         Args:
             tick: called after every batch with its rows; each of the `networks` goes through all rows.
         """
-        total = np.zeros((len(examples), len(self.taxonomy.labels)))
+        return self._decoded(examples, tick).probs.numpy()
+
+    def _decoded(self, examples: Sequence[Example], tick: Tick | None = None) -> Decoded:
+        """Decode the mean of the members' probabilities."""
+        total = torch.zeros(len(examples), len(self.taxonomy.labels), dtype=torch.float64)
         for member in self.members:
             logits = member.logits(examples, self.batch_size, self.precision, tick=tick)
             columns = [member.taxonomy.labels.index(label) for label in self.taxonomy.labels]
-            total += member.read(logits, examples, self.reading).probs[:, columns]
-        return total / len(self.members)
+            total += member.decode(logits, examples, self.reading).probs[:, columns]
+        return Decoded(total / len(self.members), self.taxonomy, self.reading)
 
     @property
     def networks(self) -> int:
@@ -118,14 +126,7 @@ class Predictor:
     def _predict(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Prediction]:
         if not examples:
             return []
-        probs = self.probabilities(examples, tick)
-        labels = gating.labels(
-            torch.from_numpy(probs), self.taxonomy, self.reading.gate, self.reading.threshold
-        ).numpy()
-        return [
-            Prediction.of(example.id, probs[row], int(labels[row]), self.taxonomy, example.label)
-            for row, example in enumerate(examples)
-        ]
+        return list(predictions_of(self._decoded(examples, tick), examples))
 
     def extract(self, sentence: str, entities: Sequence[Given], threshold: float = 0.5) -> list[Triple]:
         """The relations between the entities of one sentence, the surest first.

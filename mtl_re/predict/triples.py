@@ -22,7 +22,7 @@ from mtl_re.config import ExtractConfig
 from mtl_re.data.validation import Entity, Example, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.scoring import gating
-from mtl_re.scoring.scorer import Reading
+from mtl_re.scoring.decoding import Decoding
 from mtl_re.taxonomy import Taxonomy
 
 Given = Entity | tuple[int, int, str] | Mapping[str, Any]
@@ -34,7 +34,7 @@ class Asked(Protocol):
     """What is asked for the probabilities of pairs: a `Predictor`."""
 
     taxonomy: Taxonomy
-    reading: Reading
+    reading: Decoding
 
     def probabilities(self, rows: Sequence[Any]) -> np.ndarray:
         """(rows, labels) probabilities."""

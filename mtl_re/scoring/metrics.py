@@ -35,7 +35,7 @@ def micro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats |
     Raises:
         MtlReError: no rows, shapes that differ, or an index out of range.
     """
-    counts = confusion(gold, pred, len(taxonomy.labels), weights)
+    counts = confusion_counts(gold, pred, len(taxonomy.labels), weights)
     kept = _related(taxonomy)
     hits, predicted, actual = np.diag(counts)[kept].sum(), counts[:, kept].sum(), counts[kept].sum()
     return 100 * float(_ratio(2 * hits, predicted + actual))
@@ -45,7 +45,7 @@ def auprc(gold: Indices, probs: Floats, weights: Floats | None = None) -> float:
     """Area under the precision-recall curve in %: the plain mean of `auprc_by_class` over all L classes.
 
     A class without a gold row counts 50: scikit-learn sets its recall to one, and the trapezoid from (0, 1) to
-    (1, 0) is one half. `report` lists such classes in `empty_classes`.
+    (1, 0) is one half. `all_metrics` lists such classes in `empty_classes`.
 
     Shape: gold (N,), indices into the columns of `probs`; probs (N, L), probabilities, for logits rank rows
     differently and give another number; weights (N,), None counts every row once.
@@ -106,7 +106,7 @@ def macro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats |
 
     A label that does neither has no F1 and is not averaged in as a zero. Arguments and errors: see `micro_f1`.
     """
-    counts = confusion(gold, pred, len(taxonomy.labels), weights)
+    counts = confusion_counts(gold, pred, len(taxonomy.labels), weights)
     occurring = _related(taxonomy) & (counts.any(axis=0) | counts.any(axis=1))
     return 100 * float(_precision_recall_f1(counts)[2][occurring].mean()) if occurring.any() else 0.0
 
@@ -137,7 +137,7 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> f
     return 100 * float(np.abs(gap).sum() / len(confidence))
 
 
-def confusion(gold: Indices, pred: Indices, classes: int, weights: Floats | None = None) -> Floats:
+def confusion_counts(gold: Indices, pred: Indices, classes: int, weights: Floats | None = None) -> Floats:
     """Weight of the rows of each gold class (row) predicted as each class (column).
 
     Shape: gold, pred and weights (N,) → (classes, classes). Errors: see `micro_f1`.
@@ -232,7 +232,7 @@ def bootstrap_intervals(
     return {name: np.quantile(np.concatenate(values), tails).tolist() for name, values in named}
 
 
-def report(
+def all_metrics(
     gold: Indices,
     probs: Floats,
     pred_hard: Indices,
@@ -261,7 +261,7 @@ def report(
         raise MtlReError(f"gate {gate_mode!r}; expected 'hard' or 'soft'")
     gold, probs = _checked_probs(gold, probs, taxonomy)
     pred = _checked(pred_hard if gate_mode == "hard" else pred_soft, "pred", len(taxonomy.labels))
-    counts = confusion(gold, pred, len(taxonomy.labels))
+    counts = confusion_counts(gold, pred, len(taxonomy.labels))
     return {
         "n": len(gold),
         "micro_f1": micro_f1(gold, pred, taxonomy),

@@ -2,7 +2,7 @@
 
 A file appears whole or not at all: rows go to a temporary name beside it, which is read back and checked (row count,
 ids in order, finite probabilities that sum to 1, known labels), and only then is it renamed. On the way rows are bytes
-(`encode`): a CSV's or a JSON line each, so that whoever collects them in parts can keep the parts on disk. Nothing
+(`encode_rows`): a CSV's or a JSON line each, so that whoever collects them in parts can keep the parts on disk. Nothing
 holds more than a chunk of rows (parquet: one row group) in memory.
 """
 
@@ -20,13 +20,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtl_re.errors import MtlReError
 from mtl_re.files import sync
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
+
+if TYPE_CHECKING:
+    from mtl_re.data.validation import Example
+    from mtl_re.scoring.decoding import Decoded
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CSV_HEADER = ("id", "pred_label", "probs")
@@ -73,6 +77,13 @@ class Prediction:
         }
 
 
+def predictions_of(decoded: Decoded, examples: Sequence[Example]) -> Iterator[Prediction]:
+    """Yield one prediction a row, in order. Tensors become numbers here."""
+    probs, labels = decoded.probs.numpy(), decoded.labels.tolist()
+    for row, example in enumerate(examples):
+        yield Prediction.of(example.id, probs[row], labels[row], decoded.taxonomy, example.label)
+
+
 def label_order(option: str | None, taxonomy: Taxonomy, suffix: str) -> tuple[str, ...]:
     """Order in which probabilities are written.
 
@@ -111,7 +122,7 @@ def write_predictions(
         while chunk := list(islice(rows, _CHUNK)):
             for prediction in chunk:
                 digest.add(prediction.id)
-            yield encode(chunk, path.suffix, order)
+            yield encode_rows(chunk, path.suffix, order)
 
     publish(chunks(), path, taxonomy, order, lambda: [(digest.count, digest.hexdigest())])
     return digest.count
@@ -127,7 +138,7 @@ def publish(
     """Put encoded rows into a file that appears whole and checked, or not at all.
 
     Args:
-        chunks: what `encode` made of the rows, in order.
+        chunks: what `encode_rows` made of the rows, in order.
         path, taxonomy, order: as for `write_predictions`.
         expected: called when all is written; number and `IdDigest` of the rows, by runs of rows.
 
@@ -182,7 +193,7 @@ class IdDigest:
 # ---- rows as bytes -----------------------------------------------------------------------------------------------
 
 
-def encode(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
+def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
     """Rows in the form in which they are collected: lines of a .csv without its header, else JSON lines.
 
     Raises:

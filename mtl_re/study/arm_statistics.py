@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtl_re.errors import MtlReError
-from mtl_re.scoring.metrics import Floats, Resampled, multiplicities, report
+from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
 from mtl_re.scoring.significance import SCORES, holm, permutation_test, seed_interval
 from mtl_re.study.cell_logits import Read
 
@@ -61,9 +61,9 @@ class Difference:
 
 
 def figures(read: Read) -> dict[str, Any]:
-    """All metrics of one arm at one seed, without intervals (`metrics.report`)."""
+    """All metrics of one arm at one seed, without intervals (`metrics.all_metrics`)."""
     gate = read.reading.gate
-    return report(read.gold, read.probs, read.hard, read.soft, gate, read.taxonomy, read.prior, resamples=0)
+    return all_metrics(read.gold, read.probs, read.hard, read.soft, gate, read.taxonomy, read.prior, resamples=0)
 
 
 def flat_figures(values: Mapping[str, Any]) -> dict[str, float]:

@@ -23,11 +23,12 @@ from mtl_re.config import Gate
 from mtl_re.data.splits import load_splits
 from mtl_re.errors import MtlReError
 from mtl_re.files import WEIGHTS
+from mtl_re.model.network import split_heads
 from mtl_re.scoring import gating
 from mtl_re.scoring.calibration import fit_temperatures
-from mtl_re.scoring.inference import by_head
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import decode
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.scoring.scorer import Scorer, apply_reading
 from mtl_re.study.study import Cell, Study, StudyReading, checked_config
 from mtl_re.taxonomy import Taxonomy
 
@@ -86,20 +87,19 @@ class Read:
 
 
 def read(cell: CellLogits, reading: StudyReading) -> Read:
-    """Probabilities and labels: temperatures, then the reading (`scorer.apply_reading`), then both gates.
+    """Probabilities and labels: temperatures, then the reading (`decoding.decode`), then both gates.
 
     Raises:
         MtlReError: a prior is asked for, and the checkpoint does not know the one it was trained under.
     """
     taxonomy, said = cell.taxonomy, "none"
-    logits = {name: torch.from_numpy(part).double() for name, part in cell.logits.items()}
+    logits = {name: torch.from_numpy(part) for name, part in cell.logits.items()}
     temperatures = cell.fitted if reading.calibrate else cell.temperatures
-    probs = gating.product(logits, taxonomy, temperatures)
-    probs, shares = apply_reading(probs, taxonomy, cell.trained, cell.subjects, reading)
-    if shares is not None:
-        said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in shares)}"
-    hard, soft = _both_gates(probs, taxonomy)
-    return Read(cell.gold, probs.numpy(), hard, soft, reading, taxonomy, said, cell.rows, temperatures)
+    decoded = decode(logits, taxonomy, reading, temperatures=temperatures, trained=cell.trained, subjects=cell.subjects)
+    if decoded.shares is not None:
+        said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
+    probs, hard, soft = (part.numpy() for part in (decoded.probs, decoded.hard, decoded.soft))
+    return Read(cell.gold, probs, hard, soft, reading, taxonomy, said, cell.rows, temperatures)
 
 
 def vote(reads: Sequence[Read]) -> Read:
@@ -187,15 +187,15 @@ def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -
 
 
 def _computed(folder: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
-    scorer = Scorer.load(str(folder / "model"))
-    together = scorer.logits(examples, checked_config(cell.config).eval.batch_size)
+    model = ComposedModel.load(str(folder / "model"))
+    logits = model.logits(examples, checked_config(cell.config).eval.batch_size)
     return CellLogits(
-        logits=by_head(together, scorer.taxonomy),
-        gold=_gold(examples, scorer.taxonomy),
+        logits={name: part.numpy() for name, part in split_heads(logits, model.taxonomy).items()},
+        gold=_gold(examples, model.taxonomy),
         subjects=[example.subject.type for example in examples],
-        taxonomy=scorer.taxonomy,
-        trained=scorer.root.config.training_prior,
-        temperatures=scorer.temperatures,
+        taxonomy=model.taxonomy,
+        trained=model.root.config.training_prior,
+        temperatures=model.temperatures,
         rows=rows,
     )
 

@@ -19,7 +19,7 @@ import yaml
 
 from mtl_re.config import Config, parse_config
 from mtl_re.errors import MtlReError
-from mtl_re.scoring.scorer import Reading
+from mtl_re.scoring.decoding import Decoding
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.losses import normalise
 from mtl_re.training.setup import check_entries
@@ -92,7 +92,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class StudyReading(Reading):
+class StudyReading(Decoding):
     """A reading of a study's cells.
 
     Attributes:

@@ -25,7 +25,9 @@ from tqdm import tqdm
 from mtl_re import files
 from mtl_re.config import Config
 from mtl_re.features.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
+from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
+from mtl_re.scoring.decoding import Decoded, Decoding, decode
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training import checkpoint, loop, report
 from mtl_re.training.bad_steps import BadStepError, check_step, roll_back
@@ -287,9 +289,9 @@ def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
         on_main(run.accelerator, lambda: write_model(run))
         return
     options = run.config.eval
-    probs, gold = _score_valid(run, run.accelerator)
-    score = evaluation.selection_score(probs, gold, run.taxonomy, options)
-    figures = evaluation.report(probs, gold, run.taxonomy, options.gate, resamples=0)
+    decoded, gold = _score_valid(run, run.accelerator)
+    score = evaluation.selection_score(decoded, gold, options)
+    figures = evaluation.score_decoded(decoded, gold, resamples=0)
     better = state.best_score is None or score > state.best_score
     if better:
         state.best_score, state.best_step, state.evaluations_without_gain = score, state.step, 0
@@ -308,9 +310,9 @@ def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
         on_main(run.accelerator, lambda: write_model(run))
 
 
-def _score_valid(run: Run, accelerator: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (rows, labels) and gold labels (rows,) of the validation rows; all processes share the work if
-    their accelerator is given."""
+def _score_valid(run: Run, accelerator: Any = None) -> tuple[Decoded, np.ndarray]:
+    """Decode the validation rows; also return their gold labels (rows,). All processes share the work if their
+    accelerator is given."""
     logits = inference.all_logits(
         run.plain_model,
         run.valid_table,
@@ -319,7 +321,8 @@ def _score_valid(run: Run, accelerator: Any = None) -> tuple[np.ndarray, np.ndar
         run.precision,
         accelerator,
     )
-    return inference.probabilities(logits, run.taxonomy), evaluation.gold_indices(run.rows.valid, run.taxonomy)
+    decoded = decode(split_heads(logits, run.taxonomy), run.taxonomy, Decoding(run.config.eval.gate))
+    return decoded, evaluation.gold_indices(run.rows.valid, run.taxonomy)
 
 
 def write_model(run: Run) -> None:
@@ -338,12 +341,12 @@ def _conclude(run: Run, state: State) -> dict[str, Any]:
         files.check_weights(run.run_dir / "model")  # it may be of a step long before a kill
         weights = checkpoint.load_weights(run.run_dir / "model" / files.WEIGHTS)
         run.plain_model.load_state_dict(weights)
-        probs, gold = _score_valid(run)
-        gate, taxonomy = run.config.eval.gate, run.taxonomy
-        figures = evaluation.report(probs, gold, taxonomy, gate, resamples=1000)
+        decoded, gold = _score_valid(run)
+        taxonomy = run.taxonomy
+        figures = evaluation.score_decoded(decoded, gold, resamples=1000)
         files.write_json(run.run_dir / "valid_metrics.json", {**figures, "step": state.best_step})
         coarse = {label: taxonomy.coarse_of(label) for label in taxonomy.labels}
-        predicted = evaluation.predicted_labels(probs, taxonomy, gate)
+        predicted, probs = decoded.labels.numpy(), decoded.probs.numpy()
         run.trackers.charts(Answers(taxonomy.labels, coarse, gold, predicted, probs), state.step)
         figures["selection"] = state.best_score
     report.write_run_report(run.run_dir)

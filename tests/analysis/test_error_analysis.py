@@ -180,7 +180,7 @@ def test_error_kinds_are_those_that_metrics_counts():
     gold, pred = rng.integers(0, 30, (2, 500))
     probs = rng.dirichlet(np.ones(30), 500)
     kinds = error_analysis.error_kinds(error_analysis.Rows([], gold, pred, probs, None, taxonomy, 0))
-    expected = metrics.report(gold, probs, pred, pred, "hard", taxonomy, resamples=0)["errors"]
+    expected = metrics.all_metrics(gold, probs, pred, pred, "hard", taxonomy, resamples=0)["errors"]
     assert {kind: int((kinds == kind).sum()) for kind in expected} == expected
     assert min(expected.values()) > 0
     assert ((kinds == "") == (gold == pred)).all()

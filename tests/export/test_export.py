@@ -34,9 +34,11 @@ from mtl_re.export.remote import modeling_mtl_re as remote
 from mtl_re.features import featurizer as features
 from mtl_re.features.collate import Collator
 from mtl_re.model import network as model
+from mtl_re.model.network import join_heads
 from mtl_re.model.pooling import POOLINGS, Pooling
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring import gating, inference, scorer
+from mtl_re.scoring import composed, gating
+from mtl_re.scoring.decoding import Decoding, decode
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training import checkpoint
 
@@ -448,7 +450,7 @@ def test_the_input_package_is_closed_and_light():
 def plain_and_ours(folder: Path, examples) -> None:
     """Both ways make the same features, and the same batches."""
     ours, tokenizer = model.load(str(folder))
-    table = scorer.featurizer_of(ours, tokenizer).table(examples)
+    table = composed.featurizer_of(ours, tokenizer).table(examples)
     maker = plain_input.InputMaker(folder)
     seen = 0
     collate = Collator(table, tokenizer.pad_token_id, True, [0] * len(ours.taxonomy.heads))
@@ -551,9 +553,8 @@ def test_a_fresh_environment_gives_the_same_logits(exported, tiny, examples, tab
     assert done.returncode == 0, done.stderr
     with torch.inference_mode():
         logits = ours(**{name: part for name, part in given.items() if name != "targets"})
-    expected = torch.cat([logits[head.name] for head in ours.taxonomy.heads], dim=-1).numpy()
-    found = inference.probabilities(expected, ours.taxonomy)
-    labels = gating.labels(torch.from_numpy(found), ours.taxonomy, ours.config.gate).numpy()
+    expected = join_heads(logits, ours.taxonomy).numpy()
+    labels = decode(logits, ours.taxonomy, Decoding(ours.config.gate)).labels.numpy()
     for name in ("first.npz", "second.npz"):
         there = np.load(tmp_path / name)
         np.testing.assert_allclose(there["side"], expected, rtol=0, atol=1e-6)
@@ -571,5 +572,5 @@ def test_the_cards_program_runs_elsewhere(exported, tiny, tmp_path):
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("DIR", str(exported))
     done = elsewhere(code, tmp_path, "einops", "jsonargparse")
     assert done.returncode == 0, done.stderr
-    expected = [(one.id, one.label) for one in Predictor([scorer.Scorer.of(*tiny)]).predict(rows)]
+    expected = [(one.id, one.label) for one in Predictor([composed.ComposedModel.of(*tiny)]).predict(rows)]
     assert done.stdout.splitlines()[-1] == str(expected)

@@ -23,8 +23,9 @@ from mtl_re.export.int8 import Bounds
 from mtl_re.model import network as model
 from mtl_re.model.onnx_model import load_onnx
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring import scorer
-from mtl_re.scoring.scorer import Reading, Scorer
+from mtl_re.scoring import composed
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding
 
 PRIOR = "0.6,0.17,0.23"
 
@@ -86,7 +87,7 @@ def test_a_directory_without_a_graph_says_how_to_make_one(saved):
     with pytest.raises(MtlReError, match="expected one of onnx, onnx-int8"):
         load_onnx(str(saved), "tensorrt")
     with pytest.raises(MtlReError, match="runs on the cpu"):
-        Scorer.load(str(saved), "cuda", "onnx")
+        ComposedModel.load(str(saved), "cuda", "onnx")
     with pytest.raises(MtlReError, match="precision bf16"):
         Predictor.from_pretrained(str(saved), backend="onnx", precision="bf16")
 
@@ -169,15 +170,15 @@ def test_the_graphs_own_reading(exported, examples):
     """What was baked in is the scorer's reading of the same options."""
     graph, tokenizer = load_onnx(str(exported), "onnx")
     ours, _ = model.load(str(exported))
-    reading = Reading("hard", PRIOR, "none", 0.7)
-    reference = Scorer.of(ours, tokenizer)
-    scored = reference.read(reference.logits(examples, 16), examples, reading)
-    table = scorer.featurizer_of(ours, tokenizer).table(examples)
+    reading = Decoding("hard", PRIOR, "none", 0.7)
+    reference = ComposedModel.of(ours, tokenizer)
+    scored = reference.decode(reference.logits(examples, 16), examples, reading)
+    table = composed.featurizer_of(ours, tokenizer).table(examples)
     found = onnx_graph.graph_outputs(graph, table, tokenizer.pad_token_id, 7, "graph")
     np.testing.assert_allclose(found["probabilities"], scored.probs, rtol=0, atol=1e-5)
-    assert np.array_equal(found["label"], scored.labels())
-    plain = reference.read(reference.logits(examples, 16), examples, Reading("hard"))
-    assert not np.array_equal(plain.labels(), scored.labels())  # the options do something on these rows
+    assert np.array_equal(found["label"], scored.labels)
+    plain = reference.decode(reference.logits(examples, 16), examples, Decoding("hard"))
+    assert not np.array_equal(plain.labels, scored.labels)  # the options do something on these rows
     np.testing.assert_allclose(found["coarse"].sum(1), 1, atol=1e-5)
 
 
@@ -227,7 +228,7 @@ def test_int8_over_its_bounds_is_refused(exported, tmp_path, monkeypatch):
     ours, tokenizer = model.load(str(exported))
     rows = sample_examples("valid", 40)
     graph, _ = load_onnx(str(exported), "onnx")
-    table = scorer.featurizer_of(ours, tokenizer).table(rows)
+    table = composed.featurizer_of(ours, tokenizer).table(rows)
     outputs = onnx_graph.graph_outputs(graph, table, tokenizer.pad_token_id, 32, "graph")
     given = (exported / "model.onnx", tmp_path / "small.onnx", ours, tokenizer, rows, outputs, Bounds(1, 2))
     with pytest.raises(MtlReError, match=r"against fp32 on 40 rows, micro_f1 9\.00 points lower.*--force keeps it"):
@@ -249,10 +250,10 @@ def test_a_program_with_onnxruntime_alone_gives_the_same(exported, tmp_path):
     done = elsewhere(code, tmp_path, "torch", "transformers", "einops", "jsonargparse")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    ours = Scorer.load(str(exported), "cpu")
-    scored = ours.read(ours.logits(rows, 16), rows, Reading("hard", PRIOR, "none", 0.7))
+    ours = ComposedModel.load(str(exported), "cpu")
+    scored = ours.decode(ours.logits(rows, 16), rows, Decoding("hard", PRIOR, "none", 0.7))
     assert [one["id"] for one in found] == [row.id for row in rows]
-    assert [one["label"] for one in found] == [ours.taxonomy.labels[label] for label in scored.labels()]
+    assert [one["label"] for one in found] == [ours.taxonomy.labels[label] for label in scored.labels]
     probs = np.array([[one["probs"][label] for label in ours.taxonomy.labels] for one in found])
     np.testing.assert_allclose(probs, scored.probs, rtol=0, atol=1e-5)
     path.write_text("[{}]", encoding="utf-8")
@@ -280,9 +281,9 @@ def test_every_family_can_be_exported(kind, tokenizer, examples, tmp_path, monke
     monkeypatch.setitem(ENCODERS, "modernbert", local if kind.endswith("local") else ENCODERS["modernbert"])
     made = family(kind.split()[0], tokenizer, pooling="cls_mean")
     path = tmp_path / "model.onnx"
-    about = onnx_graph.write_graph(made, Reading(), path)
+    about = onnx_graph.write_graph(made, Decoding(), path)
     assert ("token_type_ids" in about["inputs"]) == made.takes_types
-    report, _ = onnx_graph.check_graph(path, made, tokenizer, examples, Reading())
+    report, _ = onnx_graph.check_graph(path, made, tokenizer, examples, Decoding())
     assert report["equal_labels"] == 1
 
 
@@ -291,15 +292,15 @@ def test_another_label_set_and_a_soft_gate(tokenizer, examples, tmp_path):
     made = family("bert", tokenizer, taxonomy=TAXONOMIES["no-none-hierarchical"].to_dict(), gate="soft")
     rows = [replace(row, label=None) for row in examples]
     path = tmp_path / "model.onnx"
-    onnx_graph.write_graph(made, Reading("soft"), path)
-    report, outputs = onnx_graph.check_graph(path, made, tokenizer, rows, Reading("soft"))
+    onnx_graph.write_graph(made, Decoding("soft"), path)
+    report, outputs = onnx_graph.check_graph(path, made, tokenizer, rows, Decoding("soft"))
     assert report["equal_labels"] == 1
     assert outputs["probabilities"].shape == (len(rows), 5)
     # another model behind the same file is noticed
     with torch.no_grad():
         made.heads["coarse"].bias += torch.tensor([0.01, 0.0])
     with pytest.raises(MtlReError, match="differs from PyTorch"):
-        onnx_graph.check_graph(path, made, tokenizer, rows, Reading("soft"))
+        onnx_graph.check_graph(path, made, tokenizer, rows, Decoding("soft"))
 
 
 @pytest.mark.slow
@@ -309,13 +310,13 @@ def test_weights_too_large_for_one_file_lie_beside_it(tokenizer, examples, tmp_p
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
     path = tmp_path / "here" / "model.onnx"
-    onnx_graph.write_graph(made, Reading(), path)
+    onnx_graph.write_graph(made, Decoding(), path)
     onnx_int8.quantise(path, path.with_name("model.int8.onnx"), "weights")
     files = {file.name for file in path.parent.iterdir()}
     assert files == {"model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data"}
     for file in path.parent.iterdir():  # they find each other by name, wherever they lie
         file.rename(tmp_path / "there" / file.name)
-    report, _ = onnx_graph.check_graph(tmp_path / "there" / "model.onnx", made, tokenizer, examples, Reading())
+    report, _ = onnx_graph.check_graph(tmp_path / "there" / "model.onnx", made, tokenizer, examples, Decoding())
     assert report["equal_labels"] == 1
 
 

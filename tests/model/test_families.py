@@ -187,12 +187,12 @@ import json, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from mtl_re.model import network as model
-from mtl_re.scoring import inference, scorer
+from mtl_re.scoring import inference, composed
 from mtl_re.data.validation import parse_row
 given = json.load(open("rows.json"))
 made, tokenizer = model.load(sys.argv[1])
 rows = [parse_row(row, made.taxonomy) for row in given]
-table = scorer.featurizer_of(made, tokenizer).table(rows)
+table = composed.featurizer_of(made, tokenizer).table(rows)
 np.save("logits.npy", inference.all_logits(made, table, tokenizer.pad_token_id, 16))
 """
 

@@ -14,9 +14,10 @@ from mtl_re.errors import MtlReError
 from mtl_re.features import featurizer as features
 from mtl_re.features.collate import Collator
 from mtl_re.model import encoders
-from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, load, takes_token_types
+from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, load, split_heads, takes_token_types
 from mtl_re.model.pooling import POOLINGS
-from mtl_re.scoring import inference, scorer
+from mtl_re.scoring import composed, inference
+from mtl_re.scoring.decoding import Decoding, decode
 from mtl_re.taxonomy import Taxonomy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def inputs(rows: int = 3, length: int = 9, vocabulary: int = 50, seed: int = 0):
 
 def probabilities(model, table, batch_size):
     logits = inference.all_logits(model, table, 0, batch_size)
-    return inference.probabilities(logits, model.taxonomy)
+    return decode(split_heads(logits, model.taxonomy), model.taxonomy, Decoding()).probs.numpy()
 
 
 def rows_of(table, order) -> features.FeatureTable:
@@ -67,7 +68,7 @@ def test_company_with_a_real_encoder(ko_mini, examples):
     with torch.no_grad():
         for head in model.heads.values():
             head.weight.mul_(20)
-    check_company(model, scorer.featurizer_of(model, tokenizer).table(examples[:10]))
+    check_company(model, composed.featurizer_of(model, tokenizer).table(examples[:10]))
 
 
 @each_encoder

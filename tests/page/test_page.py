@@ -26,7 +26,7 @@ from mtl_re.page.answers import Answers, answer, mark, submission
 from mtl_re.page.texts import GLOSSES, STYLE, TEXTS, TYPES
 from mtl_re.page.view import Draft, escaped, marked_html, python_span, result_html, view_of
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring.scorer import Scorer
+from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.writers import Prediction
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
@@ -37,7 +37,7 @@ KINDS = {"subject": "PER", "object": "ORG"}
 @pytest.fixture(scope="module")
 def answers(tiny, tmp_path_factory) -> Answers:
     return Answers(
-        Predictor([Scorer.of(*tiny)]), DemoConfig(max_rows=40, max_megabytes=1), tmp_path_factory.mktemp("demo")
+        Predictor([ComposedModel.of(*tiny)]), DemoConfig(max_rows=40, max_megabytes=1), tmp_path_factory.mktemp("demo")
     )
 
 

@@ -6,7 +6,8 @@ from transformers import pipeline
 import mtl_re.pipeline
 from mtl_re.errors import MtlReError
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring.scorer import Reading, Scorer
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding
 
 ROWS = 12
 
@@ -35,19 +36,19 @@ def same(found, expected):
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_it_equals_the_predictor(ask, rows, examples, tiny, batch_size):
     assert len({len(row["sentence"]) for row in rows}) > 3  # batches are padded
-    same(ask(rows, batch_size=batch_size), Predictor([Scorer.of(*tiny)]).predict(examples[:ROWS]))
+    same(ask(rows, batch_size=batch_size), Predictor([ComposedModel.of(*tiny)]).predict(examples[:ROWS]))
 
 
 def test_one_row_none_and_a_stream(ask, rows, examples, tiny):
-    expected = Predictor([Scorer.of(*tiny)]).predict(examples[:2])
+    expected = Predictor([ComposedModel.of(*tiny)]).predict(examples[:2])
     same([ask(rows[0])], expected[:1])
     same(list(ask(row for row in rows[:2])), expected)
     assert ask([]) == []
 
 
 def test_a_reading_may_be_given(ask, rows, examples, tiny):
-    reading = Reading("soft", restrict="subject_type", threshold=0.9)
-    expected = Predictor([Scorer.of(*tiny)], reading).predict(examples[:ROWS])
+    reading = Decoding("soft", restrict="subject_type", threshold=0.9)
+    expected = Predictor([ComposedModel.of(*tiny)], reading).predict(examples[:ROWS])
     same(ask(rows, gate="soft", restrict="subject_type", threshold=0.9), expected)
     assert [row.label for row in expected] != [row["label"] for row in ask(rows)]
 

@@ -17,8 +17,8 @@ from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.predict.predict import predict
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring import evaluation, gating, scorer, writers
-from mtl_re.scoring.scorer import Scorer
+from mtl_re.scoring import composed, evaluation, gating, writers
+from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.writers import Prediction, check_submission, label_order, write_predictions
 from mtl_re.taxonomy import BOOSTCAMP, KLUE, Taxonomy
 
@@ -144,8 +144,8 @@ def test_soft_vote_is_the_mean(ckpts, few):
 def test_voters_of_another_label_order_are_aligned(ckpts, few, tokenizer):
     flat = tiny_model(tokenizer, 3, taxonomy=Taxonomy.from_prefixes(BOOSTCAMP).to_dict())
     one = Predictor.from_pretrained(ckpts[0]).members[0].root
-    both = Predictor([Scorer.of(one, tokenizer), Scorer.of(flat, tokenizer)])
-    alone = [Predictor([Scorer.of(model, tokenizer)]).predict(few) for model in (one, flat)]
+    both = Predictor([ComposedModel.of(one, tokenizer), ComposedModel.of(flat, tokenizer)])
+    alone = [Predictor([ComposedModel.of(model, tokenizer)]).predict(few) for model in (one, flat)]
     for p, a, b in zip(both.predict(few), *alone, strict=True):
         for label in KLUE:
             assert p.probs[label] == pytest.approx((a.probs[label] + b.probs[label]) / 2, abs=1e-12)
@@ -155,7 +155,7 @@ def test_voters_of_other_labels_are_refused(ckpts, tokenizer):
     other = tiny_model(tokenizer, taxonomy=Taxonomy.from_prefixes(("no_relation", "a:x", "a:y")).to_dict())
     one = Predictor.from_pretrained(ckpts[0]).members[0].root
     with pytest.raises(MtlReError, match="different labels"):
-        Predictor([Scorer.of(one, tokenizer), Scorer.of(other, tokenizer)])
+        Predictor([ComposedModel.of(one, tokenizer), ComposedModel.of(other, tokenizer)])
 
 
 def test_gate_and_prior(ckpts, few):
@@ -277,7 +277,7 @@ def test_row_the_model_cannot_take_is_a_bad_row_too(ckpts, few, tmp_path, capsys
 
 def test_output_of_an_unknown_kind_is_refused_before_the_work(ckpts, few, tmp_path, monkeypatch):
     data = write_rows(tmp_path / "data.json", few)
-    monkeypatch.setattr(scorer, "all_logits", lambda *rest, **named: pytest.fail("worked first"))
+    monkeypatch.setattr(composed, "all_logits", lambda *rest, **named: pytest.fail("worked first"))
     with pytest.raises(MtlReError, match="unknown kind of output"):
         predict(ckpts[:1], PredictConfig(data=str(data), output=str(tmp_path / "out.txt")))
     with pytest.raises(MtlReError, match="unknown kind of output"):
@@ -472,7 +472,7 @@ def test_faulty_predictions_never_become_a_submission(tmp_path, taxonomy):
 @pytest.mark.parametrize("fault", ["row missing", "row twice", "ids swapped", "sum"])
 def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, monkeypatch, suffix, fault):
     """Rows spoiled on their way to the disk."""
-    real = writers.encode
+    real = writers.encode_rows
 
     def encode(predictions, suffix, order):
         lines = real(predictions, suffix, order).splitlines(keepends=True)
@@ -487,7 +487,7 @@ def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, m
                 lines[4] = re.sub(rb"0\.\d+([\]}]+\"?\n)", rb"0.99\1", lines[4])
         return b"".join(lines)
 
-    monkeypatch.setattr(writers, "encode", encode)
+    monkeypatch.setattr(writers, "encode_rows", encode)
     path = tmp_path / f"p{suffix}"
     path.write_text("old")
     expected = {"row missing": "8 rows were written for 9", "row twice": "10 rows were written for 9"}

@@ -27,7 +27,7 @@ from mtl_re.predict import ranks
 from mtl_re.predict.prediction_shards import Shards, ShardWriter
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.ranks import Ranks
-from mtl_re.scoring import scorer
+from mtl_re.scoring import composed
 
 ROWS, WINDOW, WINDOWS = 23, 5, 5
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
@@ -60,7 +60,7 @@ def loaded(saved):
 @pytest.fixture
 def run(loaded, saved, rows, tmp_path, monkeypatch):
     """Predict the rows into `tmp_path/out<suffix>`; gives the output's path."""
-    monkeypatch.setattr(scorer, "load", lambda path: loaded)
+    monkeypatch.setattr(composed, "load", lambda path: loaded)
 
     def call(suffix=".jsonl", checkpoints=(str(saved),), **options):
         out = tmp_path / f"out{suffix}"
@@ -446,13 +446,13 @@ def test_no_usable_row(run, tmp_path, rows):
 
 def test_input_that_changes_meanwhile(run, rows, tmp_path, monkeypatch):
     moving = written(tmp_path / "moving.json", json.loads(rows.read_text(encoding="utf-8")))
-    real = predict_run.encode
+    real = predict_run.encode_rows
 
     def encode(*arguments):
         moving.write_text(rows.read_text(encoding="utf-8").replace("}, {", "},\n{"), encoding="utf-8")
         return real(*arguments)
 
-    monkeypatch.setattr(predict_run, "encode", encode)
+    monkeypatch.setattr(predict_run, "encode_rows", encode)
     assert (
         fault_of(run, data=str(moving)) == f"{moving}: it was changed while its rows were predicted; predict it again"
     )
@@ -515,7 +515,7 @@ def test_two_at_once(run, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_keeps_the_rows_and_says_how_to_go_on(loaded, saved, rows, whole, tmp_path, monkeypatch, capsys, number):
-    monkeypatch.setattr(scorer, "load", lambda path: loaded)
+    monkeypatch.setattr(composed, "load", lambda path: loaded)
     out = tmp_path / "out.jsonl"
     command = ["predict", str(saved), "--data", str(rows), "--output", str(out), "--window", "5", "--batch-size", "4"]
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -770,7 +770,7 @@ def test_rank_that_fails_or_dies_ends_all_and_others_take_it_up(launched, resume
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_at_random_moments(loaded, saved, tmp_path, monkeypatch, suffix):
     """SIGKILL from outside, again and again until one attempt comes through: each time the same bytes."""
-    monkeypatch.setattr(scorer, "load", lambda path: loaded)
+    monkeypatch.setattr(composed, "load", lambda path: loaded)
     source = written(tmp_path / "rows.json", [example.to_row() for example in sample_examples("valid", 200)])
     options = {"data": str(source), "window": 3, "batch_size": 3}
     predict_run.predict([str(saved)], PredictConfig(output=str(tmp_path / f"whole{suffix}"), **options))

@@ -11,7 +11,8 @@ from mtl_re.data.validation import Entity, Example
 from mtl_re.errors import MtlReError
 from mtl_re.predict import triples
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring.scorer import Reading, Scorer
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding
 
 SENTENCE = "한라희는 누리전자의 대표이고 강릉에서 1999년에 태어났다."
 ENTITIES = [(0, 2, "PER"), (5, 8, "ORG"), (16, 17, "LOC"), (21, 25, "DAT")]
@@ -19,7 +20,7 @@ ENTITIES = [(0, 2, "PER"), (5, 8, "ORG"), (16, 17, "LOC"), (21, 25, "DAT")]
 
 @pytest.fixture(scope="module")
 def predictor(tiny) -> Predictor:
-    return Predictor([Scorer.of(*tiny)])
+    return Predictor([ComposedModel.of(*tiny)])
 
 
 def test_every_ordered_pair_whose_subject_may_be_one(predictor):
@@ -31,9 +32,9 @@ def test_every_ordered_pair_whose_subject_may_be_one(predictor):
 
 @pytest.mark.parametrize("gate", ["hard", "soft"])
 def test_the_score_is_the_probability_of_the_gates_relation(tiny, gate):
-    predictor = Predictor([Scorer.of(*tiny)], Reading(gate=gate))
+    predictor = Predictor([ComposedModel.of(*tiny)], Decoding(gate=gate))
     for triple in predictor.extract(SENTENCE, ENTITIES, threshold=0):
-        row = Predictor([Scorer.of(*tiny)]).predict([Example("1", SENTENCE, triple.subject, triple.object)])[0]
+        row = Predictor([ComposedModel.of(*tiny)]).predict([Example("1", SENTENCE, triple.subject, triple.object)])[0]
         relations = {label: p for label, p in row.probs.items() if label != "no_relation"}
         if gate == "hard":
             branch = max(("org", "per"), key=row.coarse.__getitem__)

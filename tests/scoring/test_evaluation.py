@@ -11,8 +11,9 @@ from mtl_re import files
 from mtl_re.config import EvalConfig, EvaluateConfig
 from mtl_re.errors import MtlReError
 from mtl_re.model import device
-from mtl_re.model.network import load
+from mtl_re.model.network import load, split_heads
 from mtl_re.scoring import calibration, evaluation, gating, inference, metrics
+from mtl_re.scoring.decoding import Decoded, Decoding, decode
 from mtl_re.scoring.evaluation import evaluate
 from mtl_re.taxonomy import KLUE
 
@@ -214,11 +215,11 @@ def test_logits_come_back_in_row_order_and_cover_all_shares(tiny, table):
     model, tokenizer = tiny
     whole = inference.all_logits(model, table, tokenizer.pad_token_id, 64)
     assert whole.shape == (len(table), 32)
-    assert whole.dtype == np.float32
-    pieces = np.full_like(whole, np.nan)
+    assert whole.dtype == torch.float32
+    pieces = torch.full_like(whole, torch.nan)
     for rank in range(3):
         rows, logits = inference.table_logits(model, table, tokenizer.pad_token_id, 5, share=(rank, 3))
-        assert np.isnan(pieces[rows]).all()
+        assert pieces[rows].isnan().all()
         pieces[rows] = logits
     assert np.allclose(pieces, whole, atol=1e-5)
 
@@ -242,12 +243,12 @@ def test_mode_of_the_model_is_given_back(tiny, table):
 def test_temperatures_reach_the_probabilities(tiny, table):
     model, tokenizer = tiny
     logits = inference.all_logits(model, table, tokenizer.pad_token_id, 64)
-    plain = inference.probabilities(logits, model.taxonomy)
-    flat = inference.probabilities(logits, model.taxonomy, {"coarse": 1e6, "org": 1e6, "per": 1e6})
-    assert np.allclose(plain.sum(axis=1), 1)
-    groups = gating.coarse(torch.from_numpy(flat), model.taxonomy).numpy()
-    assert np.allclose(groups, 1 / 3, atol=1e-4)
-    assert plain.dtype == np.float64
+    heads = split_heads(logits, model.taxonomy)
+    plain = decode(heads, model.taxonomy, Decoding()).probs
+    flat = decode(heads, model.taxonomy, Decoding(), temperatures={"coarse": 1e6, "org": 1e6, "per": 1e6}).probs
+    assert np.allclose(plain.sum(dim=1), 1)
+    assert np.allclose(gating.coarse(flat, model.taxonomy), 1 / 3, atol=1e-4)
+    assert plain.dtype == torch.float64
 
 
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "auprc", "accuracy"])
@@ -255,13 +256,12 @@ def test_selection_score_matches_the_report(tiny, metric):
     taxonomy = tiny[0].taxonomy
     generator = np.random.default_rng(3)
     gold, probs = generator.integers(0, 30, 200), generator.dirichlet(np.ones(30), 200)
-    report = evaluation.report(probs, gold, taxonomy, "soft", resamples=0)
-    score = evaluation.selection_score(probs, gold, taxonomy, EvalConfig(metric=metric, gate="soft"))
+    decoded = Decoded(torch.from_numpy(probs), taxonomy, Decoding("soft"))
+    report = evaluation.score_decoded(decoded, gold, resamples=0)
+    score = evaluation.selection_score(decoded, gold, EvalConfig(metric=metric, gate="soft"))
     assert score == pytest.approx(report[metric])
     target = [0.6, 0.17, 0.23]
-    shifted = evaluation.selection_score(
-        probs, gold, taxonomy, EvalConfig(metric=metric, gate="soft", target_prior=target)
-    )
+    shifted = evaluation.selection_score(decoded, gold, EvalConfig(metric=metric, gate="soft", target_prior=target))
     weights = metrics.prior_weights(gold, taxonomy, target)
     if metric == "accuracy":
         predicted = probs.argmax(axis=1)
@@ -279,5 +279,5 @@ def test_bf16_is_close_to_fp32(tiny, table):
     model, tokenizer = tiny
     full = inference.all_logits(model, table, tokenizer.pad_token_id, 64)
     half = inference.all_logits(model, table, tokenizer.pad_token_id, 64, "bf16")
-    assert half.dtype == np.float32
-    assert 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.1 * full.abs().max()

@@ -130,7 +130,7 @@ def test_a_hand_made_row(gate):
 
 @each_taxonomy
 def test_labels_and_heads_agree_with_compose(taxonomy):
-    """Reading every head's argmax and composing is the hard gate, without a prior."""
+    """Decoding every head's argmax and composing is the hard gate, without a prior."""
     logits = draw(taxonomy)
     found = gating.labels(gating.product(logits, taxonomy), taxonomy, "hard")
     for row in range(ROWS):

@@ -83,7 +83,7 @@ def test_degenerate_cases():
     assert metrics.auprc_by_class(np.array([0, 1, 1, 1]), np.full((4, 2), 0.5))[0] == pytest.approx(62.5)
     assert metrics.micro_f1(np.array([0, 1]), np.array([0, 1]), NO_NONE) == 100.0
     many = np.full(1000, 4, dtype=np.int8)  # 4 * 30 + 4 does not fit int8 twice over
-    assert metrics.confusion(many, many, 100)[4, 4] == 1000
+    assert metrics.confusion_counts(many, many, 100)[4, 4] == 1000
 
 
 def test_prior_weights_give_the_shares():
@@ -172,7 +172,7 @@ REPORT_KEYS = [
 def test_report_has_the_contract_keys_and_is_json(layout):
     taxonomy = Taxonomy.from_prefixes(layout=layout)
     gold, probs, pred = draw(6, empty=(0, 12))
-    found = metrics.report(gold, probs, pred, pred, "hard", taxonomy, prior="em", resamples=20)
+    found = metrics.all_metrics(gold, probs, pred, pred, "hard", taxonomy, prior="em", resamples=20)
     assert list(found) == REPORT_KEYS
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found["ci"]) == {"micro_f1", "auprc"}
@@ -196,7 +196,7 @@ def test_report_counts_by_hand():
     probs[np.arange(7), hard] = 0.6
     probs[4, 2] = 0.3  # given org, row 4 is right
     probs[5, 4] = 0.2  # given per, row 5 is wrong
-    found = metrics.report(gold, probs, hard, soft, "hard", SMALL, resamples=5)
+    found = metrics.all_metrics(gold, probs, hard, soft, "hard", SMALL, resamples=5)
     assert found["errors"] == {"missed": 1, "false_alarm": 1, "wrong_branch": 1, "wrong_label": 1}
     assert found["accuracy"] == pytest.approx(100 * 3 / 7)
     assert found["micro_f1"] == pytest.approx(100 * 2 * 2 / (5 + 5))
@@ -211,7 +211,7 @@ def test_report_counts_by_hand():
     assert found["per_label"]["org:a"]["recall"] == pytest.approx(50)
     assert found["per_label"]["org:a"]["f1"] == pytest.approx(40)
     assert found["empty_classes"] == ["per:b"]
-    by_soft = metrics.report(gold, probs, hard, soft, "soft", SMALL, resamples=5)
+    by_soft = metrics.all_metrics(gold, probs, hard, soft, "soft", SMALL, resamples=5)
     assert by_soft["errors"]["false_alarm"] == 0
     assert by_soft["fine"] == found["fine"]
 
@@ -219,14 +219,14 @@ def test_report_counts_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_error_kinds_sum_to_the_wrong_rows(seed):
     gold, probs, pred = draw(seed, rows=300)
-    found = metrics.report(gold, probs, pred, pred, "soft", TAXONOMY, resamples=0)
+    found = metrics.all_metrics(gold, probs, pred, pred, "soft", TAXONOMY, resamples=0)
     assert sum(found["errors"].values()) == (gold != pred).sum()
     assert found["ci"] == {"micro_f1": None, "auprc": None}
 
 
 def test_report_without_no_relation_and_with_an_absent_branch():
     gold, probs = np.array([0, 1, 1]), np.full((3, 4), 0.25)
-    found = metrics.report(gold, probs, gold, gold, "hard", NO_NONE, resamples=5)
+    found = metrics.all_metrics(gold, probs, gold, gold, "hard", NO_NONE, resamples=5)
     assert found["gate"] == {"precision": None, "recall": None, "f1": None}
     assert found["fine"]["per"] is None
     assert found["micro_f1"] == 100.0
@@ -248,13 +248,13 @@ def test_report_without_no_relation_and_with_an_absent_branch():
 def test_report_refuses(gold, probs, message):
     gold = np.array(gold, dtype=None if len(gold) else int)
     with pytest.raises(MtlReError, match=message):
-        metrics.report(gold, probs, gold, gold, "hard", SMALL, resamples=5)
+        metrics.all_metrics(gold, probs, gold, gold, "hard", SMALL, resamples=5)
 
 
 def test_other_refusals():
     gold, probs, pred = draw(0, rows=10, classes=5)
     with pytest.raises(MtlReError, match="'hard' or 'soft'"):
-        metrics.report(gold, probs, pred, pred, "both", SMALL)  # type: ignore[arg-type]
+        metrics.all_metrics(gold, probs, pred, pred, "both", SMALL)  # type: ignore[arg-type]
     with pytest.raises(MtlReError, match="pred: 9 rows, gold: 10"):
         metrics.micro_f1(gold, pred[1:], SMALL)
     for weights in (np.ones(9), np.zeros(10), -np.ones(10), np.full(10, np.inf)):

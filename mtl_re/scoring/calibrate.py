@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
 from mtl_re.data.splits import load_splits
 from mtl_re.errors import MtlReError
 from mtl_re.files import read_yaml, write_json
-from mtl_re.model.network import checkpoint_folder
+from mtl_re.model.network import checkpoint_folder, split_heads
 from mtl_re.scoring import calibration, gating, metrics
+from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoded, Decoding
 from mtl_re.scoring.evaluation import gold_indices, labelled_examples
-from mtl_re.scoring.inference import by_head, probabilities
-from mtl_re.scoring.scorer import Reading, Scorer
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -42,32 +42,32 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
         MtlReError: there are no rows to fit on, a head has no labelled one, or the checkpoint cannot be written.
     """
     folder = checkpoint_folder(ckpt)
-    scorer = Scorer.load(str(folder))
-    scorer.root.config.temperatures = {}
-    taxonomy = scorer.taxonomy
+    model = ComposedModel.load(str(folder))
+    model.root.config.temperatures = {}
+    taxonomy = model.taxonomy
     source = options.data or f"the rows that {folder.parent} held out"
-    examples = labelled_examples(options.data, scorer, "error") if options.data else held_out(folder, taxonomy)
+    examples = labelled_examples(options.data, model, "error") if options.data else held_out(folder, taxonomy)
     gold = gold_indices(examples, taxonomy)
-    logits = scorer.logits(examples, options.batch_size, progress=f"calibrate on {source}")
-    before = probabilities(logits, taxonomy)
-    labels = [example.label for example in examples]
-    temperatures = calibration.fit_temperatures(by_head(logits, taxonomy), labels, taxonomy)
-    scorer.root.config.temperatures = temperatures
-    after = probabilities(logits, taxonomy, temperatures)
-    prior = _prior(scorer, options, after, gold, examples)
-    threshold = _threshold(scorer, logits, examples, gold, prior["target"])
+    logits = model.logits(examples, options.batch_size, progress=f"calibrate on {source}")
+    before = model.decode(logits, examples, Decoding())
+    parts = {name: part.numpy() for name, part in split_heads(logits, taxonomy).items()}
+    temperatures = calibration.fit_temperatures(parts, [example.label for example in examples], taxonomy)
+    model.root.config.temperatures = temperatures
+    after = model.decode(logits, examples, Decoding())
+    prior = _prior(model, options, after, gold)
+    threshold = _threshold(model, logits, examples, gold, prior["target"])
     result = {
         "data": source,
         "n": len(examples),
         "temperatures": temperatures,
-        "before": _quality(before, gold, taxonomy),
-        "after": _quality(after, gold, taxonomy),
+        "before": _quality(before, gold),
+        "after": _quality(after, gold),
         "prior": prior,
         "threshold": threshold,
         "stored": options.store,
     }
     if options.output is not None:
-        _pictures(Path(options.output), before, after, gold, taxonomy, result)
+        _pictures(Path(options.output), before, after, gold, result)
     if options.store:
         store(folder, temperatures, threshold["value"] if threshold else None)
     return result
@@ -88,10 +88,10 @@ def held_out(folder: Path, taxonomy: Taxonomy) -> Sequence[Example]:
     return rows
 
 
-def _quality(probs: np.ndarray, gold: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
-    """NLL of the final labels, and ECE (%) of the soft label and of the coarse class."""
-    groups = np.array(taxonomy.group_of_label)
-    coarse = gating.coarse(torch.from_numpy(probs), taxonomy).numpy()
+def _quality(decoded: Decoded, gold: np.ndarray) -> dict[str, float]:
+    """Return the NLL of the final labels, and the ECE (%) of the soft label and of the coarse class."""
+    probs, coarse = decoded.probs.numpy(), _coarse(decoded)
+    groups = np.array(decoded.taxonomy.group_of_label)
     picked = probs[np.arange(len(gold)), gold]
     return {
         "nll": float(-np.log(np.maximum(picked, 1e-300)).mean()),
@@ -100,52 +100,49 @@ def _quality(probs: np.ndarray, gold: np.ndarray, taxonomy: Taxonomy) -> dict[st
     }
 
 
-def _prior(
-    scorer: Scorer, options: CalibrateConfig, probs: np.ndarray, gold: np.ndarray, examples: Sequence[Example]
-) -> dict[str, Any]:
-    """The target prior: given, or by EM on unlabelled rows with BBSE as a cross-check."""
-    trained = scorer.root.config.training_prior
-    found: dict[str, Any] = {"trained": trained, "target": None}
+def _coarse(decoded: Decoded) -> np.ndarray:
+    """Return (rows, groups) probabilities of the coarse classes."""
+    return gating.coarse(decoded.probs, decoded.taxonomy).numpy()
+
+
+def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gold: np.ndarray) -> dict[str, Any]:
+    """Return the target prior: given, or by EM on unlabelled rows with BBSE as a cross-check."""
+    prior: dict[str, Any] = {"trained": model.root.config.training_prior, "target": None}
     if options.prior != "none" and options.unlabelled is not None:
         raise MtlReError("calibrate: give --prior or --unlabelled, not both")
     if options.prior != "none":
-        found |= {"target": parse_shares("--prior", options.prior), "by": "given"}
+        prior |= {"target": parse_shares("--prior", options.prior), "by": "given"}
     if options.unlabelled is not None:
         from mtl_re.data.validation import load_examples
 
-        rows, _ = load_examples(options.unlabelled, scorer.taxonomy, "error")
-        logits = scorer.logits(rows, options.batch_size, progress=f"estimate the prior of {options.unlabelled}")
-        scored = scorer.read(logits, rows, Reading(prior="em"))
-        plain = probabilities(logits, scorer.taxonomy, scorer.temperatures)
-        groups = np.array(scorer.taxonomy.group_of_label)
-
-        def guessed(values: np.ndarray) -> np.ndarray:
-            return gating.coarse(torch.from_numpy(values), scorer.taxonomy).numpy().argmax(axis=1)
-
-        found |= {"target": scored.shares, "by": f"EM on {options.unlabelled} ({len(rows)} rows)"}
+        rows, _ = load_examples(options.unlabelled, model.taxonomy, "error")
+        logits = model.logits(rows, options.batch_size, progress=f"estimate the prior of {options.unlabelled}")
+        target = model.decode(logits, rows, Decoding(prior="em")).shares
+        prior |= {"target": target, "by": f"EM on {options.unlabelled} ({len(rows)} rows)"}
+        groups = np.array(model.taxonomy.group_of_label)
+        predicted, unlabelled = (
+            _coarse(one).argmax(axis=1) for one in (decoded, model.decode(logits, rows, Decoding()))
+        )
         try:  # a cross-check: where it cannot be had, the estimate stands and the reason is told
-            found["bbse"] = calibration.bbse_prior(
-                guessed(probs), groups[gold], guessed(plain), len(scorer.taxonomy.groups)
-            )
+            prior["bbse"] = calibration.bbse_prior(predicted, groups[gold], unlabelled, len(model.taxonomy.groups))
         except MtlReError as error:
-            found["bbse"] = str(error)
-    return found
+            prior["bbse"] = str(error)
+    return prior
 
 
 def _threshold(
-    scorer: Scorer, logits: np.ndarray, examples: Sequence[Example], gold: np.ndarray, target: list[float] | None
+    model: ComposedModel, logits: Tensor, examples: Sequence[Example], gold: np.ndarray, target: list[float] | None
 ) -> dict[str, Any] | None:
-    """A relation threshold under the target prior, rows re-weighted to it."""
-    taxonomy = scorer.taxonomy
+    """Return a relation threshold under the target prior, rows re-weighted to it."""
+    taxonomy, gate = model.taxonomy, model.config.gate
     if taxonomy.no_relation is None:
         return None
     prior = "none" if target is None else ",".join(map(repr, target))
-    scored = scorer.read(logits, examples, Reading(gate=scorer.config.gate, prior=prior))
-    probs = torch.from_numpy(scored.probs)
-    best = gating.labels(probs, taxonomy, scorer.config.gate, threshold=-1.0).numpy()
+    decoded = model.decode(logits, examples, Decoding(gate, prior))
+    best = gating.labels(decoded.probs, taxonomy, gate, threshold=-1.0).numpy()
     weights = None if target is None else metrics.prior_weights(gold, taxonomy, target)
-    fitted = calibration.fit_threshold(scored.probs, gold, best, taxonomy, weights)
-    plain = metrics.micro_f1(gold, scored.labels(), taxonomy, weights)
+    fitted = calibration.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, weights)
+    plain = metrics.micro_f1(gold, decoded.labels.numpy(), taxonomy, weights)
     return {"value": fitted.value, "interval": list(fitted.interval), "f1": fitted.f1, "f1_without": plain}
 
 
@@ -177,14 +174,12 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[list[float],
     )
 
 
-def _pictures(
-    output: Path, before: np.ndarray, after: np.ndarray, gold: np.ndarray, taxonomy: Taxonomy, result: dict[str, Any]
-) -> None:
-    """calibration.json and a reliability picture before and after."""
+def _pictures(output: Path, before: Decoded, after: Decoded, gold: np.ndarray, result: dict[str, Any]) -> None:
+    """Write calibration.json and a reliability picture before and after."""
     write_json(output / "calibration.json", result)
     with figures.picture(output / "reliability.png", 9, 4.4) as figure:
-        for place, (title, probs) in enumerate({"before": before, "after": after}.items(), start=1):
-            axes = figure.add_subplot(1, 2, place)
+        for number, (title, decoded) in enumerate({"before": before, "after": after}.items(), start=1):
+            axes, probs = figure.add_subplot(1, 2, number), decoded.probs.numpy()
             confidence, right, counts = reliability(probs.max(axis=1), probs.argmax(axis=1) == gold)
             sizes = [12 + 300 * count / len(gold) for count in counts]
             axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)

@@ -1,4 +1,4 @@
-"""Scorer: one network or one a head, and what a reading does between logits and labels."""
+"""ComposedModel: one network or one a head, and what decoding does between logits and labels."""
 
 import json
 
@@ -11,9 +11,10 @@ from mtl_re.config import CalibrateConfig, EvaluateConfig
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.scoring import gating
+from mtl_re.scoring.calibrate import calibrate, reliability
+from mtl_re.scoring.composed import ComposedModel, parse_compose
+from mtl_re.scoring.decoding import Decoding
 from mtl_re.scoring.evaluation import evaluate
-from mtl_re.scoring.fit_calibration import calibrate, reliability
-from mtl_re.scoring.scorer import Reading, Scorer, parse_compose
 from mtl_re.taxonomy import Taxonomy
 
 PRIOR = [0.3, 0.3, 0.4]
@@ -30,8 +31,10 @@ def rows():
 
 
 def test_composed_logits_are_each_heads_own(three, tokenizer, rows):
-    composed = Scorer({name: (model, tokenizer) for name, model in zip(("coarse", "org", "per"), three, strict=True)})
-    alone = [Scorer.of(model, tokenizer).logits(rows, 16) for model in three]
+    composed = ComposedModel(
+        {name: (model, tokenizer) for name, model in zip(("coarse", "org", "per"), three, strict=True)}
+    )
+    alone = [ComposedModel.of(model, tokenizer).logits(rows, 16) for model in three]
     found = composed.logits(rows, 16)
     assert np.array_equal(found[:, :3], alone[0][:, :3])
     assert np.array_equal(found[:, 3:14], alone[1][:, 3:14])
@@ -39,19 +42,20 @@ def test_composed_logits_are_each_heads_own(three, tokenizer, rows):
 
 
 def test_one_network_three_times_is_that_network(three, tokenizer, rows):
-    once = Scorer.of(three[0], tokenizer)
+    once = ComposedModel.of(three[0], tokenizer)
     assert np.array_equal(
-        once.logits(rows, 16), Scorer(dict.fromkeys(("coarse", "org", "per"), (three[0], tokenizer))).logits(rows, 16)
+        once.logits(rows, 16),
+        ComposedModel(dict.fromkeys(("coarse", "org", "per"), (three[0], tokenizer))).logits(rows, 16),
     )
 
 
 def test_heads_must_fit(three, tokenizer):
     pair = (three[0], tokenizer)
     with pytest.raises(MtlReError, match="the heads are coarse, org, per; given were coarse, org"):
-        Scorer({"coarse": pair, "org": pair})
+        ComposedModel({"coarse": pair, "org": pair})
     other = tiny_model(tokenizer, taxonomy=Taxonomy.from_prefixes(("no_relation", "a:x", "a:y")).to_dict())
     with pytest.raises(MtlReError, match="different labels"):
-        Scorer({"coarse": pair, "org": (other, tokenizer), "per": pair})
+        ComposedModel({"coarse": pair, "org": (other, tokenizer), "per": pair})
 
 
 def test_compose_text():
@@ -62,10 +66,10 @@ def test_compose_text():
 
 
 def test_restriction_rules_out_the_other_branch_and_nothing_else(three, tokenizer, rows):
-    scorer = Scorer.of(three[0], tokenizer)
-    logits = scorer.logits(rows, 16)
-    plain, typed = (scorer.read(logits, rows, Reading(restrict=kind)).probs for kind in ("none", "subject_type"))
-    labels = scorer.taxonomy.labels
+    model = ComposedModel.of(three[0], tokenizer)
+    logits = model.logits(rows, 16)
+    plain, typed = (model.decode(logits, rows, Decoding(restrict=kind)).probs for kind in ("none", "subject_type"))
+    labels = model.taxonomy.labels
     for row, example in enumerate(rows):
         other = "per:" if example.subject.type == "ORG" else "org:"
         out = np.array([label.startswith(other) for label in labels])
@@ -101,16 +105,16 @@ def test_threshold_against_a_plain_loop(gate):
             assert label == (relations.argmax() if 1 - row[0] >= threshold else 0)
 
 
-def test_describe_names_what_was_applied(three, tokenizer, rows):
-    scorer = Scorer.of(three[0], tokenizer)
-    logits = scorer.logits(rows, 16)
-    assert scorer.read(logits, rows, Reading()).describe() == {
+def test_applied_names_what_was_applied(three, tokenizer, rows):
+    model = ComposedModel.of(three[0], tokenizer)
+    logits = model.logits(rows, 16)
+    assert model.decode(logits, rows, Decoding()).applied() == {
         "prior": "none",
         "temperatures": {},
         "restrict": "none",
         "threshold": None,
     }
-    said = scorer.read(logits, rows, Reading("soft", "em", "subject_type", 0.4)).describe()
+    said = model.decode(logits, rows, Decoding("soft", "em", "subject_type", 0.4)).applied()
     assert said["prior"].startswith("em (estimated from these rows without their labels): 0.")
     assert (said["restrict"], said["threshold"]) == ("subject_type", 0.4)
 

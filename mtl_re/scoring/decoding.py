@@ -1,0 +1,134 @@
+"""Decoding: logits by head → probabilities of the final labels → one label a row.
+
+The one place that knows the order: temperatures → product of the heads → prior → type restriction → threshold → gate.
+The steps themselves are `gating`'s functions, the prior by EM is `calibration`'s. Everything stays a float64 tensor;
+whoever computes metrics or writes files converts. What was applied is named by `Decoded.applied`, which goes into every
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from mtl_re.config import Gate, Restrict, parse_shares
+from mtl_re.errors import MtlReError
+from mtl_re.scoring import calibration, gating
+from mtl_re.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What stands between product probabilities and a label.
+
+    Attributes:
+        gate: `hard` or `soft`.
+        prior: `none`, `em` (estimated from the rows themselves, without labels), or target shares as text.
+        restrict: `none`, or `subject_type`: only labels whose coarse class takes subjects of the row's type.
+        threshold: a row is related if 1 - p(no_relation) reaches this (None: the gate alone decides).
+    """
+
+    gate: Gate = "hard"
+    prior: str = "none"
+    restrict: Restrict = "none"
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Rows after decoding.
+
+    Attributes:
+        probs: (rows, labels) float64, in taxonomy order.
+        decoding: what was applied. shares: the target prior in numbers, if one was applied.
+        temperatures: by head, as applied.
+    """
+
+    probs: Tensor
+    taxonomy: Taxonomy
+    decoding: Decoding
+    shares: list[float] | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def hard(self) -> Tensor:
+        """(rows,) labels by the hard gate."""
+        return gating.labels(self.probs, self.taxonomy, "hard", self.decoding.threshold)
+
+    @cached_property
+    def soft(self) -> Tensor:
+        """(rows,) labels by the soft gate."""
+        return gating.labels(self.probs, self.taxonomy, "soft", self.decoding.threshold)
+
+    @property
+    def labels(self) -> Tensor:
+        """(rows,) indices of the predicted labels, by the gate of the decoding."""
+        return self.hard if self.decoding.gate == "hard" else self.soft
+
+    def applied(self) -> dict[str, Any]:
+        """Return what was applied between logits and labels, as JSON values."""
+        prior = self.decoding.prior
+        if prior == "em" and self.shares is not None:
+            numbers = ", ".join(f"{share:.4f}" for share in self.shares)
+            prior = f"em (estimated from these rows without their labels): {numbers}"
+        return {
+            "prior": prior,
+            "temperatures": dict(self.temperatures),
+            "restrict": self.decoding.restrict,
+            "threshold": self.decoding.threshold,
+        }
+
+
+def decode(
+    logits: Mapping[str, Tensor],
+    taxonomy: Taxonomy,
+    decoding: Decoding,
+    *,
+    temperatures: Mapping[str, float] | None = None,
+    trained: Sequence[float] | None = None,
+    subjects: Sequence[str] = (),
+) -> Decoded:
+    """Decode logits.
+
+    Args:
+        logits: by head, (rows, classes of the head).
+        temperatures: by head, divides its logits (absent: 1).
+        trained: (groups,) the training prior; needed where the decoding shifts the prior.
+        subjects: (rows,) entity types of the subjects; needed where the decoding restricts labels by them.
+
+    Raises:
+        MtlReError: the decoding shifts the prior, and the training prior is unknown or does not fit.
+    """
+    temperatures = temperatures or {}
+    probs = gating.product({name: part.double() for name, part in logits.items()}, taxonomy, temperatures)
+    shares: list[float] | None = None
+    if decoding.prior != "none" and len(probs):
+        if trained is None:
+            raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
+        if decoding.prior == "em":
+            shares = calibration.em_prior(gating.coarse(probs, taxonomy).numpy(), trained)
+        else:
+            shares = parse_shares("--prior", decoding.prior)
+        probs = gating.shift_prior(probs, taxonomy, shares, trained)
+    if decoding.restrict == "subject_type":
+        probs = gating.restrict(probs, taxonomy, subjects)
+    applied = replace(decoding, prior="none" if shares is None else decoding.prior)
+    return Decoded(probs, taxonomy, applied, shares, temperatures)
+
+
+def decoding_of(
+    configs: Sequence[Any], prior: str, threshold: str, gate: Gate | None = None, restrict: Restrict = "none"
+) -> Decoding:
+    """Return the decoding that a command's options ask for, the checkpoint's own where they say nothing.
+
+    Args:
+        configs: of the checkpoints; where several vote, the first one's gate and threshold count.
+        threshold: `none`, or `stored`: the one that `mtl-re calibrate` left in the checkpoint.
+        gate: None: the checkpoint's own.
+    """
+    value = configs[0].relation_threshold if threshold == "stored" else None
+    return Decoding(gate or configs[0].gate, prior, restrict, value)
