@@ -461,7 +461,8 @@ class EvaluateConfig:
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
-    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint."""
+    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
+    it was fitted under."""
     compose: list[str] | None = None
     """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
     predictions: str | None = None
@@ -495,7 +496,8 @@ class PredictConfig:
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
-    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint."""
+    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
+    it was fitted under."""
     compose: list[str] | None = None
     """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
     label_order: LabelOrder | None = None
@@ -683,7 +685,8 @@ class ExportConfig:
     prior: str = "none"
     """Coarse prior inside the graph: `none` (as trained), or shares in taxonomy order (`0.6,0.17,0.23`)."""
     threshold: Literal["none", "stored"] = "none"
-    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint inside the graph."""
+    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint inside the graph, together
+    with the prior that it was fitted under."""
     average: str | None = None
     """`last:3`: the mean of the weights of the run's last three training checkpoints (under `train.ema` too the weights
     themselves, not their average) instead of its best model."""

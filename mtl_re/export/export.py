@@ -99,7 +99,7 @@ def _source(ckpt: str, average: str | None) -> Source:
         raise MtlReError(f"--average: {ckpt} is no run directory with checkpoints/; give the run itself")
     steps = average_checkpoints(model, run / "checkpoints", _last(average))
     # Fitted to the best model, not to this one:
-    model.config.temperatures, model.config.relation_threshold = {}, None
+    model.config.temperatures, model.config.relation_threshold, model.config.relation_threshold_prior = {}, None, None
     return Source(model, tokenizer, run, steps)
 
 

@@ -38,7 +38,8 @@ class MtlReConfig(PretrainedConfig):
         pooling: a name of `POOLINGS`. dropout: before the pair layer and the heads.
         gate: default way to read the label. temperatures: by head, divides logits. training_prior: share of each
             coarse class in the training rows, in taxonomy order (None: unknown). relation_threshold: fitted by
-            `mtl-re calibrate`, used only where asked for.
+            `mtl-re calibrate`, used only where asked for. relation_threshold_prior: shares of the coarse classes under
+            which it was fitted (empty: the training prior; None: not recorded, as by older versions).
     """
 
     model_type = "mtl_re"
@@ -57,6 +58,7 @@ class MtlReConfig(PretrainedConfig):
         temperatures: dict[str, float] | None = None,
         training_prior: list[float] | None = None,
         relation_threshold: float | None = None,
+        relation_threshold_prior: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
@@ -64,7 +66,7 @@ class MtlReConfig(PretrainedConfig):
         self.markers, self.query, self.entity_types = markers, query, list(entity_types or [])
         self.max_input_length, self.pooling, self.dropout = max_input_length, pooling, dropout
         self.gate, self.temperatures, self.training_prior = gate, temperatures or {}, training_prior
-        self.relation_threshold = relation_threshold
+        self.relation_threshold, self.relation_threshold_prior = relation_threshold, relation_threshold_prior
         labels = Taxonomy.from_dict(self.taxonomy).labels
         kwargs.setdefault("id2label", dict(enumerate(labels)))
         kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})

@@ -67,6 +67,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperatures": (_factors, "a map of positive numbers"),
     "training_prior": (_shares, "a list of shares, or null"),
     "relation_threshold": (_share_or_none, "a share, or null"),
+    "relation_threshold_prior": (_shares, "a list of shares, or null"),
     "encoder": (lambda value: isinstance(value, Mapping), "a map"),
     "taxonomy": (lambda value: isinstance(value, Mapping), "a map"),
 }

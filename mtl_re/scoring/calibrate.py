@@ -3,7 +3,8 @@
 Temperatures (one a head) and a relation threshold are fitted on labelled rows; a target prior is given, or estimated on
 unlabelled rows of the place where the model will be used. Temperatures come first: EM on uncalibrated posteriors
 overshoots. Stored in the checkpoint's `config.json`: temperatures (applied from then on, and named in every output) and
-the threshold (applied where `--threshold stored` asks for it). The rows given here must not be scored afterwards.
+the threshold with the prior it was fitted under (both applied where `--threshold stored` asks for it). The rows given
+here must not be scored afterwards.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     if options.output is not None:
         _pictures(Path(options.output), before, after, gold, result)
     if options.store:
-        store(folder, temperatures, threshold["value"] if threshold else None)
+        store(folder, temperatures, threshold)
     return result
 
 
@@ -133,7 +134,7 @@ def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gol
 def _threshold(
     model: ComposedModel, logits: Tensor, examples: Sequence[Example], gold: np.ndarray, target: list[float] | None
 ) -> dict[str, Any] | None:
-    """Return a relation threshold under the target prior, rows re-weighted to it."""
+    """Return a relation threshold under the target prior, rows re-weighted to it, and that prior (empty: none)."""
     taxonomy, gate = model.taxonomy, model.config.gate
     if taxonomy.no_relation is None:
         return None
@@ -143,11 +144,15 @@ def _threshold(
     weights = None if target is None else metrics.prior_weights(gold, taxonomy, target)
     fitted = calibration.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, weights)
     plain = metrics.micro_f1(gold, decoded.labels.numpy(), taxonomy, weights)
-    return {"value": fitted.value, "interval": list(fitted.interval), "f1": fitted.f1, "f1_without": plain}
+    scores = {"f1": fitted.f1, "f1_without": plain}
+    return {"value": fitted.value, "interval": list(fitted.interval), **scores, "prior": target or []}
 
 
-def store(folder: Path, temperatures: dict[str, float], threshold: float | None) -> None:
+def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any] | None) -> None:
     """Write the fits into a checkpoint's config.json, at once or not at all.
+
+    Args:
+        threshold: `value`, and `prior`: the shares under which it was fitted.
 
     Raises:
         MtlReError: it cannot be written.
@@ -156,7 +161,8 @@ def store(folder: Path, temperatures: dict[str, float], threshold: float | None)
     partial = path.with_name(".partial-config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config |= {"temperatures": temperatures, "relation_threshold": threshold}
+        value, prior = (threshold["value"], threshold["prior"]) if threshold else (None, None)
+        config |= {"temperatures": temperatures, "relation_threshold": value, "relation_threshold_prior": prior}
         partial.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:

@@ -8,6 +8,8 @@ output.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -123,12 +125,44 @@ def decode(
 def decoding_of(
     configs: Sequence[Any], prior: str, threshold: str, gate: Gate | None = None, restrict: Restrict = "none"
 ) -> Decoding:
-    """Return the decoding that a command's options ask for, the checkpoint's own where they say nothing.
+    """Return the decoding that a command's options ask for.
 
     Args:
-        configs: of the checkpoints; where several vote, the first one's gate and threshold count.
-        threshold: `none`, or `stored`: the one that `mtl-re calibrate` left in the checkpoint.
-        gate: None: the checkpoint's own.
+        configs: of the checkpoints: one, or those that vote together.
+        threshold: `none`, or `stored`: what `mtl-re calibrate` left in the checkpoint, which is applied together with
+            the prior that it was fitted under.
+        gate: None: the first checkpoint's own.
+
+    Raises:
+        MtlReError: a stored threshold was asked for, and there is none, or it was fitted under other circumstances.
     """
-    value = configs[0].relation_threshold if threshold == "stored" else None
+    value = None
+    if threshold == "stored":
+        prior, value = _stored(configs, prior, restrict)
     return Decoding(gate or configs[0].gate, prior, restrict, value)
+
+
+def _stored(configs: Sequence[Any], prior: str, restrict: Restrict) -> tuple[str, float]:
+    """Return the stored threshold's prior and the threshold itself."""
+    value, shares = configs[0].relation_threshold, configs[0].relation_threshold_prior
+    if value is None:
+        raise MtlReError("--threshold stored: this checkpoint holds none; `mtl-re calibrate` fits one")
+    if any((one.relation_threshold, one.relation_threshold_prior) != (value, shares) for one in configs):
+        raise MtlReError("--threshold stored: a vote applies one threshold, and these checkpoints hold different ones")
+    if restrict != "none":
+        raise MtlReError("--threshold stored: it was fitted without --restrict, which shifts p(no_relation); give one")
+    if shares is None:
+        if os.environ.get("RANK", "0") == "0":
+            text = "an older version stored it and does not record the prior it was fitted under; it is applied with"
+            print(f"--threshold stored: {text} --prior {prior} (`mtl-re calibrate` fits it anew)", file=sys.stderr)
+        return prior, value
+    fitted = ",".join(map(repr, shares)) if shares else "none"
+    if prior not in ("none", fitted) and not (prior != "em" and shares and _near(prior, shares)):
+        raise MtlReError(f"--threshold stored: it was fitted under the prior {fitted}, not {prior}; leave --prior out")
+    return fitted, value
+
+
+def _near(prior: str, shares: Sequence[float]) -> bool:
+    """Whether a prior given as text is these shares, rounded to three decimals or more."""
+    given = parse_shares("--prior", prior)
+    return len(given) == len(shares) and all(abs(a - b) < 1e-3 for a, b in zip(given, shares, strict=True))

@@ -74,6 +74,8 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
     logits = model.logits(examples, options.batch_size, options.precision, f"evaluate {options.data}")
     decoded = model.decode(logits, examples, decoding)
     result = score_decoded(decoded, gold_indices(examples, model.taxonomy), options.resamples) | decoded.applied()
+    if options.prior == "none" and decoded.decoding.prior != "none":
+        result["prior"] += " (stored with the threshold)"
     if options.predictions is not None:
         write_predictions(predictions_of(decoded, examples), Path(options.predictions), model.taxonomy)
     if options.output is not None:

@@ -180,6 +180,7 @@ HOSTILE = {
     "temperatures": (top(temperatures={"coarse": 0}), "temperatures is"),
     "prior": (top(training_prior=["x"]), "training_prior is"),
     "threshold": (top(relation_threshold=float("nan")), "relation_threshold is"),
+    "prior of the threshold": (top(relation_threshold_prior="em"), "relation_threshold_prior is"),
     "taxonomy as text": (top(taxonomy="klue"), "taxonomy is"),
     "taxonomy unknown": (
         top(taxonomy={"groups": [["a", ["x"]], ["b", ["y"]]], "layout": "sideways"}),
