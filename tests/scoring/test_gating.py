@@ -7,7 +7,9 @@ import torch
 from conftest import TAXONOMIES
 
 from mtl_re.errors import MtlReError
+from mtl_re.predict import triples
 from mtl_re.scoring import gating
+from mtl_re.taxonomy import Taxonomy
 
 ROWS = 40
 
@@ -136,6 +138,27 @@ def test_labels_and_heads_agree_with_compose(taxonomy):
     for row in range(ROWS):
         classes = {name: int(scores[row].argmax()) for name, scores in logits.items()}
         assert taxonomy.labels[found[row]] == taxonomy.compose(classes)
+
+
+# ---- restriction by the subject's type -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["hierarchical", "flat"])
+def test_an_empty_list_of_subject_types_means_any_type(layout):
+    """As `Taxonomy` documents it, and as a coarse class that is not named at all."""
+    plain = Taxonomy.from_prefixes(layout=layout).to_dict()
+    empty, unnamed = (
+        Taxonomy.from_dict({**plain, "subject_types": types})
+        for types in ({"org": [], "per": ["PER"]}, {"per": ["PER"]})
+    )
+    probs = gating.product(draw(empty), empty)
+    kinds = [("ORG", "PER", "LOC")[row % 3] for row in range(ROWS)]
+    found = gating.restrict(probs, empty, kinds)
+    assert torch.equal(found, gating.restrict(probs, unnamed, kinds))
+    org, per = (torch.tensor(empty.group_of_label) == group for group in (1, 2))
+    assert (found[:, org] > 0).all(), "org takes any subject"
+    assert (found[0::3, per] == 0).all()
+    assert triples.subject_types(empty) is triples.subject_types(unnamed) is None
 
 
 # ---- the best relation ---------------------------------------------------------------------------------------------
