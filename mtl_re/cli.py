@@ -279,10 +279,10 @@ def _evaluate(options: Namespace) -> Callable[[], Any]:
 
     def call() -> None:
         from mtl_re.scoring.evaluation import evaluate
-        from mtl_re.training.report import summary
+        from mtl_re.scoring.summary import evaluation_summary
 
         result = evaluate(options.ckpt, made)
-        print(summary(result))
+        print(evaluation_summary(result))
         if made.output is None:
             print(json.dumps(result, ensure_ascii=False, indent=1))
 

@@ -26,8 +26,8 @@ from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, LONGEST, bars, beside, legend_below, picture, table, undrawn, write_markdown
 from mtl_re.scoring import metrics, significance
 from mtl_re.scoring.metrics import Floats, Indices
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.training.report import ERRORS, NONE, RARE, SCORES, notes
 
 Mask = npt.NDArray[np.bool_]
 
@@ -153,7 +153,7 @@ def _overview(path: Path, options: ErrorsConfig, rows: Rows, result: Mapping[str
     if options.data is not None:
         left = f", {rows.left_out:,} bad row(s) left out" if rows.left_out else ""
         said = f"{result['n']:,} rows of {plain(options.data)}{left}. Sentences are quoted: mind the data's licence."
-    cells = [[name, _percent(result[key]), _interval(result["ci"].get(key))] for key, name in SCORES.items()]
+    cells = [[name, percent(result[key]), _interval(result["ci"].get(key))] for key, name in SCORE_NAMES.items()]
     lines = [f"# Errors of {plain(path.name)}", "", said, "", *table(["score, %", "value", "95 % interval"], cells)]
     return [*lines, INTERVALS, "", *[part for note in notes(result) for part in (f"{plain(note)}.", "")]]
 
@@ -173,7 +173,7 @@ def _kinds(rows: Rows, result: Mapping[str, Any], shown: int) -> list[str]:
     errors, kinds = result["errors"], error_kinds(rows)
     parts = (result["n"], max(sum(errors.values()), 1))
     cells = [
-        [": ".join(ERRORS[kind]), f"{count:,}", *[_percent(100 * count / whole) for whole in parts]]
+        [": ".join(ERROR_NAMES[kind]), f"{count:,}", *[percent(100 * count / whole) for whole in parts]]
         for kind, count in errors.items()
     ]
     lines = ["## Kinds of errors", "", *table(["kind", "rows", "% of rows", "% of errors"], cells)]
@@ -183,7 +183,7 @@ def _kinds(rows: Rows, result: Mapping[str, Any], shown: int) -> list[str]:
         if chosen := places[np.argsort(-scores[places], kind="stable")][:shown].tolist():
             said = f"The most confident {len(chosen)} of {len(places):,}:"
             quoted = [line for place in chosen for line in _quoted(rows, place)]
-            lines += [f"### {ERRORS[kind][0].capitalize()}", "", said, "", *quoted, ""]
+            lines += [f"### {ERROR_NAMES[kind][0].capitalize()}", "", said, "", *quoted, ""]
     return lines
 
 
@@ -241,7 +241,7 @@ def _labels(result: Mapping[str, Any]) -> list[str]:
 def _label_table(labels: Sequence[str], per_label: Mapping[str, Any]) -> list[str]:
     keys = ("precision", "recall", "f1", "auprc")
     cells = [
-        [label, f"{scores['support']:,}", *[_percent(scores[key] if scores["support"] else None) for key in keys]]
+        [label, f"{scores['support']:,}", *[percent(scores[key] if scores["support"] else None) for key in keys]]
         for label, scores in ((label, per_label[label]) for label in labels)
     ]
     return table(["label", "rows", "precision", "recall", "F1", "AUPRC"], cells)
@@ -286,11 +286,11 @@ def _gate(rows: Rows, result: Mapping[str, Any], folder: Path) -> list[str]:
     equal = float(np.sort(scores)[-passed]) if passed else None  # lets as many rows through as the labels do
     best = int(curve[3].argmax())
     _draw_gate(curve, result["gate"], equal, folder / "gate.png")
-    cells = [["as predicted", *[_percent(result["gate"][key]) for key in ("precision", "recall", "f1")]]]
-    cells.append([f"{curve[0, best]:.3f} (best F1 here)", *map(_percent, curve[1:, best])])
+    cells = [["as predicted", *[percent(result["gate"][key]) for key in ("precision", "recall", "f1")]]]
+    cells.append([f"{curve[0, best]:.3f} (best F1 here)", *map(percent, curve[1:, best])])
     for threshold in THRESHOLDS:
         reached = np.flatnonzero(curve[0] >= threshold)
-        values = map(_percent, curve[1:, reached[-1]]) if len(reached) else (NONE, "0.00", NONE)
+        values = map(percent, curve[1:, reached[-1]]) if len(reached) else (NONE, "0.00", NONE)
         cells.append([f"{threshold:.1f}", *values])
     same = "" if equal is None else f"; a threshold of {equal:.3f} would let as many through"
     said = (
@@ -384,16 +384,12 @@ def _section(title: str, image: Path, what: str, counted: str, score: str, parts
         for place, part in enumerate(parts):
             if part.interval is not None:
                 axes.plot(part.interval, [place, place], color="#222222", linewidth=1.2, clip_on=False)
-        beside(axes, [f"{_percent(p.score)}   n = {p.rows:,}, {p.counted:,} {counted}" for p in parts])
+        beside(axes, [f"{percent(p.score)}   n = {p.rows:,}, {p.counted:,} {counted}" for p in parts])
         axes.set_title(f"{title} (lines: 95 %)")
         axes.set(xlim=(0, 100), xlabel=score, ylabel=what)
-    cells = [[p.name, f"{p.rows:,}", f"{p.counted:,}", _percent(p.score), _interval(p.interval)] for p in parts]
+    cells = [[p.name, f"{p.rows:,}", f"{p.counted:,}", percent(p.score), _interval(p.interval)] for p in parts]
     lines = [f"## {title}", "", f"![{title}]({image.name})", "", *undrawn("names", names)]
     return [*lines, *table([what, "rows", counted, score, "95 % interval"], cells)]
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

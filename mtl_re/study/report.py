@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from mtl_re.errors import MtlReError
 from mtl_re.figures import escape, table, undrawn, write_markdown
+from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, adjusted, compare, figures, flat_figures, summarised
 from mtl_re.study.cell_logits import CellLogits, Read, cell_logits, compose, read
 from mtl_re.study.cell_process import best_score, finished, locked
 from mtl_re.study.study import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
-from mtl_re.training.report import ERRORS, NONE, read_log
+from mtl_re.training.report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
 
@@ -269,7 +270,7 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
 
 
 def _errors(entries: Sequence[Entry], folder: Path) -> list[str]:
-    kinds = {f"error_{kind}": ": ".join(text) for kind, text in ERRORS.items()}
+    kinds = {f"error_{kind}": ": ".join(text) for kind, text in ERROR_NAMES.items()}
     means = {entry.name: {kind: entry.summary[kind]["mean"] for kind in kinds} for entry in entries}
     pictures.errors(means, kinds, folder / "errors.png")
     rows = [

@@ -1,7 +1,7 @@
-"""What a person reads of a run: the text block of `evaluate`, and a run directory's `report/`.
+"""A run directory → its `report/`: markdown and pictures.
 
-Enters: evaluate's JSON (DESIGN §5), and the files of a run: metrics.jsonl, valid_metrics.json, manifest.json,
-config.yaml and the taxonomy in model/config.json. Leaves: text, markdown and pictures. Nothing is computed from rows
+Enters: the files of a run: metrics.jsonl, valid_metrics.json (evaluate's JSON), manifest.json, config.yaml and the
+taxonomy in model/config.json. Leaves: markdown and pictures. Nothing is computed from rows
 here: every figure shown stands in one of those files, and a file that is not there leaves its section out.
 """
 
@@ -31,21 +31,9 @@ from mtl_re.figures import (
     undrawn,
     write_markdown,
 )
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent
 from mtl_re.taxonomy import Taxonomy
 
-RARE = 13
-"""Validation rows up to which a label counts as rare: nine classes of KLUE-RE dev, which carry 30 % of AUPRC."""
-EMPTY_AUPRC = 50
-"""What a class without a gold row counts in AUPRC (see `metrics.auprc`)."""
-NONE = "–"
-
-SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC", "macro_f1": "macro-F1", "accuracy": "accuracy", "ece": "ECE"}
-ERRORS = {
-    "missed": ("missed", "a relation read as none"),
-    "false_alarm": ("false alarm", "none read as a relation"),
-    "wrong_branch": ("wrong branch", "another coarse class"),
-    "wrong_label": ("wrong label", "another label of the class"),
-}
 HIGHLIGHTS: dict[str, Sequence[str]] = {
     "data": ("train", "valid", "valid_fraction", "fold", "max_length", "markers", "query", "limit"),
     "model": ("encoder", "heads", "pooling", "dropout"),
@@ -66,70 +54,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-# ---- text --------------------------------------------------------------------------------------------------------
-
-
-def summary(result: Mapping[str, Any]) -> str:
-    """evaluate's JSON as a block of text, percentages."""
-    rows = [
-        ("rows", f"{result['n']:,}", f"gate {result['gate_mode']}, prior {result['prior']}"),
-        ("micro-F1", _percent(result["micro_f1"]), f"{_interval(result, 'micro_f1')}no_relation left out"),
-        ("AUPRC", _percent(result["auprc"]), f"{_interval(result, 'auprc')}mean of {len(result['per_label'])} classes"),
-        ("macro-F1", _percent(result["macro_f1"]), "mean over the relations that occur"),
-        ("accuracy", _percent(result["accuracy"]), f"coarse {_percent(result['coarse']['accuracy'])}"),
-        (
-            "gate F1",
-            _percent(result["gate"]["f1"]),
-            _pairs(result["gate"], ("precision", "recall")) + ", has a relation",
-        ),
-        ("fine", "", f"{_pairs(result['fine'])}, accuracy given the right branch" if result["fine"] else NONE),
-        (
-            "errors",
-            f"{sum(result['errors'].values()):,}",
-            ", ".join(f"{_kind(k)} {v:,}" for k, v in result["errors"].items()),
-        ),
-        ("disagreement", _percent(result["disagreement"]), "rows where hard and soft gate differ"),
-        ("ECE", _percent(result["ece"]), "expected calibration error"),
-    ]
-    lines = [f"{name:<13}{value:>8}  {text}".rstrip() for name, value, text in rows]
-    return "\n".join([*lines, *(f"note: {note}" for note in notes(result))])
-
-
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """What must be known to read the scores rightly; empty if nothing."""
-    found = []
-    if empty := result.get("empty_classes", []):
-        classes = len(result["per_label"])
-        counted = (
-            f"each counts {EMPTY_AUPRC} in AUPRC's mean of {classes}, {EMPTY_AUPRC * len(empty) / classes:.2f} in all"
-        )
-        found.append(f"{len(empty)} class(es) without a gold row, {counted}: {', '.join(empty)}")
-    for name, bounds in (result.get("ci") or {}).items():
-        if bounds is not None and not bounds[0] <= result[name] <= bounds[1]:
-            found.append(
-                f"{SCORES[name]} lies outside its interval: a resample repeats rows, which flatters classes of few "
-                "rows; read the interval's width, not its place"
-            )
-    return found
-
-
-def _interval(result: Mapping[str, Any], name: str) -> str:
-    bounds = (result.get("ci") or {}).get(name)
-    return "" if bounds is None else f"[{bounds[0]:.2f}, {bounds[1]:.2f}] 95 %, "
-
-
-def _pairs(values: Mapping[str, float | None], keys: Sequence[str] | None = None) -> str:
-    return ", ".join(f"{key} {_percent(values[key])}" for key in (values if keys is None else keys))
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
-
-
-def _kind(error: str) -> str:
-    return ERRORS[error][0] if error in ERRORS else error
 
 
 # ---- a run's report ----------------------------------------------------------------------------------------------
@@ -187,11 +111,11 @@ def _scores(result: Mapping[str, Any]) -> list[str]:
     step = f", the best model (step {result['step']:,})" if "step" in result else ""
     how = f"{result['n']:,} validation rows{step}; gate {result['gate_mode']}, prior {escape(result['prior'])}."
     shown = {key: f"{bounds[0]:.2f}–{bounds[1]:.2f}" for key, bounds in intervals.items() if bounds is not None}
-    rows = [[name, _percent(result[key]), shown.get(key, NONE)] for key, name in SCORES.items()]
-    rows.append(["coarse accuracy", _percent(result["coarse"]["accuracy"]), NONE])
-    rows += [[f"gate {key} (has a relation)", _percent(gate[key]), NONE] for key in ("precision", "recall", "f1")]
-    rows += [[f"accuracy inside {name}", _percent(value), NONE] for name, value in result["fine"].items()]
-    rows.append(["hard and soft gate differ", _percent(result["disagreement"]), NONE])
+    rows = [[name, percent(result[key]), shown.get(key, NONE)] for key, name in SCORE_NAMES.items()]
+    rows.append(["coarse accuracy", percent(result["coarse"]["accuracy"]), NONE])
+    rows += [[f"gate {key} (has a relation)", percent(gate[key]), NONE] for key in ("precision", "recall", "f1")]
+    rows += [[f"accuracy inside {name}", percent(value), NONE] for name, value in result["fine"].items()]
+    rows.append(["hard and soft gate differ", percent(result["disagreement"]), NONE])
     remarks = [part for note in notes(result) for part in (f"{escape(note)}.", "")]
     resampled = "Intervals: 95 % bootstrap over rows, for this one model; the training seed is not in them."
     return ["## Scores", "", how, "", *table(["score, %", "value", "95 % interval"], rows), resampled, "", *remarks]
@@ -233,7 +157,7 @@ def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
 def _errors(result: Mapping[str, Any], folder: Path) -> list[str]:
     errors, rows = result["errors"], result["n"]
     wrong = sum(errors.values())
-    names = [": ".join(ERRORS.get(key, (key,))) for key in errors]
+    names = [": ".join(ERROR_NAMES.get(key, (key,))) for key in errors]
     with picture(folder / "errors.png", 8.5, 2.6) as figure:
         axes = figure.add_subplot()
         texts = [f"{count:,}  ({100 * count / rows:.1f} % of rows)" for count in errors.values()]
@@ -281,7 +205,7 @@ def _label_table(labels: Sequence[str], per_label: Mapping[str, Any], trained: M
         scores = per_label[label]
         values = [scores[key] if scores["support"] else None for key in ("precision", "recall", "f1", "auprc")]
         count = NONE if trained is None else f"{trained.get(label, 0):,}"
-        rows.append([label, count, f"{scores['support']:,}", *map(_percent, values)])
+        rows.append([label, count, f"{scores['support']:,}", *map(percent, values)])
     return table(["label", "train rows", "validation rows", "precision", "recall", "F1", "AUPRC"], rows) if rows else []
 
 

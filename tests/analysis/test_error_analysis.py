@@ -108,8 +108,8 @@ def test_figures_equal_those_counted_by_hand(analyse, undrawn):
     text = analyse(predictions(), klue_rows())
     assert cells(text, "micro-F1")[0] == "36.36"  # 2 hits, 6 relations predicted, 5 gold: 2·2 / (6 + 5)
     kinds = section(text, "Kinds of errors")
-    assert cells(kinds, "missed: a relation read as none") == ["1", "12.50", "20.00"]
-    assert cells(kinds, "false alarm: none read as a relation") == ["2", "25.00", "40.00"]
+    assert cells(kinds, "missed: a relation predicted as none") == ["1", "12.50", "20.00"]
+    assert cells(kinds, "false alarm: none predicted as a relation") == ["2", "25.00", "40.00"]
     assert cells(kinds, "wrong branch: another coarse class") == ["1", "12.50", "20.00"]
     assert cells(kinds, "wrong label: another label of the class") == ["1", "12.50", "20.00"]
     assert cells(section(text, "Labels"), "org:a")[:4] == ["2", "33.33", "50.00", "40.00"]

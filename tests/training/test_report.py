@@ -12,6 +12,7 @@ import yaml
 from mtl_re import figures
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import metrics
+from mtl_re.scoring.summary import evaluation_summary
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training import report
 
@@ -92,7 +93,7 @@ def test_report_holds_the_run(tmp_path):
     assert cells(text, label) == [label, "0", str(scores["support"]), *values]
     gold = result["coarse"]["confusion"]["per"]
     assert cells(text, "per") == ["per", *map(str, gold.values()), str(sum(gold.values()))]
-    assert cells(text, "missed: a relation read as none")[1] == str(result["errors"]["missed"])
+    assert cells(text, "missed: a relation predicted as none")[1] == str(result["errors"]["missed"])
     assert cells(text, "loss") == ["loss", "kind focal, weights {org: 2.0}, rdrop 1.0"]
     assert "400 validation rows, the best model (step 2)" in text
     assert "3 bad row(s), 1,234 training row(s)" in text
@@ -154,7 +155,7 @@ def test_any_taxonomy_and_any_name(tmp_path, layout):
     assert cells(text, r"a\|b\*c")[2] == str(result["per_label"]["a|b*c"]["support"])
     assert ("#2 = 설립일" in text) == (figures.drawable(["설립일"]) == ["#1"])
     assert cells(text, "gate f1 (has a relation)")[1] == "–"
-    assert f"{'gate F1':<13}{'–':>8}" in report.summary(result)
+    assert f"{'gate F1':<13}{'–':>8}" in evaluation_summary(result)
 
 
 def test_log_cut_short_is_read_up_to_there(tmp_path):
@@ -193,35 +194,9 @@ def test_unwritable_report_is_named(tmp_path):
         report.write_run_report(run)
 
 
-def test_summary_says_the_scores_and_the_empty_classes():
-    result = result_of(present=28)
-    text = report.summary(result)
-    low, high = result["ci"]["micro_f1"]
-    assert f"micro-F1     {result['micro_f1']:>8.2f}  [{low:.2f}, {high:.2f}]" in text
-    assert (
-        "2 class(es) without a gold row, each counts 50 in AUPRC's mean of 30, 3.33 in all: per:religion, per:title"
-        in text
-    )
-    assert f"missed {result['errors']['missed']}" in text
-    assert all(len(line) < 120 for line in text.splitlines() if not line.startswith("note"))
-
-
-def test_summary_without_intervals_and_notes():
-    result = result_of(resamples=0)
-    assert result["ci"]["auprc"] is None
-    text = report.summary(result)
-    assert "95 %" not in text
-    assert "note" not in text
-
-
-def test_a_score_outside_its_interval_is_remarked():
-    result = result_of()
-    result["ci"]["auprc"] = [result["auprc"] + 1, result["auprc"] + 2]
-    assert "AUPRC lies outside its interval" in report.summary(result)
-
-
 def test_text_needs_no_matplotlib():
-    code = "import sys, mtl_re.training.report, mtl_re.analysis.explore; sys.exit('matplotlib' in sys.modules)"
+    modules = "mtl_re.scoring.summary, mtl_re.training.report, mtl_re.analysis.explore"
+    code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
