@@ -22,9 +22,8 @@ from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
-EXACT_PAIRS = 16
-"""Most pairs whose sign flips are all enumerated (65,536); beyond, `DRAWS` random flips stand for them."""
 DRAWS = 100_000
+"""Most sign flips of a permutation test: those of 16 pairs (65,536) are enumerated; of more pairs they are drawn."""
 
 SCORES = ("micro_f1", "auprc")
 
@@ -88,9 +87,10 @@ def mcnemar(only_a_right: int, only_b_right: int) -> float:
 
 
 def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """Sign-flip test of paired differences, one a seed: how often is a mean this far from 0 when signs are chance?
+    """Test paired differences, one a seed, by flipping signs: how often is a mean this far from 0 by chance?
 
-    All 2^n flips are enumerated for n <= 16; beyond that `DRAWS` random ones are, and p is (k + 1) / (draws + 1).
+    All 2^n flips are enumerated for n <= 16; beyond that `DRAWS` random ones are, and a p-value cannot fall below
+    2 / (`DRAWS` + 1).
 
     Returns:
         `n`, `mean`, `p` (two-sided), `smallest_p` (what n pairs can reach at best: 0.0625 for five, so five seeds never
@@ -99,18 +99,15 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, A
     Raises:
         MtlReError: no differences, or one that is not finite.
     """
+    from scipy import stats
+
     values = _finite(differences, "differences")
-    count = len(values)
-    exact = count <= EXACT_PAIRS
-    if exact:
-        flips = (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(np.int8)
-    else:
-        flips = np.random.default_rng(seed).integers(0, 2, size=(DRAWS, count), dtype=np.int8)
-    sums = np.abs((1 - 2 * flips) @ values)
-    # Sums that are equal on paper differ in the last bits, by the order of addition.
-    extreme = int(np.count_nonzero(sums >= abs(values.sum()) - 1e-12 * np.abs(values).sum()))
-    p = extreme / len(sums) if exact else (extreme + 1) / (len(sums) + 1)
-    smallest = 2.0 ** (1 - count) if exact else 1 / (len(sums) + 1)
+    count, p = len(values), 1.0
+    exact = 2**count <= DRAWS
+    if count > 1:  # scipy refuses a single pair, whose two flips are equally far from 0
+        flips: dict[str, Any] = {"permutation_type": "samples", "n_resamples": DRAWS, "rng": seed}
+        p = float(stats.permutation_test((values,), np.mean, vectorized=True, **flips).pvalue)
+    smallest = 2.0 ** (1 - count) if exact else 2 / (DRAWS + 1)
     return {"n": count, "mean": float(values.mean()), "p": p, "smallest_p": smallest, "exact": exact}
 
 
@@ -145,11 +142,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     found = np.asarray(p_values, dtype=np.float64)
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():  # False for NaN as well
         raise MtlReError(f"p_values: {list(p_values)}; expected a list of numbers 0-1")
-    order = np.argsort(found, kind="stable")
-    stepped = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1))
-    adjusted = np.empty_like(found)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted: list[float] = multipletests(found, method="holm")[1].tolist()
+    return adjusted
 
 
 def _finite(values: Sequence[float], name: str) -> Floats:
