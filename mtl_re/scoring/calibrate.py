@@ -28,7 +28,6 @@ from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, Decoding
 from mtl_re.scoring.evaluation import gold_indices, labelled_examples
-from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
@@ -47,7 +46,7 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     model.root.config.temperatures = {}
     taxonomy = model.taxonomy
     source = options.data or f"the rows that {folder.parent} held out"
-    examples = labelled_examples(options.data, model, "error") if options.data else held_out(folder, taxonomy)
+    examples = labelled_examples(options.data, model, "error") if options.data else held_out(folder, model)
     gold = gold_indices(examples, taxonomy)
     logits = model.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = model.decode(logits, examples, Decoding())
@@ -74,8 +73,9 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     return result
 
 
-def held_out(folder: Path, taxonomy: Taxonomy) -> Sequence[Example]:
-    """The validation rows of the run whose `model/` a folder is, read and split off again as its training did.
+def held_out(folder: Path, model: ComposedModel) -> Sequence[Example]:
+    """Return the validation rows of the run whose `model/` a folder is: read, split off and rejected again as its
+    training did.
 
     Raises:
         MtlReError: it is no run's, or the run had none.
@@ -83,7 +83,10 @@ def held_out(folder: Path, taxonomy: Taxonomy) -> Sequence[Example]:
     path = folder.parent / "config.yaml"
     if not path.is_file():
         raise MtlReError(f"{folder}: is not the model/ of a run; name labelled rows with --data")
-    rows = load_splits(parse_config(read_yaml(path)), taxonomy).valid
+    config = parse_config(read_yaml(path))
+    rows = load_splits(config, model.taxonomy).valid
+    if config.data.on_bad_row == "skip":
+        rows = list(model.usable(rows, lambda example, error: None))
     if not rows:
         raise MtlReError(f"{folder.parent}: this run held no rows out; name labelled rows with --data")
     return rows

@@ -178,6 +178,26 @@ def test_without_data_it_takes_the_rows_that_the_run_held_out(ckpt, tmp_path):
         calibrate(str(run), CalibrateConfig())
 
 
+def test_the_rows_that_a_run_held_out_are_without_those_that_its_training_rejected(ckpt, rows, tmp_path):
+    made = [row.to_row() for row in rows]
+    name = " ".join("김" * 150)  # an entity of 299 characters, longer than the longest input
+    sentence = f"{name}은 대한민국의 왕이다."
+    entities = {"subject_entity": (0, 298, name), "object_entity": (301, 304, "대한민국")}
+    made[7] |= {"sentence": sentence, "label": "no_relation"}
+    for role, (start, end, word) in entities.items():
+        made[7][role] = made[7][role] | {"start_idx": start, "end_idx": end, "word": word}
+    (tmp_path / "valid.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "ckpt").rename(run / "model")
+    options = f"train: 'sample:train', valid: '{tmp_path / 'valid.json'}'"
+    (run / "config.yaml").write_text(f"data: {{{options}, on_bad_row: skip}}\n")
+    assert calibrate(str(run), CalibrateConfig(store=False))["n"] == len(rows) - 1
+    (run / "config.yaml").write_text(f"data: {{{options}}}\n")
+    with pytest.raises(MtlReError, match=made[7]["guid"]):
+        calibrate(str(run), CalibrateConfig(store=False))
+
+
 def test_reliability_bins():
     confidence = np.array([0.05, 0.06, 0.95, 1.0])
     means, right, counts = reliability(confidence, np.array([True, False, True, True]))
