@@ -39,7 +39,7 @@ class KlueReMetric(evaluate.Metric):
     """`compute(predictions=[[p] * 30, ...], references=[index, ...])` → `{"micro_f1": ..., "auprc": ...}`.
 
     Raises:
-        MtlReError: no rows, a row without 30 probabilities, or an index out of range.
+        MtlReError: there are no rows, a row does not have 30 probabilities, or an index is out of range.
     """
 
     def _info(self) -> evaluate.MetricInfo:

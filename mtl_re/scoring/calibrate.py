@@ -1,7 +1,7 @@
-"""`mtl-re calibrate`: fit on rows set aside, store in the checkpoint, show before and after.
+"""`mtl-re calibrate`: fit on held-out rows, store in the checkpoint, compare before and after.
 
 Temperatures (one a head) and a relation threshold are fitted on labelled rows; a target prior is given, or estimated on
-unlabelled rows of the place where the model will be used. Temperatures come first: EM on uncalibrated posteriors
+unlabelled rows of the domain in which the model will be used. Temperatures come first: EM on uncalibrated posteriors
 overshoots. Stored in the checkpoint's `config.json`: temperatures (applied from then on, and named in every output) and
 the threshold with the prior it was fitted under (both applied where `--threshold stored` asks for it). The rows given
 here must not be scored afterwards.
@@ -36,7 +36,7 @@ BINS = 15
 
 
 def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
-    """Fit, report, and store unless `options.store` says no.
+    """Fit, report, and store the result unless `options.store` is false.
 
     Raises:
         MtlReError: there are no rows to fit on, a head has no labelled one, or the checkpoint cannot be written.
@@ -78,7 +78,7 @@ def held_out(folder: Path, model: ComposedModel) -> Sequence[Example]:
     training did.
 
     Raises:
-        MtlReError: it is no run's, or the run had none.
+        MtlReError: the folder is not the model of a run, or the run held no rows out.
     """
     path = folder.parent / "config.yaml"
     if not path.is_file():
@@ -127,7 +127,7 @@ def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gol
         predicted, unlabelled = (
             _coarse(one).argmax(axis=1) for one in (decoded, model.decode(logits, rows, Decoding()))
         )
-        try:  # a cross-check: where it cannot be had, the estimate stands and the reason is told
+        try:  # a cross-check: where it is impossible, the estimate stands and the reason is reported
             prior["bbse"] = calibration.bbse_prior(predicted, groups[gold], unlabelled, len(model.taxonomy.groups))
         except MtlReError as error:
             prior["bbse"] = str(error)
@@ -158,7 +158,7 @@ def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any
         threshold: `value`, and `prior`: the shares under which it was fitted.
 
     Raises:
-        MtlReError: it cannot be written.
+        MtlReError: the file cannot be written.
     """
     path = folder / "config.json"
     partial = path.with_name(".partial-config.json")
@@ -173,7 +173,7 @@ def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[list[float], list[float], list[int]]:
-    """Mean confidence, share right and count of each occupied bin of equal width."""
+    """Return the mean confidence, the share of right rows and the count of each occupied bin of equal width."""
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [index == number for number in range(BINS) if (index == number).any()]
     return (

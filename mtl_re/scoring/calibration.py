@@ -1,7 +1,7 @@
-"""Fits of what may stand between logits and labels: temperatures, a coarse prior, a relation threshold.
+"""Fits of decoding's parameters: temperatures, a prior of the coarse classes, a relation threshold.
 
-Pure functions; none ever sees the labels of rows that are then scored. `mtl-re calibrate` (fit_calibration) calls them
-on rows set aside and stores the result in the checkpoint.
+Pure functions on arrays; none ever sees the labels of rows that are then scored. `mtl-re calibrate` (`calibrate`) calls
+them on held-out rows and stores the result in the checkpoint.
 
 Temperature: Guo et al. 2017 (arXiv 1706.04599), one for each head. Prior by EM: Saerens, Latinne & Decaestecker 2002;
 it presumes calibrated posteriors and overshoots without (Alexandari et al. 2020, 1901.06852). BBSE: Lipton et al. 2018
@@ -27,7 +27,7 @@ TEMPERATURES = (0.05, 20.0)
 
 
 def fit_temperature(logits: Floats, targets: Indices) -> float:
-    """The T that minimises the mean NLL of softmax(logits / T).
+    """Return the T that minimises the mean NLL of softmax(logits / T).
 
     Args:
         logits: (rows, classes) of one head.
@@ -56,7 +56,7 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
 def fit_temperatures(
     logits: Mapping[str, Floats], labels: Sequence[str | None], taxonomy: Taxonomy
 ) -> dict[str, float]:
-    """One temperature a head (see `fit_temperature`).
+    """Fit one temperature a head (see `fit_temperature`).
 
     Args:
         logits: head → (rows, classes). labels: of the rows.
@@ -66,7 +66,7 @@ def fit_temperatures(
 
 
 def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, tolerance: float = 1e-8) -> list[float]:
-    """Class shares of a set of unlabelled rows, by EM on their posteriors.
+    """Estimate the class shares of a set of unlabelled rows by EM on their posteriors.
 
     Args:
         coarse: (rows, groups) posteriors under the training prior.
@@ -76,7 +76,7 @@ def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, toler
         The estimated shares, summing to 1.
 
     Raises:
-        MtlReError: a class that training never saw.
+        MtlReError: training never saw one of the classes.
     """
     old = np.asarray(trained, float)
     if (old <= 0).any():
@@ -93,7 +93,8 @@ def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, toler
 
 
 def bbse_prior(predicted: Indices, gold: Indices, unlabelled: Indices, classes: int) -> list[float]:
-    """Class shares of unlabelled rows from hard predictions alone: solve C·w = q for the importance weights w.
+    """Estimate the class shares of unlabelled rows from hard predictions alone: solve C·w = q for the importance
+    weights w.
 
     Args:
         predicted, gold: (rows,) class indices on labelled rows that training did not see.
@@ -133,7 +134,7 @@ class Threshold(NamedTuple):
 def fit_threshold(
     probs: Floats, gold: Indices, best: Indices, taxonomy: Taxonomy, weights: Floats | None = None, resamples: int = 500
 ) -> Threshold:
-    """The relation threshold with the highest micro-F1.
+    """Find the relation threshold with the highest micro-F1.
 
     Args:
         probs: (rows, labels) under the prior that will be used.

@@ -52,7 +52,7 @@ def selection_score(decoded: Decoded, gold: np.ndarray, options: EvalConfig) -> 
 
 
 def gold_indices(examples: Sequence[Example], taxonomy: Taxonomy) -> np.ndarray:
-    """(rows,) label indices.
+    """Return the label indices of rows, (rows,).
 
     Raises:
         MtlReError: a row has no label.
@@ -65,7 +65,14 @@ def gold_indices(examples: Sequence[Example], taxonomy: Taxonomy) -> np.ndarray:
 
 
 def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
-    """`mtl-re evaluate`: score a checkpoint, or composed ones, on labelled rows and write what was asked for."""
+    """Score a checkpoint, or composed ones, on labelled rows and write the files that the options name.
+
+    Returns:
+        The metrics (`metrics.all_metrics`) and what was applied in decoding (`Decoded.applied`).
+
+    Raises:
+        MtlReError: an option, a checkpoint or a row is at fault, or a file cannot be written.
+    """
     if options.predictions is not None:
         check_suffix(Path(options.predictions))
     model = ComposedModel.load(checkpoint_or_composed(ckpt, options.compose))
@@ -84,10 +91,10 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
 
 
 def labelled_examples(spec: str, model: ComposedModel, on_bad_row: OnBadRow) -> Sequence[Example]:
-    """All rows of a DATA that the model can take.
+    """Read all rows of a DATA that the model can take.
 
     Raises:
-        MtlReError: there are none, or one is bad and `on_bad_row` is `error`.
+        MtlReError: there are no rows, or one is bad and `on_bad_row` is `error`.
     """
     from mtl_re.data.validation import load_examples
 
@@ -103,6 +110,6 @@ def labelled_examples(spec: str, model: ComposedModel, on_bad_row: OnBadRow) -> 
 
 
 def tell_lost(spec: str, lost: int) -> None:
-    """Say how many rows were left out, if any were."""
+    """Print how many rows were left out, if any were."""
     if lost:
         print(f"{spec}: {lost} bad rows left out (`mtl-re check` lists them)", file=sys.stderr)

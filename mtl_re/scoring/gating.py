@@ -1,9 +1,10 @@
-"""Heads → probabilities over the final labels → one label. Training never calls this.
+"""The steps of decoding: heads → probabilities over the final labels → one label. No training loss goes through here.
 
 Probabilities are always the full product p(coarse)·p(fine | coarse): zeros outside the gated branch would leave F1 as
 it is and ruin AUPRC. A target prior shifts the coarse classes, p'(c) ∝ p(c)·π_target(c)/π_train(c) (Saerens et al.
-2002), and p(fine | coarse) is left alone. The gate then reads the label off: hard takes the best root class first and
-the best label under it; soft takes the best label of all. With one flat head both are the plain argmax.
+2002), and p(fine | coarse) stays the same. The gate then chooses the label: the hard gate takes the most probable root
+class and then the most probable label under it; the soft gate takes the most probable label of all. With one flat head
+both are the plain argmax. `decoding` applies the steps in order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mtl_re.taxonomy import Taxonomy
 def product(
     logits: Mapping[str, Tensor], taxonomy: Taxonomy, temperatures: Mapping[str, float] | None = None
 ) -> Tensor:
-    """Probabilities of the final labels.
+    """Return the probabilities of the final labels.
 
     Args:
         logits: by head, (batch, classes).
@@ -42,7 +43,7 @@ def product(
 
 
 def coarse(probs: Tensor, taxonomy: Taxonomy) -> Tensor:
-    """Probabilities of the coarse classes: (batch, labels) → (batch, groups)."""
+    """Return the probabilities of the coarse classes: (batch, labels) → (batch, groups)."""
     groups = torch.tensor(taxonomy.group_of_label, device=probs.device)
     return torch.zeros(probs.shape[0], len(taxonomy.groups), dtype=probs.dtype, device=probs.device).index_add(
         1, groups, probs
@@ -50,7 +51,7 @@ def coarse(probs: Tensor, taxonomy: Taxonomy) -> Tensor:
 
 
 def shift_prior(probs: Tensor, taxonomy: Taxonomy, target: Sequence[float], trained: Sequence[float]) -> Tensor:
-    """Probabilities under another prior of the coarse classes.
+    """Return the probabilities under another prior of the coarse classes.
 
     Args:
         probs: (batch, labels) under the training prior.
@@ -58,7 +59,7 @@ def shift_prior(probs: Tensor, taxonomy: Taxonomy, target: Sequence[float], trai
         trained: share of each coarse class in the training rows.
 
     Raises:
-        MtlReError: a number of shares that does not fit, or a coarse class that training never saw.
+        MtlReError: the number of shares does not fit, or training never saw one of the coarse classes.
     """
     names = list(taxonomy.groups)
     if len(target) != len(names) or len(trained) != len(names):
@@ -95,15 +96,16 @@ def restrict(probs: Tensor, taxonomy: Taxonomy, subjects: Sequence[str]) -> Tens
 
 
 def labels(probs: Tensor, taxonomy: Taxonomy, gate: Gate, threshold: float | None = None) -> Tensor:
-    """Index of the predicted label: (batch, labels) → (batch,).
+    """Return the index of the predicted label: (batch, labels) → (batch,).
 
     Args:
-        gate: `hard`: the best root class, then the best label under it; `soft`: the best label.
-        threshold: a row is related if 1 - p(no_relation) reaches this, and the gate chooses among the rest (None: the
-            gate decides that as well).
+        gate: `hard`: the most probable root class, then the most probable label under it; `soft`: the most probable
+            label.
+        threshold: a row is related if 1 - p(no_relation) reaches this, and the gate chooses among the relations (None:
+            the gate decides whether a row is related as well).
 
     Raises:
-        MtlReError: a threshold without a no_relation label.
+        MtlReError: a threshold is given, and the taxonomy has no no_relation label.
     """
     if threshold is None:
         return _gated(probs, taxonomy, gate)
@@ -111,7 +113,7 @@ def labels(probs: Tensor, taxonomy: Taxonomy, gate: Gate, threshold: float | Non
         raise MtlReError("threshold: this label set has no no_relation label")
     none = taxonomy.labels.index(taxonomy.no_relation)
     relations = probs.clone()
-    relations[:, none] = -1.0  # below every probability: the gate passes over it
+    relations[:, none] = -1.0  # below every probability, so that the gate never chooses it
     related = 1 - probs[:, none] >= threshold
     return torch.where(related, _gated(relations, taxonomy, gate), none)
 

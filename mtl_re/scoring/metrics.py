@@ -1,4 +1,4 @@
-"""Scores of predictions: the two official ones of KLUE-RE, their intervals, and where the errors lie.
+"""Scores of predictions: the two official ones of KLUE-RE, their intervals, and the kinds of errors.
 
 In: gold and predicted label indices (N,), probabilities (N, L) in `taxonomy.labels` order, and optionally row
 weights (N,). Out: percentages 0-100. Everything is counted end to end over all rows; nothing is scored only where
@@ -8,6 +8,8 @@ A score is a function of row weights: ones give the score itself, `prior_weights
 and bootstrap multiplicities a resample. So rows are sorted once a class, and a thousand resamples are one pass.
 
 Definitions: KLUE-benchmark/KLUE-baseline, which calls scikit-learn's `f1_score` and `precision_recall_curve` + `auc`.
+The tests hold these functions equal to scikit-learn's, with weights, ties and empty classes. They are our own because a
+resample is one more column of weights here, and one more call there: a bootstrap takes a hundred times as long.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Indices = npt.NDArray[np.integer[Any]]
 
 
 def micro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats | None = None) -> float:
-    """Micro-F1 in % over the labels without `no_relation` (over all labels where the taxonomy has none).
+    """Return micro-F1 in % over the labels without `no_relation` (over all labels where the taxonomy has none).
 
     Equal to `100 * f1_score(gold, pred, average="micro", labels=[all but no_relation])`; 0 where it is undefined.
     Shape: gold and pred (N,), indices into `taxonomy.labels`; weights (N,), None counts every row once.
@@ -42,7 +44,7 @@ def micro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats |
 
 
 def auprc(gold: Indices, probs: Floats, weights: Floats | None = None) -> float:
-    """Area under the precision-recall curve in %: the plain mean of `auprc_by_class` over all L classes.
+    """Return the area under the precision-recall curve in %: the plain mean of `auprc_by_class` over all L classes.
 
     A class without a gold row counts 50: scikit-learn sets its recall to one, and the trapezoid from (0, 1) to
     (1, 0) is one half. `all_metrics` lists such classes in `empty_classes`.
@@ -57,9 +59,9 @@ def auprc(gold: Indices, probs: Floats, weights: Floats | None = None) -> float:
 
 
 def auprc_by_class(gold: Indices, probs: Floats, weights: Floats | None = None) -> Floats:
-    """Area under each class's curve in %, (L,): scikit-learn's `auc(recall, precision)` by the trapezoid rule.
+    """Return the area under each class's curve in %, (L,): scikit-learn's `auc(recall, precision)`.
 
-    Rows of equal score make one point. Arguments and errors are those of `auprc`.
+    The trapezoid rule; rows of equal score make one point. Arguments and errors are those of `auprc`.
     """
     gold, probs = _checked_probs(gold, probs)
     columns = _weights(weights, len(gold))[:, None]
@@ -81,10 +83,10 @@ class Curve:
         descending = scores[order]
         first = np.flatnonzero(np.r_[True, descending[1:] != descending[:-1]])  # (G,) where each tied group begins
         last = np.r_[first[1:], len(order)]
-        places = np.flatnonzero(positive[order])  # ranks of the positive rows
-        group = np.searchsorted(first, places, side="right") - 1
+        ranks = np.flatnonzero(positive[order])  # of the positive rows
+        group = np.searchsorted(first, ranks, side="right") - 1
         groups, self._group_starts = np.unique(group, return_index=True)
-        self._positives = order[places]
+        self._positives = order[ranks]
         edges = np.unique(np.r_[0, first[groups], last[groups]])
         self._segment_starts, self._rows = edges[:-1], order[: edges[-1]]
         self._before, self._after = np.searchsorted(edges, first[groups]), np.searchsorted(edges, last[groups])
@@ -102,7 +104,7 @@ class Curve:
 
 
 def macro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats | None = None) -> float:
-    """Mean F1 in % over the labels, `no_relation` left out, that occur in gold or are predicted; 0 if none does.
+    """Return the mean F1 in % over the labels without `no_relation` that occur in gold or are predicted; else 0.
 
     A label that does neither has no F1 and is not averaged in as a zero. Arguments and errors: see `micro_f1`.
     """
@@ -112,7 +114,7 @@ def macro_f1(gold: Indices, pred: Indices, taxonomy: Taxonomy, weights: Floats |
 
 
 def accuracy(gold: Indices, pred: Indices, weights: Floats | None = None) -> float:
-    """Share of rows in % (by weight) whose label is right.
+    """Return the share of rows in % (by weight) whose label is right.
 
     Shape: gold, pred and weights (N,). Errors: see `micro_f1`.
     """
@@ -121,7 +123,7 @@ def accuracy(gold: Indices, pred: Indices, weights: Floats | None = None) -> flo
 
 
 def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> float:
-    """Expected calibration error in % over `bins` equal-width bins (low, high] (Guo et al. 2017).
+    """Return the expected calibration error in % over `bins` equal-width bins (low, high] (Guo et al. 2017).
 
     Shape: confidence (N,), probability 0-1 of the label that was predicted; correct (N,), whether it is right.
 
@@ -132,13 +134,13 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> f
         raise MtlReError(f"ece: confidence {confidence.shape}, correct {np.shape(correct)}; expected (N,) twice, N > 0")
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():  # False for NaN as well
         raise MtlReError("ece: a confidence lies outside 0-1; give probabilities, not logits")
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(place, weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins)
+    bin_of_row = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(bin_of_row, weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins)
     return 100 * float(np.abs(gap).sum() / len(confidence))
 
 
 def confusion_counts(gold: Indices, pred: Indices, classes: int, weights: Floats | None = None) -> Floats:
-    """Weight of the rows of each gold class (row) predicted as each class (column).
+    """Sum the weights of the rows of each gold class (row) predicted as each class (column).
 
     Shape: gold, pred and weights (N,) → (classes, classes). Errors: see `micro_f1`.
     """
@@ -148,7 +150,7 @@ def confusion_counts(gold: Indices, pred: Indices, classes: int, weights: Floats
 
 
 def prior_weights(gold: Indices, taxonomy: Taxonomy, shares: Sequence[float]) -> Floats:
-    """Row weights under which the coarse classes have the given shares: share / observed share, mean 1.
+    """Return row weights under which the coarse classes have the given shares: share / observed share, mean 1.
 
     Shape: gold (N,), indices into `taxonomy.labels` → (N,). `shares`: one a coarse class, in `taxonomy.groups` order.
 
@@ -196,7 +198,7 @@ class Resampled:
 
 
 def multiplicities(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Bootstrap resamples as how often each row is drawn, in chunks (rows, R) whose R sum to `resamples`."""
+    """Draw bootstrap resamples as how often each row is drawn, in chunks (rows, R) whose R sum to `resamples`."""
     generator = np.random.default_rng(seed)
     size = min(max((1 << 20) // rows, 1), 512)  # about 8 MB at once
     for done in range(0, resamples, size):
@@ -215,7 +217,7 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, list[float] | None]:
-    """Percentile bootstrap intervals over rows.
+    """Return percentile bootstrap intervals over rows.
 
     They hold the model fixed and cover the sampling of test rows only, not the training seed. How classes that
     vanish from a resample count: see `Resampled`.
@@ -243,7 +245,7 @@ def all_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything `mtl-re evaluate` writes, as plain JSON values, percentages 0-100.
+    """Return the metrics that `mtl-re evaluate` writes, as plain JSON values, percentages 0-100.
 
     A precision, recall or F1 that is undefined is 0, as in scikit-learn; a value without any row to stand on
     (a head's accuracy, a label's AUPRC, the gate of a taxonomy without `no_relation`) is None. The coarse prediction
@@ -251,7 +253,7 @@ def all_metrics(
 
     Args:
         gold, probs: (N,) indices into `taxonomy.labels`, (N, L) product probabilities.
-        pred_hard, pred_soft: (N,) labels read off by each gate; `gate_mode` says which one is scored.
+        pred_hard, pred_soft: (N,) labels by each gate; `gate_mode` says which ones are scored.
         prior: how the coarse prior of these rows was chosen; copied to the output.
 
     Raises:
@@ -291,7 +293,7 @@ def _coarse(counts: Floats, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def _gate(counts: Floats, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """How well "has a relation" is told from `no_relation`, whichever relation it is."""
+    """Return how well "has a relation" is told from `no_relation`, whichever relation it is."""
     keys = ("precision", "recall", "f1")
     if taxonomy.no_relation is None:
         return dict.fromkeys(keys)
@@ -301,19 +303,19 @@ def _gate(counts: Floats, taxonomy: Taxonomy) -> dict[str, float | None]:
 
 
 def _fine(gold: Indices, probs: Floats, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """Accuracy inside the gold label's own coarse class, for each class with several labels (its head, if any)."""
+    """Return the accuracy inside the gold label's own coarse class, for each class with several labels."""
     group_of_label = np.array(taxonomy.group_of_label)
-    found: dict[str, float | None] = {}
+    inside_accuracy: dict[str, float | None] = {}
     for number, (name, labels) in enumerate(taxonomy.groups.items()):
         inside, rows = np.flatnonzero(group_of_label == number), np.flatnonzero(group_of_label[gold] == number)
         if len(labels) > 1:
             best = inside[probs[np.ix_(rows, inside)].argmax(axis=1)]
-            found[name] = accuracy(gold[rows], best) if len(rows) else None
-    return found
+            inside_accuracy[name] = accuracy(gold[rows], best) if len(rows) else None
+    return inside_accuracy
 
 
 def error_counts(counts: Floats, taxonomy: Taxonomy) -> dict[str, int]:
-    """Every wrong row in exactly one of four kinds."""
+    """Count every wrong row in exactly one of four kinds."""
     related, group = _related(taxonomy), np.array(taxonomy.group_of_label)
     both, same = related[:, None] & related, group[:, None] == group
     kinds = {
@@ -348,13 +350,13 @@ def _ratio(numerator: Any, denominator: Any, undefined: float = 0.0) -> Floats:
 
 
 def _running(weights: Floats, starts: Indices) -> Floats:
-    """Running totals at segment ends, a zero first. Shape: weights (rows, R), starts (S,) → (S + 1, R)."""
+    """Return running totals at segment ends, a zero first. Shape: weights (rows, R), starts (S,) → (S + 1, R)."""
     sums = np.add.reduceat(weights, starts, axis=0)
     return np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(sums, axis=0)])
 
 
 def _related(taxonomy: Taxonomy) -> npt.NDArray[np.bool_]:
-    """(L,) which labels are relations."""
+    """Return which labels are relations, (L,)."""
     return np.array([label != taxonomy.no_relation for label in taxonomy.labels])
 
 

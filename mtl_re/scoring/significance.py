@@ -56,7 +56,7 @@ def paired_bootstrap(
         twice the smaller share of resamples on one side of zero, (k + 1) / (n + 1), at most 1).
 
     Raises:
-        MtlReError: no resamples, or predictions that do not fit the taxonomy or each other.
+        MtlReError: there are no resamples, or predictions do not fit the taxonomy or each other.
     """
     if resamples < 1:
         raise MtlReError(f"resamples: {resamples}; at least 1 is needed")
@@ -76,7 +76,7 @@ def _two_sided(drawn: Floats) -> float:
 
 
 def mcnemar(only_a_right: int, only_b_right: int) -> float:
-    """Exact two-sided McNemar p-value from the rows that exactly one of two arms gets right; 1 if there is none."""
+    """Return McNemar's exact two-sided p-value of the rows that one of two arms alone gets right; 1 if none."""
     from scipy.stats import binomtest
 
     discordant = only_a_right + only_b_right
@@ -97,7 +97,7 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, A
         show p < 0.05), `exact` (whether flips were enumerated).
 
     Raises:
-        MtlReError: no differences, or one that is not finite.
+        MtlReError: there are no differences, or one is not finite.
     """
     from scipy import stats
 
@@ -112,32 +112,32 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, A
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:
-    """Mean over seeds with Student's t interval.
+    """Return the mean over seeds with Student's t interval.
 
     Returns:
         `n`, `mean`, `sd` (n - 1 in the denominator), `ci` [low, high]; the last two None for a single value.
 
     Raises:
-        MtlReError: no values, one that is not finite, or a level outside 0-1.
+        MtlReError: there are no values, one is not finite, or the level lies outside 0-1.
     """
-    found = _finite(values, "values")
+    checked = _finite(values, "values")
     if not 0 < level < 1:
         raise MtlReError(f"level: {level}; expected a share between 0 and 1, such as 0.95")
-    mean, count = float(found.mean()), len(found)
+    mean, count = float(checked.mean()), len(checked)
     if count == 1:
         return {"n": 1, "mean": mean, "sd": None, "ci": None}
-    from scipy.stats import t
+    from scipy.stats import t  # its t.interval is NaN where all seeds agree
 
-    sd = float(found.std(ddof=1))
+    sd = float(checked.std(ddof=1))
     half = float(t.ppf((1 + level) / 2, count - 1)) * sd / math.sqrt(count)
     return {"n": count, "mean": mean, "sd": sd, "ci": [mean - half, mean + half]}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down, in the order given; they bound the family-wise error.
+    """Adjust p-values for their number by Holm's step-down, in the order given; they bound the family-wise error.
 
     Raises:
-        MtlReError: a value outside 0-1.
+        MtlReError: a value lies outside 0-1.
     """
     found = np.asarray(p_values, dtype=np.float64)
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():  # False for NaN as well
@@ -223,7 +223,7 @@ def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Flo
 
 
 def prediction_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", row) of each line; blank lines are passed over."""
+    """Yield ("file:line", row) of each line; blank lines are skipped."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -248,7 +248,7 @@ def _label_index(where: str, row: dict[str, Any]) -> dict[str, int]:
 
 
 def parsed_row(line: tuple[str, dict[str, Any]], index: dict[str, int]) -> tuple[str | int, int, int, Floats]:
-    """Id, gold index, predicted index and probabilities (L,) of one row."""
+    """Return the id, gold index, predicted index and probabilities (L,) of one row."""
     where, row = line
     name = row.get("id")
     if not isinstance(name, str | int):

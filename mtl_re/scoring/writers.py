@@ -40,7 +40,7 @@ _CHUNK = 1024  # rows that are encoded at once
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one row.
+    """The prediction for one row.
 
     Attributes:
         id: the row's. label: predicted. score: its probability. gold: the row's own label, if known.
@@ -56,7 +56,7 @@ class Prediction:
 
     @classmethod
     def of(cls, id: str, probs: np.ndarray, label: int, taxonomy: Taxonomy, gold: str | None) -> Prediction:
-        """From a row of probabilities (labels,) and the index of the predicted label."""
+        """Make a prediction from a row of probabilities (labels,) and the index of the predicted label."""
         coarse = dict.fromkeys(taxonomy.groups, 0.0)
         names = list(taxonomy.groups)
         for position, group in enumerate(taxonomy.group_of_label):
@@ -65,7 +65,7 @@ class Prediction:
         return cls(id, taxonomy.labels[label], float(probs[label]), gold, coarse, values)
 
     def record(self) -> dict[str, Any]:
-        """As a line of predictions .jsonl; `gold` only if known."""
+        """Return the prediction as an object of predictions .jsonl; `gold` only if known."""
         gold = {} if self.gold is None else {"gold": self.gold}
         return {
             "id": self.id,
@@ -85,10 +85,10 @@ def predictions_of(decoded: Decoded, examples: Sequence[Example]) -> Iterator[Pr
 
 
 def label_order(option: str | None, taxonomy: Taxonomy, suffix: str) -> tuple[str, ...]:
-    """Order in which probabilities are written.
+    """Return the order in which probabilities are written.
 
     Raises:
-        MtlReError: a named order that is not this model's label set.
+        MtlReError: a named order does not hold this model's labels.
     """
     if option is None:
         contest = suffix == ".csv" and set(taxonomy.labels) == set(KLUE)
@@ -111,7 +111,7 @@ def write_predictions(
         order: label order of the probabilities (None: `label_order`'s default).
 
     Raises:
-        MtlReError: unknown suffix, the place cannot be written, or the file fails its own check.
+        MtlReError: the suffix is unknown, the path cannot be written, or the file fails its own check.
     """
     check_suffix(path)
     order = order or label_order(None, taxonomy, path.suffix)
@@ -143,7 +143,7 @@ def publish(
         expected: called when all is written; number and `IdDigest` of the rows, by runs of rows.
 
     Raises:
-        MtlReError: the place cannot be written, or the file fails its check; an old file stands.
+        MtlReError: the path cannot be written, or the file fails its check; an old file stays.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -169,7 +169,7 @@ def check_suffix(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> MtlReError:
-    """The system's refusal to write an output, as the user's message."""
+    """Return the system's refusal to write an output as a message for the user."""
     return MtlReError(f"{path}: cannot be written ({error.strerror or error})")
 
 
@@ -194,10 +194,10 @@ class IdDigest:
 
 
 def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
-    """Rows in the form in which they are collected: lines of a .csv without its header, else JSON lines.
+    """Encode rows in the form in which they are collected: lines of a .csv without its header, else JSON lines.
 
     Raises:
-        MtlReError: probabilities that no file may hold, with the row's id: the model is at fault.
+        MtlReError: probabilities are not finite, or do not sum to 1; names the row's id.
     """
     known = set(order)
     text = io.StringIO()
@@ -230,7 +230,7 @@ class _TextSink(AbstractContextManager["_TextSink"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError) if kind else nullcontext():  # what failed first is what is told
+        with suppress(OSError) if kind else nullcontext():  # the first failure is the one reported
             self._file.close()
 
 
@@ -285,13 +285,13 @@ _SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], _TextSink | _Parquet
 
 
 def check_submission(path: Path, order: Sequence[str], rows: int, ids: str) -> None:
-    """Read a submission back and make sure a contest server would take it.
+    """Read a submission back and check that a contest server would accept it.
 
     Args:
         rows: expected rows. ids: `IdDigest.hexdigest` of the ids in input order.
 
     Raises:
-        MtlReError: naming the row and column at fault.
+        MtlReError: names the row and column at fault.
     """
     check_file(path, ".csv", order, [(rows, ids)])
 
@@ -304,7 +304,7 @@ def check_file(path: Path, suffix: str, order: Sequence[str], expected: Iterable
         expected: number and `IdDigest` of the rows, by runs of rows.
 
     Raises:
-        MtlReError: naming the row and column at fault.
+        MtlReError: names the row and column at fault.
     """
     known, wanted, seen, wrong = set(order), 0, 0, False
     rows = _READERS[suffix](path)
@@ -328,7 +328,7 @@ def _check_row(where: str, label: str, probs: Sequence[float], known: set[str]) 
 
 
 def _fault_of(label: str, probs: Sequence[float], known: set[str]) -> str | None:
-    """What is wrong with a row of an output, if anything."""
+    """Return what is wrong with a row of an output, if anything."""
     if label not in known:
         return f"pred_label: {label!r} is not one of the {len(known)} labels"
     if len(probs) != len(known) or not all(math.isfinite(p) and 0 <= p <= 1 + 1e-9 for p in probs):
@@ -375,7 +375,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _listed(text: str | None) -> list[float]:
-    """The numbers of a `probs` cell; empty if it is not a list of numbers (`nan` and `inf` are read as such)."""
+    """Return the numbers of a `probs` cell; empty if it is not a list of numbers (`nan` and `inf` are read as such)."""
     inside = (text or "").strip()
     if not (inside.startswith("[") and inside.endswith("]")):
         return []
