@@ -284,18 +284,6 @@ _SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], _TextSink | _Parquet
 # ---- checking ----------------------------------------------------------------------------------------------------
 
 
-def check_submission(path: Path, order: Sequence[str], rows: int, ids: str) -> None:
-    """Read a submission back and check that a contest server would accept it.
-
-    Args:
-        rows: expected rows. ids: `IdDigest.hexdigest` of the ids in input order.
-
-    Raises:
-        MtlReError: names the row and column at fault.
-    """
-    check_file(path, ".csv", order, [(rows, ids)])
-
-
 def check_file(path: Path, suffix: str, order: Sequence[str], expected: Iterable[tuple[int, str]]) -> None:
     """Read a file of predictions back: labels, probabilities, number of rows, ids in order.
 

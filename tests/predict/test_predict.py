@@ -19,7 +19,7 @@ from mtl_re.predict.predict import predict
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring import composed, evaluation, gating, writers
 from mtl_re.scoring.composed import ComposedModel
-from mtl_re.scoring.writers import Prediction, check_submission, label_order, write_predictions
+from mtl_re.scoring.writers import Prediction, check_file, label_order, write_predictions
 from mtl_re.taxonomy import BOOSTCAMP, KLUE, Taxonomy
 
 PRIOR = [0.3, 0.3, 0.4]
@@ -390,11 +390,11 @@ def test_place_that_cannot_be_written(taxonomy, tmp_path):
         write_predictions(made(1, taxonomy), tmp_path / "folder.csv", taxonomy)
 
 
-# ---- check_submission ----------------------------------------------------------------------------------------------
+# ---- check_file ----------------------------------------------------------------------------------------------------
 
 
 def submission(tmp_path, taxonomy, change=lambda lines: lines, count=5):
-    """A sound submission after `change` of its lines, with its row count and the digest of its ids."""
+    """A sound submission after `change` of its lines, with what `check_file` compares it with."""
     path = tmp_path / "s.csv"
     digest = writers.IdDigest()
     predictions = made(count, taxonomy)
@@ -402,11 +402,11 @@ def submission(tmp_path, taxonomy, change=lambda lines: lines, count=5):
     for p in predictions:
         digest.add(p.id)
     path.write_text("\n".join(change(path.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
-    return path, BOOSTCAMP, count, digest.hexdigest()
+    return path, ".csv", BOOSTCAMP, [(count, digest.hexdigest())]
 
 
 def test_sound_submission_passes(tmp_path, taxonomy):
-    check_submission(*submission(tmp_path, taxonomy))
+    check_file(*submission(tmp_path, taxonomy))
 
 
 def swapped(lines):
@@ -454,7 +454,7 @@ FAULTS = {
 def test_faulty_submission_is_caught(tmp_path, taxonomy, fault):
     change, message = FAULTS[fault]
     with pytest.raises(MtlReError, match=message):
-        check_submission(*submission(tmp_path, taxonomy, change))
+        check_file(*submission(tmp_path, taxonomy, change))
 
 
 def test_faulty_predictions_never_become_a_submission(tmp_path, taxonomy):
@@ -502,7 +502,7 @@ def test_checking_a_submission_leaves_the_csv_reader_alone(tmp_path, taxonomy):
     """The limit on a cell belongs to the whole process, and the reader of input files relies on its own."""
     before = csv.field_size_limit(4_000_000)
     try:
-        check_submission(*submission(tmp_path, taxonomy))
+        check_file(*submission(tmp_path, taxonomy))
         assert csv.field_size_limit() == 4_000_000
     finally:
         csv.field_size_limit(before)
