@@ -474,7 +474,7 @@ def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, m
     """Rows spoiled on their way to the disk."""
     real = writers.encode_rows
 
-    def encode(predictions, suffix, order):
+    def encode_rows(predictions, suffix, order):
         lines = real(predictions, suffix, order).splitlines(keepends=True)
         match fault:
             case "row missing":
@@ -487,7 +487,7 @@ def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, m
                 lines[4] = re.sub(rb"0\.\d+([\]}]+\"?\n)", rb"0.99\1", lines[4])
         return b"".join(lines)
 
-    monkeypatch.setattr(writers, "encode_rows", encode)
+    monkeypatch.setattr(writers, "encode_rows", encode_rows)
     path = tmp_path / f"p{suffix}"
     path.write_text("old")
     expected = {"row missing": "8 rows were written for 9", "row twice": "10 rows were written for 9"}
