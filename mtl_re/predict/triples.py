@@ -66,14 +66,11 @@ def extract(predictor: Asked, sentence: str, entities: Sequence[Given], threshol
     if not pairs:
         return []
     taxonomy, probs = predictor.taxonomy, torch.from_numpy(predictor.probabilities(pairs))
-    # Threshold 0 calls every pair related: the gate then chooses among the relations alone.
-    every = None if taxonomy.no_relation is None else 0.0
-    labels = gating.labels(probs, taxonomy, predictor.reading.gate, every).tolist()
-    scored = zip(pairs, labels, strict=True)
+    labels, scores = gating.best_relation(probs, taxonomy)
     triples = [
-        Triple(pair.subject, taxonomy.labels[label], pair.object, float(probs[row, label]))
-        for row, (pair, label) in enumerate(scored)
-        if probs[row, label] >= threshold
+        Triple(pair.subject, taxonomy.labels[label], pair.object, score)
+        for pair, label, score in zip(pairs, labels.tolist(), scores.tolist(), strict=True)
+        if score >= threshold
     ]
     return sorted(triples, key=lambda triple: (-triple.score, _place(triple.subject), _place(triple.object)))
 
