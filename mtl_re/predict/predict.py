@@ -152,7 +152,7 @@ def _prepare(job: PredictionJob, held: ExitStack) -> WorkPlan:
 
 
 def _keep_or_clear(job: PredictionJob) -> None:
-    """After a fault: say what is kept, or leave nothing behind if that is nothing."""
+    """After a fault: say what is kept, or remove the parts where no row is finished."""
     if rows := job.parts.rows():
         _say(f"{job.output}: {rows:,} finished rows are kept; the same command with --resume goes on from there")
     else:
@@ -160,17 +160,17 @@ def _keep_or_clear(job: PredictionJob) -> None:
 
 
 def _fingerprint(job: PredictionJob) -> dict[str, Any]:
-    """All that the bytes of the output depend on, as JSON values."""
+    """Return all that the bytes of the output depend on, as JSON values."""
     options, predictor = job.options, job.predictor
-    reading = predictor.reading
+    decoding = predictor.decoding
     return {
         "mtl-re": __version__,
         **{f"checkpoint {n}": _identity(member) for n, member in enumerate(predictor.members, start=1)},
         "data": file_digest(options.data),
-        "gate": reading.gate,
-        "prior": reading.prior,
-        "restrict": reading.restrict,
-        "threshold": reading.threshold,
+        "gate": decoding.gate,
+        "prior": decoding.prior,
+        "restrict": decoding.restrict,
+        "threshold": decoding.threshold,
         "label order": list(job.order),
         "form": job.output.suffix,
         "window": options.window,
@@ -181,26 +181,26 @@ def _fingerprint(job: PredictionJob) -> dict[str, Any]:
 
 
 def _identity(member: ComposedModel) -> str:
-    """Digest of what a member is: each head's config, weights and tokenizer, wherever they were loaded from."""
-    done: dict[int, str] = {}
+    """Return a digest of each head's config, weights and tokenizer, wherever they were loaded from."""
+    by_network: dict[int, str] = {}
     for model, tokenizer in member.networks.values():
-        if id(model) not in done:
+        if id(model) not in by_network:
             config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
             digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
             digest.update(tokenizer.backend_tokenizer.to_str().encode())
             for name, tensor in sorted(model.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            done[id(model)] = digest.hexdigest()
-    digests = {head: done[id(model)] for head, (model, _) in member.networks.items()}
+            by_network[id(model)] = digest.hexdigest()
+    digests = {head: by_network[id(model)] for head, (model, _) in member.networks.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _count(job: PredictionJob) -> int | None:
-    """Rows of the input, all of them looked at; None for a hub data set, which is not fetched once more for that.
+    """Check and count the rows of the input; None for a data set of the hub, which is not downloaded twice for that.
 
     Raises:
-        MtlReError: a row is bad and may not be left out, or the input ends in a fault.
+        MtlReError: A row is bad and may not be left out, or the input ends in a fault.
     """
     if job.options.data.startswith("hub:"):
         return None
@@ -284,10 +284,10 @@ def _predict_window(job: PredictionJob, plan: WorkPlan, number: int, rows: list[
 
 
 def _usable(job: PredictionJob, rows: list[NumberedRow]) -> tuple[list[Example], list[RejectedRow]]:
-    """The rows that can be read and that every member can take, and the others with the reason.
+    """Split a window into the rows that every member can take, and the others with the reason.
 
     Raises:
-        MtlReError: there are others, and they may not be left out.
+        MtlReError: There are others, and they may not be left out.
     """
     examples: list[Example] = []
     numbers: dict[int, int] = {}

@@ -160,7 +160,7 @@ def test_voters_of_other_labels_are_refused(ckpts, tokenizer):
 
 def test_gate_and_prior(ckpts, few):
     plain = Predictor.from_pretrained(ckpts[0])
-    assert plain.reading.gate == "hard"
+    assert plain.decoding.gate == "hard"
     soft = Predictor.from_pretrained(ckpts[0], gate="soft").predict(few)
     assert all(p.label == max(p.probs, key=p.probs.get) for p in soft)
     shifted = Predictor.from_pretrained(ckpts[0], prior="0.9,0.05,0.05").predict(few)

@@ -123,7 +123,7 @@ def test_the_forms_of_an_entity_are_one(predictor):
         ({"start": 0, "end": 2}, r"entities\[1\]: keys \['type'\] are missing"),
         ({"start": 0, "end": 2, "type": "PER", "typo": 1}, r"entities\[1\]: keys \['typo'\]"),
         (Entity("한라", 0, 2, "PER"), r"entities\[1\].word: '한라', but characters 0..2 are '한라희'"),
-        ((5, 8, "ORG"), r"entities\[1\]: '누리전자' \(5..8 ORG\) stands twice"),
+        ((5, 8, "ORG"), r"entities\[1\]: '누리전자' \(5..8 ORG\) is listed twice"),
         ((0, 2, "ROBOT"), "'한라희' .*ROBOT.* is unknown to this model"),
     ],
 )
@@ -184,9 +184,9 @@ def test_an_entity_is_found_in_the_sentence(sentence, text, expected):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("왕:POH", "stands 2 times in the sentence; say which: 왕@0:POH, 왕@2:POH"),
-        ("왕@1:POH", "'왕@1' does not stand in the sentence"),
-        ("비:POH", "does not stand"),
+        ("왕:POH", "occurs 2 times in the sentence; say which: 왕@0:POH, 왕@2:POH"),
+        ("왕@1:POH", "'왕@1' does not occur in the sentence"),
+        ("비:POH", "does not occur"),
         ("왕", "expected WORD:TYPE"),
         (":POH", "expected WORD:TYPE"),
         ("왕:", "expected WORD:TYPE"),
@@ -213,8 +213,8 @@ def test_the_command_prints_what_extract_returns(saved, predictor, capsys):
 def test_text_output_and_a_usage_fault(capsys):
     made = triples.Triple(Entity("왕", 0, 0, "PER"), "per:title", Entity("나라", 2, 3, "LOC"), 0.5)
     options = ExtractConfig("", [])
-    assert triples.render([made], options) == "0.500\t왕 (0..0)\tper:title\t나라 (2..3)"
-    assert triples.render([], options) == "no relation scores 0.5 or more"
+    assert triples.render_triples([made], options) == "0.500\t왕 (0..0)\tper:title\t나라 (2..3)"
+    assert triples.render_triples([], options) == "no relation scores 0.5 or more"
     assert cli.main(["extract", "x", "--sentence", "왕 왕", "--entity", "왕:PER"]) == 1
-    assert "stands 2 times" in capsys.readouterr().err
+    assert "occurs 2 times" in capsys.readouterr().err
     assert cli.main(["extract", "x", "--sentence", "왕", "--entity", "왕:PER", "--threshold", "2"]) == 2
