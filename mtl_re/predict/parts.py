@@ -2,7 +2,7 @@
 
 The directory `.partial-NAME.parts` beside the output NAME holds one file for each window of the input, named by the
 window's number, and the lock of the process that will publish. A part is a line with the SHA-256 of all that follows,
-a JSON line (`Part`) and the encoded rows. It is written under another name, flushed and renamed, so a kill leaves no
+a JSON line (`WindowPart`) and the encoded rows. It is written under another name, flushed and renamed, so a kill leaves no
 half of one, and a flipped bit anywhere in it is found out. A part also says which prediction it belongs to: any number
 of processes may write parts, and another number of them may go on.
 """
@@ -27,7 +27,7 @@ _LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Part:
+class WindowPart:
     """What a part file says of its window.
 
     Attributes:
@@ -47,7 +47,7 @@ class Part:
         return self.rows + len(self.rejected)
 
 
-class Parts:
+class PartFiles:
     """The part files of one output.
 
     Args:
@@ -104,7 +104,7 @@ class Parts:
 
     # ---- one part
 
-    def write(self, part: Part, rows: bytes) -> None:
+    def write(self, part: WindowPart, rows: bytes) -> None:
         """Write a finished window's part, whole or not at all.
 
         Raises:
@@ -114,7 +114,7 @@ class Parts:
         with whole_file(self.path(part.window)) as partial:
             partial.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
-    def load(self, window: int) -> tuple[Part, bytes] | None:
+    def load(self, window: int) -> tuple[WindowPart, bytes] | None:
         """Return a window's part and its encoded rows; None if it is missing or damaged."""
         try:
             seal, _, content = self.path(window).read_bytes().partition(b"\n")
@@ -123,7 +123,7 @@ class Parts:
         if seal != hashlib.sha256(content).hexdigest().encode():
             return None
         description, _, rows = content.partition(b"\n")
-        part = Part(**json.loads(description))
+        part = WindowPart(**json.loads(description))
         return (part, rows) if part.window == window else None
 
     # ---- all parts
@@ -159,10 +159,10 @@ class Parts:
         for window in self.windows():
             with suppress(ValueError, TypeError), self.path(window).open("rb") as file:
                 file.readline()
-                rows += Part(**json.loads(file.readline())).read
+                rows += WindowPart(**json.loads(file.readline())).read
         return rows
 
-    def in_order(self, windows: int) -> Iterator[tuple[Part, bytes]]:
+    def in_order(self, windows: int) -> Iterator[tuple[WindowPart, bytes]]:
         """Give the parts of the windows 0 to `windows` - 1, one at a time.
 
         Raises:

@@ -30,7 +30,7 @@ from mtl_re.config import OnBadRow, PredictConfig
 from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import unwritable
-from mtl_re.predict.parts import Part, Parts, RejectedRow
+from mtl_re.predict.parts import WindowPart, PartFiles, RejectedRow
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
@@ -58,7 +58,7 @@ class PredictionJob:
     options: PredictConfig
     predictor: Predictor
     order: tuple[str, ...]
-    parts: Parts
+    parts: PartFiles
     group: ProcessGroup
 
     @property
@@ -103,7 +103,7 @@ def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:
     with stop_signals(interrupt=True) as received, ProcessGroup() as group, ExitStack() as held:
         predictor = group.agreed(lambda: _load(checkpoints, options, group.device))
         order = label_order(options.label_order, predictor.taxonomy, output.suffix)
-        job = PredictionJob(options, predictor, order, Parts(output), group)
+        job = PredictionJob(options, predictor, order, PartFiles(output), group)
         try:
             plan = group.from_first(lambda: _prepare(job, held))
             with group.faults_told():
@@ -138,7 +138,8 @@ def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None
 def _prepare(job: PredictionJob, held: ExitStack) -> WorkPlan:
     """Rank 0: hold the output, look through the input, and find out what is left to do."""
     held.enter_context(job.parts.locked())
-    resume = job.options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
+    resume = job.options.resume or restarted
     fingerprint = _fingerprint(job)
     finished = job.parts.recover(fingerprint, job.options.on_bad_row == "skip") if resume else {}
     total = _count(job)
@@ -280,7 +281,7 @@ def _predict_window(job: PredictionJob, plan: WorkPlan, number: int, rows: list[
     predictions = job.predictor.predict(examples, tick)
     encoded = encode_rows(predictions, job.output.suffix, job.order)
     ids = IdDigest(example.id for example in examples).hexdigest()
-    job.parts.write(Part(number, plan.fingerprint, len(predictions), ids, rejected), encoded)
+    job.parts.write(WindowPart(number, plan.fingerprint, len(predictions), ids, rejected), encoded)
 
 
 def _usable(job: PredictionJob, rows: list[NumberedRow]) -> tuple[list[Example], list[RejectedRow]]:
@@ -317,8 +318,8 @@ def _usable(job: PredictionJob, rows: list[NumberedRow]) -> tuple[list[Example],
 def _conclude(job: PredictionJob, windows: int, plan: WorkPlan) -> int:
     """Rank 0: merge the parts in the input's order, check the file, publish it, and return the number of its rows."""
     parts, data = job.parts, job.options.data
-    described = [(part.rows, part.ids, len(part.rejected)) for part, _ in parts.in_order(windows)]
-    rows, lost = sum(row[0] for row in described), sum(row[2] for row in described)
+    summaries = [(part.rows, part.ids, len(part.rejected)) for part, _ in parts.in_order(windows)]
+    rows, lost = sum(summary[0] for summary in summaries), sum(summary[2] for summary in summaries)
     if not data.startswith("hub:") and file_digest(data) != plan.fingerprint["data"]:
         parts.remove()
         raise MtlReError(f"{data}: it was changed while its rows were predicted; predict it again")
@@ -332,7 +333,7 @@ def _conclude(job: PredictionJob, windows: int, plan: WorkPlan) -> int:
     else:
         job.rejected.unlink(missing_ok=True)  # an earlier output's
     chunks = (encoded for _, encoded in parts.in_order(windows))
-    expected = [(count, ids) for count, ids, _ in described]
+    expected = [(number, ids) for number, ids, _ in summaries]
     publish(chunks, job.output, job.predictor.taxonomy, job.order, lambda: expected)
     parts.remove()
     return rows

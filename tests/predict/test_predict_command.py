@@ -22,7 +22,7 @@ from mtl_re.config import PredictConfig, parse_shares
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.predict import predict as predict_run
-from mtl_re.predict.parts import Parts
+from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
 from mtl_re.scoring import composed
@@ -156,7 +156,7 @@ def test_killed_again_and_again(run, resumed, whole, tmp_path):
 def test_parts_cut_anywhere_are_predicted_again(stopped, resumed, whole, tmp_path):
     """Where a kill could not leave one, but a file system may."""
     stopped(windows=1)
-    part = Parts(tmp_path / "out.jsonl").path(0)
+    part = PartFiles(tmp_path / "out.jsonl").path(0)
     content = part.read_bytes()
     lines = content.split(b"\n")
     sealed, described = len(lines[0]) + 1, len(lines[0]) + len(lines[1]) + 2
@@ -173,7 +173,7 @@ def test_parts_cut_anywhere_are_predicted_again(stopped, resumed, whole, tmp_pat
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "another's place", "all gone"])
 def test_damaged_parts_are_predicted_again(stopped, resumed, whole, tmp_path, damage):
     stopped()
-    parts = Parts(tmp_path / "out.jsonl")
+    parts = PartFiles(tmp_path / "out.jsonl")
     content, left = bytearray(parts.path(1).read_bytes()), 3
     if damage == "flipped":
         content[-9] ^= 1
@@ -195,7 +195,7 @@ def test_damaged_parts_are_predicted_again(stopped, resumed, whole, tmp_path, da
 def test_a_flipped_bit_of_a_part_is_found_out(stopped, resumed, whole, tmp_path):
     """Also where it changes no more than which window a part speaks of."""
     stopped()
-    parts, chance = Parts(tmp_path / "out.jsonl"), random.Random(0)
+    parts, chance = PartFiles(tmp_path / "out.jsonl"), random.Random(0)
     contents = {path: path.read_bytes() for path in parts.directory.iterdir()}
     part = parts.path(2)
     head = len(b"".join(contents[part].splitlines(keepends=True)[:2]))
@@ -220,14 +220,14 @@ def test_a_part_that_is_damaged_before_the_merge_is_not_published(run, resumed, 
     real = predict_run.publish
 
     def publish(*arguments):
-        part = Parts(out).path(3)
+        part = PartFiles(out).path(3)
         part.write_bytes(part.read_bytes()[:-1] + b"?")
         return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(predict_run, "publish", publish)
         message = fault_of(run)
-    assert message == f"{Parts(out).path(3)}: is missing or damaged; --resume predicts its rows again"
+    assert message == f"{PartFiles(out).path(3)}: is missing or damaged; --resume predicts its rows again"
     assert out.read_text() == "old"
     _, predicted = resumed()
     assert (out.read_bytes(), len(predicted)) == (whole[".jsonl"], 1)
@@ -235,7 +235,7 @@ def test_a_part_that_is_damaged_before_the_merge_is_not_published(run, resumed, 
 
 def test_recovering_leaves_sound_parts_and_nothing_else(stopped, tmp_path):
     stopped()
-    parts = Parts(tmp_path / "out.jsonl")
+    parts = PartFiles(tmp_path / "out.jsonl")
     contents = [parts.path(window).read_bytes() for window in range(3)]
     parts.path(3).write_bytes(contents[1])
     (parts.directory / ".partial-2").write_bytes(b"half a p")
@@ -248,7 +248,7 @@ def test_recovering_leaves_sound_parts_and_nothing_else(stopped, tmp_path):
     assert parts.rows() == 15
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (os, "replace"), (Parts, "write")])
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (os, "replace"), (PartFiles, "write")])
 def test_disk_that_fails_at_any_call(run, resumed, whole, tmp_path, monkeypatch, owner, name):
     """The first, second, third ... call fails until none does: the old output stands, and the rows done are kept."""
     real, out, number, message = getattr(owner, name), tmp_path / "out.jsonl", 0, "-"
@@ -266,7 +266,7 @@ def test_disk_that_fails_at_any_call(run, resumed, whole, tmp_path, monkeypatch,
             patch.setattr(owner, name, failing)
             message = fault_of(run)
         if message:
-            places = (out, *map(Parts(out).path, range(WINDOWS)))
+            places = (out, *map(PartFiles(out).path, range(WINDOWS)))
             assert message in [f"{place}: cannot be written (No space left on device)" for place in places]
             assert out.read_text() == "old" or (name == "fsync" and number == len(calls) == 2 * WINDOWS + 2)
             resumed()
@@ -292,10 +292,10 @@ def test_disk_that_is_full_in_the_middle_of_a_write(run, resumed, whole, tmp_pat
     child = multiprocessing.get_context("fork").Process(target=limited)
     child.start()
     child.join(60)
-    place = Parts(out).path(0) if left else out
+    place = PartFiles(out).path(0) if left else out
     assert pipe.recv() == f"{place}: cannot be written (File too large)"
     assert out.read_text() == "old"
-    assert len(Parts(out).windows()) == WINDOWS - left
+    assert len(PartFiles(out).windows()) == WINDOWS - left
     found, predicted = resumed()
     assert found.read_bytes() == whole[".jsonl"]
     assert len(predicted) == left
@@ -314,7 +314,7 @@ def fault_of(run, *arguments, **options):
 def test_other_outputs_are_not_taken_up(stopped, run, tmp_path, saved, whole):
     """Whatever the bytes depend on; the text names it, and the rows done stay."""
     stopped()
-    parts = Parts(tmp_path / "out.jsonl")
+    parts = PartFiles(tmp_path / "out.jsonl")
     before = {path.name: path.read_bytes() for path in parts.directory.iterdir()}
     others = {
         "window": {"window": 6},
@@ -519,7 +519,7 @@ def test_two_at_once(run, tmp_path):
     ready, leave = multiprocessing.get_context("fork").Event(), multiprocessing.get_context("fork").Event()
 
     def hold():
-        with Parts(out).locked():
+        with PartFiles(out).locked():
             ready.set()
             leave.wait(30)
 
@@ -554,7 +554,7 @@ def test_signal_keeps_the_rows_and_says_how_to_go_on(loaded, saved, rows, whole,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Predictor, "predict", predict)
-        patch.setattr(Parts, "rows", finished_rows)
+        patch.setattr(PartFiles, "rows", finished_rows)
         assert cli.main(command) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "mtl-re: error: interrupted"
