@@ -30,7 +30,7 @@ from mtl_re.config import OnBadRow, PredictConfig
 from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import unwritable
-from mtl_re.predict.parts import WindowPart, PartFiles, RejectedRow
+from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed

@@ -111,13 +111,16 @@ class ProcessGroup:
 
     @contextmanager
     def faults_told(self) -> Iterator[None]:
-        """Name this rank's fault on stderr, for the command line lets only the first process speak."""
+        """Print this rank's fault on stderr, because the command line prints only the first process's.
+
+        It begins a line of its own: the first process's progress bar may have left one open.
+        """
         try:
             yield
         except Exception as error:
             if self.rank > 0:
                 text = " ".join(_text(error).split())
-                print(f"mtl-re: error: process {self.rank} of {self.size}: {text}", file=sys.stderr, flush=True)
+                print(f"\nmtl-re: error: process {self.rank} of {self.size}: {text}", file=sys.stderr, flush=True)
             raise
 
     def _exchanged(self, exchange: Callable[[], object]) -> None:

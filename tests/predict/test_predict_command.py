@@ -669,7 +669,7 @@ def test_fault_in_the_work_is_told_by_its_process(tmp_path):
 
     assert together(tmp_path, work) == ["row 0 is bad", "row 1 is bad"]
     assert (tmp_path / "stderr-0").read_text() == ""  # the command line tells it
-    assert (tmp_path / "stderr-1").read_text() == "mtl-re: error: process 1 of 2: row 1 is bad\n"
+    assert (tmp_path / "stderr-1").read_text() == "\nmtl-re: error: process 1 of 2: row 1 is bad\n"
 
 
 def test_processes_that_do_not_meet(monkeypatch):
