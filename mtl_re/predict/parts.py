@@ -1,10 +1,10 @@
 """Part files: the finished windows of a prediction, each whole or absent, until all of them become the output.
 
-The directory `.partial-NAME.parts` beside the output NAME holds one file for each finished window of the input, named by
-the window's number, and the lock of the process that will publish. A part is a line with the SHA-256 of all that
-follows, a line of JSON (`WindowPart`), and the encoded rows. It is written whole or not at all, so a kill leaves no half
-of one, and a flipped bit anywhere in it is detected. A part also says which prediction it belongs to, so any number of
-processes may write parts, and another number of them may go on.
+The directory `.partial-NAME.parts` beside the output NAME holds one file for each finished window of the input, named
+by the window's number, and the lock of the process that will publish. A part is a line with the SHA-256 of all that
+follows, a line of JSON (`WindowPart`), and the encoded rows. It is written whole or not at all, so a kill leaves no
+half of one, and a flipped bit anywhere in it is detected. A part also says which prediction it belongs to, so any
+number of processes may write parts, and another number of them may go on.
 """
 
 from __future__ import annotations
