@@ -494,7 +494,7 @@ class PredictConfig:
     prior: str = "none"
     """Coarse prior of these rows: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
-    """`subject_type`: rule out labels whose coarse class does not take subjects of the row's type."""
+    """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
     """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
     it was fitted under."""
@@ -614,7 +614,7 @@ class ExtractConfig:
     prior: str = "none"
     """Coarse prior of such pairs: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
-    """`subject_type`: rule out labels whose coarse class does not take subjects of the pair's type."""
+    """`subject_type`: rule labels out whose coarse class does not take subjects of the pair's type."""
     format: Literal["text", "json"] = "text"
     """`text`: score, subject, relation, object, tabs between; `json`: one object a line."""
 
