@@ -352,11 +352,11 @@ def _extract(options: Namespace) -> Callable[[], Any]:
 
     def call() -> None:
         from mtl_re.predict.predictor import Predictor
-        from mtl_re.predict.triples import find_entity, render
+        from mtl_re.predict.triples import find_entity, render_triples
 
         entities = [find_entity(made.sentence, text) for text in made.entity]
         predictor = Predictor.from_pretrained(options.ckpt, gate=made.gate, prior=made.prior, restrict=made.restrict)
-        print(render(predictor.extract(made.sentence, entities, made.threshold), made))
+        print(render_triples(predictor.extract(made.sentence, entities, made.threshold), made))
 
     return call
 

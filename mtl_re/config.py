@@ -505,14 +505,15 @@ class PredictConfig:
     batch_size: int = 128
     """Rows of one forward pass."""
     window: int = 4096
-    """Rows sorted by length together and then put on the disk: memory, and what a kill costs, grow with it, not with
-    the input (fewer pad more: by 6 % at 4096, by 21 % at 1024)."""
+    """Consecutive rows that are sorted by length together and written to the disk as one part: memory and the work that
+    a kill loses grow with it, not with the input (small windows pad more: by 6 % at 4096, by 21 % at 1024)."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
     on_bad_row: OnBadRow = "error"
     """Stop at a bad row, or leave it out of the output, count it and list it in OUTPUT.rejected.jsonl."""
     resume: bool = False
-    """Go on with an interrupted prediction of the same rows by the same checkpoints and options."""
+    """Continue an interrupted prediction of the same rows by the same checkpoints and options; the number of processes
+    may be another one."""
 
     def __post_init__(self) -> None:
         _between("batch_size", self.batch_size, 1, 1_000_000)
@@ -604,12 +605,12 @@ class ExtractConfig:
     sentence: str
     """The sentence."""
     entity: list[str]
-    """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word stands several times (START counts characters
+    """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word occurs several times (START counts characters
     from 0)."""
     threshold: float = 0.5
-    """Least probability of a triple's relation."""
+    """Least probability of a triple's relation, which is the pair's most probable one."""
     gate: Gate | None = None
-    """`hard` or `soft` (None: the checkpoint's own)."""
+    """Without effect on triples: a pair gives its most probable relation whatever the gate (kept for old commands)."""
     prior: str = "none"
     """Coarse prior of such pairs: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"

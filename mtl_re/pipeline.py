@@ -8,9 +8,10 @@ Importing this module registers the task:
     ask = pipeline("relation-extraction", model="runs/NAME/model")
     ask({"sentence": "세종대왕은 조선의 왕이다.", "subject": (0, 3, "PER"), "object": (10, 10, "POH")})
 
-Enters: a map of sentence, subject and object (an entity as `triples.Given`), or a list of them. Leaves: for each a map
-of label, score, coarse and probs, equal to `Predictor`'s, because both decode logits by `decoding` (`gate`, `prior`,
-`restrict` and `threshold` of a `Decoding` may be given, to the pipeline or to a call). Every entity is checked.
+Enters: a map of sentence, subject and object (an entity in any form of `triples.EntityLike`), or a list of maps.
+Leaves: for each a map of label, score, coarse and probs, equal to `Predictor`'s, because both decode logits by
+`decoding`. The fields of a `Decoding` (`gate`, `prior`, `restrict`, `threshold`) may be given, to the pipeline or to a
+call. Every entity is checked.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ OPTIONS = tuple(field.name for field in fields(Decoding))
 
 
 class RelationExtractionPipeline(Pipeline):
-    """Rows one by one (or `batch_size` at a time) through a checkpoint of ours.
+    """A pipeline that predicts rows with an mtl-re checkpoint, one by one or `batch_size` at a time.
 
     Raises:
-        MtlReError: a row is at fault, an option is unknown, or the model is not an `MtlReModel`.
+        MtlReError: A row is at fault, an option is unknown, or the model is not an `MtlReModel`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class RelationExtractionPipeline(Pipeline):
         self.pad_id = int(tokenizer.pad_token_id)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """A map → one result; a list of maps → a list; a generator or a data set → results as they are consumed."""
+        """Return one result for a map, a list for a list of maps, and an iterator for a generator or a data set."""
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -63,7 +64,7 @@ class RelationExtractionPipeline(Pipeline):
         return {}, {}, options
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
-        """One row → tensors of one row, and the row itself."""
+        """Return the tensors of one row (batch size 1), and the row itself."""
         example = row_of(input_, self.composed.taxonomy)
         (featurizer,) = self.composed.featurizers.values()
         table = featurizer.table([example])
@@ -77,7 +78,7 @@ class RelationExtractionPipeline(Pipeline):
         return {"logits": join_heads(logits, self.composed.taxonomy).float(), "example": example}
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Logits (1, all heads' classes) → label, score, coarse, probs."""
+        """Decode logits (1, all heads' classes) into label, score, coarse and probs."""
         decoding = Decoding(**{"gate": self.composed.config.gate, **options})
         example: Example = model_outputs["example"]
         decoded = self.composed.decode(model_outputs["logits"].cpu(), [example], decoding)
@@ -86,10 +87,10 @@ class RelationExtractionPipeline(Pipeline):
 
 
 def row_of(given: Any, taxonomy: Taxonomy) -> Example:
-    """A map of sentence, subject and object → an example.
+    """Return a map of sentence, subject and object as an example.
 
     Raises:
-        MtlReError: of another form, or an entity is at fault.
+        RowError: It has another form, or an entity is at fault.
     """
     if not isinstance(given, Mapping) or set(given) != set(KEYS):
         raise RowError("row", f"expected a map of {', '.join(KEYS)}, found {shown(given)}")

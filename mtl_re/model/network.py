@@ -213,7 +213,7 @@ def load(path: str) -> tuple[MtlReModel, Any]:
         MtlReError: not a checkpoint of ours, damaged, or asking for what `trust` refuses.
     """
     if not Path(path).exists():
-        path = _fetched(path)
+        path = fetch_checkpoint(path)
     path = str(checkpoint_folder(path))
     config, stored = checked(Path(path))
     files.check_weights(Path(path))
@@ -242,12 +242,20 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in MtlReModel(MtlReConfig(**config)).state_dict().items()}
 
 
-def _fetched(name: str) -> str:
-    """The local folder of a hub id's checkpoint: weights, config and tokenizer, and no other file."""
+def fetch_checkpoint(name: str, *graphs: str) -> str:
+    """Download a hub id's checkpoint and return its directory: weights, config, tokenizer, and no other file.
+
+    Args:
+        graphs: File names of exported graphs to download as well.
+
+    Raises:
+        MtlReError: The name is no hub id, or the hub does not give the files.
+    """
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise MtlReError(f"{name}: no such checkpoint directory")
+    patterns = ["*.json", "*.txt", "*.model", files.WEIGHTS, *(f"{graph}*" for graph in graphs)]
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", files.WEIGHTS])
+        return snapshot_download(name, allow_patterns=patterns)
     except Exception as error:  # the hub client raises dozens of kinds
         raise MtlReError(f"{name}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
 

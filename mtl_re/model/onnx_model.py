@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig
 
 from mtl_re.errors import MtlReError, entry, first_line
-from mtl_re.files import WEIGHTS
-from mtl_re.model.network import MtlReConfig, checkpoint_folder, split_heads
+from mtl_re.model.network import MtlReConfig, checkpoint_folder, fetch_checkpoint, split_heads
 from mtl_re.model.trust import checked
 from mtl_re.taxonomy import Taxonomy
 
@@ -78,7 +77,7 @@ def load_onnx(path: str, backend: str) -> tuple[Any, Any]:
         MtlReError: it is not there, or was exported without this graph.
     """
     name = entry("backend", backend, GRAPHS)
-    folder = checkpoint_folder(path if Path(path).exists() else _fetched(path, name))
+    folder = checkpoint_folder(path if Path(path).exists() else fetch_checkpoint(path, name))
     if not (folder / name).is_file():
         hint = "--int8" if backend == "onnx-int8" else "--onnx"
         raise MtlReError(f"{path}: no {name} there; make one with `mtl-re export {path} DIR {hint}`")
@@ -88,15 +87,3 @@ def load_onnx(path: str, backend: str) -> tuple[Any, Any]:
     except Exception as error:  # transformers and tokenizers each raise their own kinds
         raise MtlReError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from error
     return OnnxModel(folder / name, MtlReConfig(**config)).eval(), tokenizer
-
-
-def _fetched(name: str, graph: str) -> str:
-    """The local folder of a hub id with one of its graphs."""
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise MtlReError(f"{name}: no such exported directory")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS, f"{graph}*"])
-    except Exception as error:  # the hub client raises dozens of kinds
-        raise MtlReError(f"{name}: not to be had from the hub ({first_line(error)})") from error

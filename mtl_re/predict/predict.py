@@ -1,19 +1,22 @@
 """`mtl-re predict`: any number of rows, by any number of processes, through kills, to one checked file.
 
 The unit of work is a window: so many consecutive rows of the input, as read. Batches are made inside a window, so a
-window's rows come out the same whoever predicts it and whenever; finished windows are kept in `prediction_shards`, and
-`--resume` predicts the others. The input is read to its end before the work starts, so that a bad row is told at once.
-Rank 0 decides what is left to do, and in the end merges, checks and publishes.
+window's rows come out the same whichever process predicts it and whenever. Each process predicts a fixed share of the
+windows and writes a part file for each (`parts`); `--resume` predicts the windows that have none. The input is read to
+its end before the work starts, so that a bad row is reported at once. Rank 0 decides what is left to do, and in the end
+merges the parts, checks the output and publishes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -26,38 +29,41 @@ from mtl_re import __version__
 from mtl_re.config import OnBadRow, PredictConfig
 from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.predict.prediction_shards import Rejected, Shards, ShardWriter, Window
+from mtl_re.files import unwritable
+from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
 from mtl_re.predict.predictor import Predictor
-from mtl_re.predict.ranks import Ranks
+from mtl_re.predict.process_group import ProcessGroup
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
 from mtl_re.scoring.decoding import decoding_of
 from mtl_re.scoring.inference import Tick
-from mtl_re.scoring.writers import IdDigest, check_suffix, encode_rows, label_order, publish, unwritable
+from mtl_re.scoring.writers import IdDigest, check_suffix, encode_rows, label_order, publish
+from mtl_re.signals import stop_signals
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
 
-Row = tuple[int, "Example | BadRow"]
+NumberedRow = tuple[int, "Example | BadRow"]
 """A row of the input with its number."""
+_POLL = 0.2  # seconds between two looks at the parts of other processes
 
 
-@dataclass
-class Job:
+@dataclass(frozen=True)
+class PredictionJob:
     """One output to be made.
 
     Attributes:
-        order: of the probabilities. shards: where finished windows are kept.
+        order: Label order of the probabilities. parts: Where finished windows are kept.
     """
 
     options: PredictConfig
     predictor: Predictor
     order: tuple[str, ...]
-    shards: Shards
-    ranks: Ranks
+    parts: PartFiles
+    group: ProcessGroup
 
     @property
     def output(self) -> Path:
-        return self.shards.output
+        return self.parts.output
 
     @property
     def rejected(self) -> Path:
@@ -65,32 +71,53 @@ class Job:
         return self.output.with_name(f"{self.output.name}.rejected.jsonl")
 
 
+@dataclass(frozen=True)
+class WorkPlan:
+    """What rank 0 has decided.
+
+    Attributes:
+        fingerprint: All that the bytes of the output depend on, as JSON values.
+        total: Rows of the input, if they could be counted. finished: Windows that have a part, and their input rows.
+    """
+
+    fingerprint: dict[str, Any]
+    total: int | None
+    finished: dict[int, int]
+
+
 def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:
     """Predict all rows of a DATA and write them.
 
     Args:
         checkpoints: CKPT directories or hub ids; several vote softly.
-        options: everything else.
+        options: Everything else.
 
     Returns:
         The number of rows written (0 on other ranks than the first).
 
     Raises:
-        MtlReError: anything at fault in options, checkpoints, rows or the output's place; an old output stands.
+        MtlReError: Options, checkpoints, rows or the output's directory are at fault; an old output stands.
     """
     output = Path(options.output)
     check_suffix(output)
-    with _stopped_by_signals(), Ranks() as ranks:
-        predictor = _load(checkpoints, options, ranks.device)
+    with stop_signals(interrupt=True) as received, ProcessGroup() as group, ExitStack() as held:
+        predictor = group.agreed(lambda: _load(checkpoints, options, group.device))
         order = label_order(options.label_order, predictor.taxonomy, output.suffix)
-        job = Job(options, predictor, order, Shards(output), ranks)
+        job = PredictionJob(options, predictor, order, PartFiles(output), group)
         try:
-            with ExitStack() as held:
-                return _run(job, held)
+            plan = group.from_first(lambda: _prepare(job, held))
+            with group.faults_told():
+                windows = _work(job, plan)
+            return _conclude(job, windows, plan) if group.rank == 0 else 0
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             raise unwritable(output, error) from error
+        except KeyboardInterrupt as error:
+            if group.size > 1 and signal.SIGTERM in received:
+                text = "stopped by the launcher, because another process ended or because it was told to stop"
+                raise MtlReError(text) from error
+            raise
 
 
 def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None) -> Predictor:
@@ -105,60 +132,46 @@ def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None
     return Predictor(members, decoding, options.batch_size, options.precision)
 
 
-def _run(job: Job, held: ExitStack) -> int:
-    """The whole job on this rank; `held` frees the output when it ends."""
-    plan = job.ranks.decided(lambda: _prepare(job, held))
-    windows = _work(job, plan)
-    rows = _conclude(job, windows, plan["fingerprint"]["data"]) if job.ranks.rank == 0 else 0
-    job.ranks.meet("published")
-    return rows
-
-
 # ---- before --------------------------------------------------------------------------------------------------------
 
 
-def _prepare(job: Job, held: ExitStack) -> dict[str, Any]:
+def _prepare(job: PredictionJob, held: ExitStack) -> WorkPlan:
     """Rank 0: hold the output, look through the input, and find out what is left to do."""
-    held.enter_context(job.shards.claimed())
+    held.enter_context(job.parts.locked())
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
+    resume = job.options.resume or restarted
     fingerprint = _fingerprint(job)
-    finished: list[Window] = []
-    if job.options.resume:
-        skip = job.options.on_bad_row == "skip"
-        finished = [window for window in job.shards.recover(fingerprint) if skip or not window.rejected]
+    finished = job.parts.recover(fingerprint, job.options.on_bad_row == "skip") if resume else {}
     total = _count(job)
-    if not job.options.resume and job.shards.numbers():
-        lost = job.shards.finished()
-        _say(f"{job.output}: {lost:,} rows of an interrupted prediction are thrown away (--resume would keep them)")
-        job.shards.remove()
+    if not resume:
+        if job.parts.windows():
+            lost = f"{job.parts.rows():,} rows of an interrupted prediction are thrown away"
+            _say(f"{job.output}: {lost} (--resume would keep them)")
+        job.parts.remove()
     held.push(lambda kind, *_: _keep_or_clear(job) if kind else None)
-    return {
-        "fingerprint": fingerprint,
-        "total": total,
-        "finished": sorted(window.window for window in finished),
-        "rows": sum(window.read for window in finished),
-    }
+    return WorkPlan(fingerprint, total, finished)
 
 
-def _keep_or_clear(job: Job) -> None:
-    """After a fault: say what is kept, or leave nothing behind if that is nothing."""
-    if rows := job.shards.finished():
+def _keep_or_clear(job: PredictionJob) -> None:
+    """After a fault: say what is kept, or remove the parts where no row is finished."""
+    if rows := job.parts.rows():
         _say(f"{job.output}: {rows:,} finished rows are kept; the same command with --resume goes on from there")
     else:
-        job.shards.remove()
+        job.parts.remove()
 
 
-def _fingerprint(job: Job) -> dict[str, Any]:
-    """All that the bytes of the output depend on, as JSON values."""
+def _fingerprint(job: PredictionJob) -> dict[str, Any]:
+    """Return all that the bytes of the output depend on, as JSON values."""
     options, predictor = job.options, job.predictor
-    reading = predictor.reading
+    decoding = predictor.decoding
     return {
         "mtl-re": __version__,
         **{f"checkpoint {n}": _identity(member) for n, member in enumerate(predictor.members, start=1)},
         "data": file_digest(options.data),
-        "gate": reading.gate,
-        "prior": reading.prior,
-        "restrict": reading.restrict,
-        "threshold": reading.threshold,
+        "gate": decoding.gate,
+        "prior": decoding.prior,
+        "restrict": decoding.restrict,
+        "threshold": decoding.threshold,
         "label order": list(job.order),
         "form": job.output.suffix,
         "window": options.window,
@@ -169,26 +182,26 @@ def _fingerprint(job: Job) -> dict[str, Any]:
 
 
 def _identity(member: ComposedModel) -> str:
-    """Digest of what a member is: each head's config, weights and tokenizer, wherever they were loaded from."""
-    done: dict[int, str] = {}
+    """Return a digest of each head's config, weights and tokenizer, wherever they were loaded from."""
+    by_network: dict[int, str] = {}
     for model, tokenizer in member.networks.values():
-        if id(model) not in done:
+        if id(model) not in by_network:
             config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
             digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
             digest.update(tokenizer.backend_tokenizer.to_str().encode())
             for name, tensor in sorted(model.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            done[id(model)] = digest.hexdigest()
-    digests = {head: done[id(model)] for head, (model, _) in member.networks.items()}
+            by_network[id(model)] = digest.hexdigest()
+    digests = {head: by_network[id(model)] for head, (model, _) in member.networks.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def _count(job: Job) -> int | None:
-    """Rows of the input, all of them looked at; None for a hub data set, which is not fetched once more for that.
+def _count(job: PredictionJob) -> int | None:
+    """Check and count the rows of the input; None for a data set of the hub, which is not downloaded twice for that.
 
     Raises:
-        MtlReError: a row is bad and may not be left out, or the input ends in a fault.
+        MtlReError: A row is bad and may not be left out, or the input ends in a fault.
     """
     if job.options.data.startswith("hub:"):
         return None
@@ -208,48 +221,54 @@ def _reject(row: BadRow, on_bad_row: OnBadRow) -> None:
 # ---- the work ------------------------------------------------------------------------------------------------------
 
 
-def _work(job: Job, plan: dict[str, Any]) -> int:
-    """Predict the windows that are left, together with the other ranks; the number of all windows."""
-    finished, ranks = set(plan["finished"]), job.ranks
-    windows, left, mine = 0, 0, 0
-    with closing(ShardWriter(job.shards, ranks.rank, plan["fingerprint"])) as writer, _bar(job, plan) as bar:
+def _work(job: PredictionJob, plan: WorkPlan) -> int:
+    """Predict this rank's share of the windows that are left, and return the number of all windows.
+
+    Of n ranks, rank k predicts every n-th of them from the k-th on. Rank 0 then waits for the parts of the others.
+    """
+    group, parts, finished = job.group, job.parts, plan.finished
+    windows, left, mine, rows_done = 0, 0, 0, sum(finished.values())
+    with _bar(job, plan) as bar:
 
         def show() -> None:
-            bar.update(plan["rows"] + ranks.done(mine) - bar.n)
+            others = len(parts.windows()) - len(finished) - mine if group.size > 1 and group.rank == 0 else 0
+            rows = rows_done + others * job.options.window
+            bar.update((rows if plan.total is None else min(rows, plan.total)) - bar.n)
 
         def tick(rows: int) -> None:
             bar.update(rows / job.predictor.networks)
 
-        claimed = ranks.claim()
         for number, rows in _windows(job):
             windows += 1
             if number in finished:
                 continue
-            if left == claimed:
-                _predict_window(job, writer, number, rows, tick)
-                mine += len(rows)
+            if left % group.size == group.rank:
+                _predict_window(job, plan, number, rows, tick)
+                mine += 1
+                rows_done += len(rows)
                 show()
-                claimed = ranks.claim()
             left += 1
-        ranks.meet("predicted", show)
+        while group.rank == 0 and len(parts.windows()) < windows:
+            time.sleep(_POLL)
+            show()
     return windows
 
 
-def _bar(job: Job, plan: dict[str, Any]) -> Any:
-    """Rows of all ranks, those of an earlier run included; the rate is this run's."""
+def _bar(job: PredictionJob, plan: WorkPlan) -> Any:
+    """Return a bar over the rows of all ranks, those of an earlier run included; the rate is this run's."""
     return tqdm(
-        total=plan["total"],
-        initial=plan["rows"],
+        total=plan.total,
+        initial=sum(plan.finished.values()),
         desc=f"predict {job.options.data}",
         unit="row",
         unit_scale=True,
         smoothing=0.1,
-        disable=job.ranks.rank > 0,
+        disable=job.group.rank > 0,
         file=sys.stderr,
     )
 
 
-def _windows(job: Job) -> Iterator[tuple[int, list[Row]]]:
+def _windows(job: PredictionJob) -> Iterator[tuple[int, list[NumberedRow]]]:
     rows = parsed(job.options.data, job.predictor.taxonomy)
     for number in count():
         if not (window := list(islice(rows, job.options.window))):
@@ -257,23 +276,23 @@ def _windows(job: Job) -> Iterator[tuple[int, list[Row]]]:
         yield number, window
 
 
-def _predict_window(job: Job, writer: ShardWriter, number: int, rows: list[Row], tick: Tick) -> None:
+def _predict_window(job: PredictionJob, plan: WorkPlan, number: int, rows: list[NumberedRow], tick: Tick) -> None:
     examples, rejected = _usable(job, rows)
     predictions = job.predictor.predict(examples, tick)
     encoded = encode_rows(predictions, job.output.suffix, job.order)
     ids = IdDigest(example.id for example in examples).hexdigest()
-    writer.add(number, encoded, len(predictions), ids, rejected)
+    job.parts.write(WindowPart(number, plan.fingerprint, len(predictions), ids, rejected), encoded)
 
 
-def _usable(job: Job, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
-    """The rows that can be read and that every member can take, and the others with the reason.
+def _usable(job: PredictionJob, rows: list[NumberedRow]) -> tuple[list[Example], list[RejectedRow]]:
+    """Split a window into the rows that every member can take, and the others with the reason.
 
     Raises:
-        MtlReError: there are others, and they may not be left out.
+        MtlReError: There are others, and they may not be left out.
     """
     examples: list[Example] = []
     numbers: dict[int, int] = {}
-    rejected: list[Rejected] = []
+    rejected: list[RejectedRow] = []
     for number, row in rows:
         if isinstance(row, BadRow):
             _reject(row, job.options.on_bad_row)
@@ -296,61 +315,35 @@ def _usable(job: Job, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
 # ---- after ---------------------------------------------------------------------------------------------------------
 
 
-def _conclude(job: Job, windows: int, digest: str) -> int:
-    """Rank 0: merge the shards in the input's order, check the file, publish it; the number of its rows."""
-    shards, data = job.shards, job.options.data
-    rows = sum(window.rows for _, window in shards.described(windows))
-    lost = sum(len(window.rejected) for _, window in shards.described(windows))
-    if not data.startswith("hub:") and file_digest(data) != digest:
-        shards.remove()
+def _conclude(job: PredictionJob, windows: int, plan: WorkPlan) -> int:
+    """Rank 0: merge the parts in the input's order, check the file, publish it, and return the number of its rows."""
+    parts, data = job.parts, job.options.data
+    summaries = [(part.rows, part.ids, len(part.rejected)) for part, _ in parts.in_order(windows)]
+    rows, lost = sum(summary[0] for summary in summaries), sum(summary[2] for summary in summaries)
+    if not data.startswith("hub:") and file_digest(data) != plan.fingerprint["data"]:
+        parts.remove()
         raise MtlReError(f"{data}: it was changed while its rows were predicted; predict it again")
     if not rows:
         first = next(_rejected(job, windows))
-        shards.remove()
+        parts.remove()
         raise MtlReError(f"{first}; none of the {lost:,} rows can be used")
     if lost:
         write_rejected(job.rejected, _rejected(job, windows))
         _say(f"{data}: {lost} bad rows left out, listed in {job.rejected}")
     else:
         job.rejected.unlink(missing_ok=True)  # an earlier output's
-    publish(
-        shards.chunks(windows),
-        job.output,
-        job.predictor.taxonomy,
-        job.order,
-        lambda: ((window.rows, window.ids) for _, window in shards.described(windows)),
-    )
-    shards.remove()
+    chunks = (encoded for _, encoded in parts.in_order(windows))
+    expected = [(number, ids) for number, ids, _ in summaries]
+    publish(chunks, job.output, job.predictor.taxonomy, job.order, lambda: expected)
+    parts.remove()
     return rows
 
 
-def _rejected(job: Job, windows: int) -> Iterator[BadRow]:
-    for _, window in job.shards.described(windows):
-        for number, field, reason in window.rejected:
+def _rejected(job: PredictionJob, windows: int) -> Iterator[BadRow]:
+    for part, _ in job.parts.in_order(windows):
+        for number, field, reason in part.rejected:
             yield BadRow(job.options.data, number, field, reason)
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does; a launcher's second signal does not disturb the leaving."""
-    before: dict[signal.Signals, Any] = {}
-
-    def stop(number: int, frame: Any) -> None:
-        for signum in before:
-            signal.signal(signum, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            before[signum] = signal.signal(signum, stop)
-    except ValueError:  # not the main thread: signals are not ours to take
-        before.clear()
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

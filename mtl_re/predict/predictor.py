@@ -1,6 +1,6 @@
-"""A checkpoint as a Python object (the command `mtl-re predict` is `predict_run`).
+"""`Predictor`: one or several checkpoints as a Python object. The command `mtl-re predict` is `predict`.
 
-Rows stream through in windows: each window is tokenised, sorted by length, batched, and put back in input order, so
+Rows pass through in windows: each window is tokenised, sorted by length, batched, and put back in input order, so
 memory depends on the window and not on the input. Several checkpoints vote softly: the mean of their probabilities.
 """
 
@@ -24,26 +24,26 @@ from mtl_re.scoring.inference import Tick
 from mtl_re.scoring.writers import Prediction, predictions_of
 
 if TYPE_CHECKING:
-    from mtl_re.predict.triples import Given, Triple
+    from mtl_re.predict.triples import EntityLike, Triple
 
 
 class Predictor:
-    """One or several scorers that answer as one.
+    """One or several models over the same labels that answer as one.
 
     Args:
-        members: over the same labels.
-        reading: what is applied to probabilities (None: the first member's own gate, nothing else).
-        batch_size: rows of one forward pass.
-        precision: `no`, `bf16`, `fp16` or `auto`.
+        members: The models; their probabilities are averaged.
+        decoding: How logits become labels (None: by the first member's own gate, and nothing else is applied).
+        batch_size: Rows of one forward pass.
+        precision: Arithmetic of the forward pass: `no` (fp32), `bf16`, `fp16` or `auto`.
 
     Raises:
-        MtlReError: the members' labels differ, or the prior would need all rows at once.
+        MtlReError: The members' labels differ, or the prior would need all rows at once.
     """
 
     def __init__(
         self,
         members: Sequence[ComposedModel],
-        reading: Decoding | None = None,
+        decoding: Decoding | None = None,
         batch_size: int = 128,
         precision: str = "no",
     ) -> None:
@@ -51,11 +51,11 @@ class Predictor:
         for member in members[1:]:
             if set(member.taxonomy.labels) != set(self.taxonomy.labels):
                 raise MtlReError("these checkpoints have different labels; they cannot vote together")
-        self.reading = reading or Decoding(gate=members[0].config.gate)
-        if self.reading.prior == "em":
+        self.decoding = decoding or Decoding(gate=members[0].config.gate)
+        if self.decoding.prior == "em":
             raise MtlReError("--prior em reads all rows before it answers; give shares, or see `mtl-re evaluate`")
-        if self.reading.prior != "none":
-            parse_shares("--prior", self.reading.prior)
+        if self.decoding.prior != "none":
+            parse_shares("--prior", self.decoding.prior)
         self.batch_size, self.precision = batch_size, resolve_precision(precision)
 
     @classmethod
@@ -70,30 +70,31 @@ class Predictor:
         precision: str = "no",
         backend: Backend = "torch",
     ) -> Predictor:
-        """Load CKPT directories or hub ids (or maps from head to checkpoint, see `ComposedModel`); several vote softly.
+        """Load CKPT directories or hub ids, or maps from head to checkpoint (see `ComposedModel`); several vote softly.
 
         Args:
-            device: torch device name (None: the GPU if there is one).
-            gate: `hard` or `soft` (None: the first checkpoint's own).
+            device: Name of a torch device (None: the GPU if there is one).
+            gate: `hard`: the most probable coarse class, then the best label in it; `soft`: the best label of all
+                (None: the first checkpoint's own).
             prior: `none`, or shares of the coarse classes such as `0.6,0.17,0.23`.
-            restrict: `none` or `subject_type`.
+            restrict: `none`, or `subject_type`: only labels whose coarse class takes subjects of the row's type.
             backend: `torch`, or a graph of an exported directory, run by onnxruntime on the CPU: `onnx`, `onnx-int8`.
 
         Raises:
-            MtlReError: a checkpoint cannot be loaded, or a precision was asked of a graph, whose file fixes it.
+            MtlReError: A checkpoint cannot be loaded, or a precision is asked of a graph, whose file fixes it.
         """
         if backend != "torch" and precision not in ("no", "auto"):
             raise MtlReError(f"precision {precision}: the backend {backend} computes as its file says; leave it out")
         precision = "no" if backend != "torch" else precision
         members = [ComposedModel.load(checkpoint, device, backend) for checkpoint in checkpoints]
-        reading = Decoding(gate or members[0].config.gate, prior, restrict)
-        return cls(members, reading, batch_size, precision)
+        decoding = Decoding(gate or members[0].config.gate, prior, restrict)
+        return cls(members, decoding, batch_size, precision)
 
     def probabilities(self, examples: Sequence[Example], tick: Tick | None = None) -> np.ndarray:
-        """(rows, labels) float64 in the order of `taxonomy.labels`, the mean over the members.
+        """Return (examples, labels) float64 in the order of `taxonomy.labels`, the mean over the members.
 
         Args:
-            tick: called after every batch with its rows; each of the `networks` goes through all rows.
+            tick: Called after every batch with the number of its rows; each of the `networks` passes over all rows.
         """
         return self._decoded(examples, tick).probs.numpy()
 
@@ -103,23 +104,23 @@ class Predictor:
         for member in self.members:
             logits = member.logits(examples, self.batch_size, self.precision, tick=tick)
             columns = [member.taxonomy.labels.index(label) for label in self.taxonomy.labels]
-            total += member.decode(logits, examples, self.reading).probs[:, columns]
-        return Decoded(total / len(self.members), self.taxonomy, self.reading)
+            total += member.decode(logits, examples, self.decoding).probs[:, columns]
+        return Decoded(total / len(self.members), self.taxonomy, self.decoding)
 
     @property
     def networks(self) -> int:
-        """Distinct networks that a row goes through."""
+        """Number of distinct networks that a row passes through."""
         return sum(len({id(model) for model, _ in member.networks.values()}) for member in self.members)
 
     def predict(self, rows: Sequence[Example | Mapping[str, Any]], tick: Tick | None = None) -> list[Prediction]:
-        """One prediction a row, in order.
+        """Return one prediction for each row, in order.
 
         Args:
-            rows: examples, or maps in KLUE's form (see `data.parse_row`).
-            tick: as for `probabilities`.
+            rows: Examples, or maps in KLUE's form (see `parse_row`).
+            tick: As for `probabilities`.
 
         Raises:
-            MtlReError: a map is no row; the text names the first one, counted from 1, and its field.
+            MtlReError: A map is no row; the message names the first such row, counted from 1, and its field.
         """
         return self._predict(self._parsed(rows, first=1), tick)
 
@@ -128,27 +129,28 @@ class Predictor:
             return []
         return list(predictions_of(self._decoded(examples, tick), examples))
 
-    def extract(self, sentence: str, entities: Sequence[Given], threshold: float = 0.5) -> list[Triple]:
-        """The relations between the entities of one sentence, the surest first.
+    def extract(self, sentence: str, entities: Sequence[EntityLike], threshold: float = 0.5) -> list[Triple]:
+        """Return the relations between the entities of one sentence, the most probable first.
 
             >>> predictor.extract("세종대왕은 조선의 왕이다.", [(0, 3, "PER"), (6, 7, "LOC"), (10, 10, "POH")])
             [Triple(subject=Entity(word='세종대왕', ...), relation='per:title', object=Entity(word='왕', ...), ...)]
 
         Args:
-            entities: each an `Entity`, (start, end, type), or a map of start, end, type and perhaps word; spans are
-                inclusive Python characters. Every ordered pair of disjoint ones is scored, at once, whose subject
-                type the taxonomy's relations take.
-            threshold: least score; a triple's score is the probability p(coarse)·p(fine | coarse) of its relation.
+            entities: Each an `Entity`, (start, end, type), or a map of start, end, type and perhaps word; spans are
+                inclusive Python characters. Every ordered pair of disjoint entities whose subject type the taxonomy's
+                relations take is scored, all pairs at once.
+            threshold: Least score. A pair gives its most probable relation, whatever class the gate would open; the
+                score is the probability p(coarse)·p(fine | coarse) of that relation.
 
         Raises:
-            MtlReError: an entity is at fault; the text names it.
+            MtlReError: An entity is at fault; the message names it.
         """
         return triples.extract(self, sentence, entities, threshold)
 
     def predict_stream(self, rows: Iterable[Example | Mapping[str, Any]], window: int = 4096) -> Iterator[Prediction]:
-        """As `predict` for any number of rows, holding `window` of them at a time."""
-        left, first = iter(rows), 1
-        while chunk := list(islice(left, window)):
+        """Yield what `predict` returns, for any number of rows, holding `window` of them at a time."""
+        remaining, first = iter(rows), 1
+        while chunk := list(islice(remaining, window)):
             yield from self._predict(self._parsed(chunk, first))
             first += len(chunk)
 

@@ -1,9 +1,10 @@
 """One sentence and its entities → triples: `Predictor.extract` and `mtl-re extract`.
 
-Enters: a sentence and entity spans (inclusive Python characters). Leaves: `Triple`s, the surest first. Every ordered
-pair of disjoint entities is asked about whose subject is of a type that the taxonomy's relations take; each pair gives
-its one most probable relation, with the full product probability p(coarse)·p(fine | coarse) of that one label as score.
-So a score over 0.5 beats no_relation and every other relation together; lower thresholds trade precision for recall.
+Enters: a sentence and entity spans (inclusive Python characters). Leaves: `Triple`s, the most probable first. Every
+ordered pair of disjoint entities is scored whose subject is of a type that the taxonomy's relations take. Each pair
+gives its most probable relation, whatever class the gate would open, with the full product probability
+p(coarse)·p(fine | coarse) of that one label as score. So a score over 0.5 beats no_relation and every other relation
+together; lower thresholds trade precision for recall.
 """
 
 from __future__ import annotations
@@ -22,27 +23,25 @@ from mtl_re.config import ExtractConfig
 from mtl_re.data.validation import Entity, Example, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.scoring import gating
-from mtl_re.scoring.decoding import Decoding
 from mtl_re.taxonomy import Taxonomy
 
-Given = Entity | tuple[int, int, str] | Mapping[str, Any]
+EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
 """An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
-AT = re.compile(r"(?P<word>.+)@(?P<start>\d+)", re.DOTALL)
+_AT = re.compile(r"(?P<word>.+)@(?P<start>\d+)", re.DOTALL)
 
 
-class Asked(Protocol):
-    """What is asked for the probabilities of pairs: a `Predictor`."""
+class PairScorer(Protocol):
+    """What gives the probabilities of pairs: a `Predictor`."""
 
     taxonomy: Taxonomy
-    reading: Decoding
 
-    def probabilities(self, rows: Sequence[Any]) -> np.ndarray:
-        """(rows, labels) probabilities."""
+    def probabilities(self, examples: Sequence[Any]) -> np.ndarray:
+        """Return (examples, labels) probabilities in the order of the taxonomy's labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """The subject stands in this relation to the object; `score` is the probability of that one label."""
+    """A relation between two entities of a sentence; `score` is the probability of that one label."""
 
     subject: Entity
     relation: str
@@ -50,7 +49,7 @@ class Triple:
     score: float
 
     def record(self) -> dict[str, Any]:
-        """As a line of JSON."""
+        """Return the triple as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -58,47 +57,52 @@ class Triple:
         return f"{self.score:.3f}\t{spans[0]}\t{self.relation}\t{spans[1]}"
 
 
-def extract(predictor: Asked, sentence: str, entities: Sequence[Given], threshold: float = 0.5) -> list[Triple]:
-    """All relations between the entities of a sentence (see `Predictor.extract`)."""
+def extract(
+    predictor: PairScorer, sentence: str, entities: Sequence[EntityLike], threshold: float = 0.5
+) -> list[Triple]:
+    """Return the relations between the entities of a sentence (see `Predictor.extract`)."""
     if not 0 <= threshold <= 1:  # False for NaN as well
         raise MtlReError(f"threshold: {threshold}; expected a probability, 0 to 1")
     pairs = candidates(sentence, entities, predictor.taxonomy)
     if not pairs:
         return []
     taxonomy, probs = predictor.taxonomy, torch.from_numpy(predictor.probabilities(pairs))
-    # Threshold 0 calls every pair related: the gate then chooses among the relations alone.
-    every = None if taxonomy.no_relation is None else 0.0
-    labels = gating.labels(probs, taxonomy, predictor.reading.gate, every).tolist()
-    scored = zip(pairs, labels, strict=True)
+    labels, scores = gating.best_relation(probs, taxonomy)
     triples = [
-        Triple(pair.subject, taxonomy.labels[label], pair.object, float(probs[row, label]))
-        for row, (pair, label) in enumerate(scored)
-        if probs[row, label] >= threshold
+        Triple(pair.subject, taxonomy.labels[label], pair.object, score)
+        for pair, label, score in zip(pairs, labels.tolist(), scores.tolist(), strict=True)
+        if score >= threshold
     ]
-    return sorted(triples, key=lambda triple: (-triple.score, _place(triple.subject), _place(triple.object)))
+    return sorted(triples, key=lambda triple: (-triple.score, _span(triple.subject), _span(triple.object)))
 
 
-def candidates(sentence: str, entities: Sequence[Given], taxonomy: Taxonomy) -> list[Example]:
-    """The pairs to ask about, named by their two spans.
+def candidates(sentence: str, entities: Sequence[EntityLike], taxonomy: Taxonomy) -> list[Example]:
+    """Return the pairs to score as examples whose ids name the two spans.
 
     Raises:
-        MtlReError: an entity is at fault (named by its place in the list), stands twice, or the sentence is no text.
+        MtlReError: An entity is at fault (named by its index in the list) or listed twice, or the sentence is no text.
     """
-    found = [entity_at(sentence, given, f"entities[{place}]") for place, given in enumerate(entities)]
-    for place, entity in enumerate(found):
-        if entity in found[:place]:
-            raise MtlReError(f"entities[{place}]: {_named(entity)} stands twice; give each entity once")
+    checked: list[Entity] = []
+    for index, given in enumerate(entities):
+        entity = entity_at(sentence, given, f"entities[{index}]")
+        if entity in checked:
+            raise MtlReError(f"entities[{index}]: {_named(entity)} is listed twice; give each entity once")
+        checked.append(entity)
     subjects = subject_types(taxonomy)
     pairs = [
         (subject, object)
-        for subject, object in permutations(found, 2)
+        for subject, object in permutations(checked, 2)
         if (subjects is None or subject.type in subjects) and (subject.end < object.start or object.end < subject.start)
     ]
     return [pair_example(f"{_named(one)} → {_named(other)}", sentence, one, other, taxonomy) for one, other in pairs]
 
 
 def subject_types(taxonomy: Taxonomy) -> frozenset[str] | None:
-    """Entity types that a relation's subject may have; None: any, because some coarse class says nothing of it."""
+    """Return the entity types that the subject of a relation may have.
+
+    None: any type, because a coarse class with relations restricts its subjects not at all (`subject_types` without the
+    class, or with an empty list).
+    """
     known = taxonomy.subject_types or {}
     classes = [name for name, labels in taxonomy.groups.items() if labels != (taxonomy.no_relation,)]
     if not all(known.get(name) for name in classes):
@@ -107,57 +111,61 @@ def subject_types(taxonomy: Taxonomy) -> frozenset[str] | None:
 
 
 def pair_example(id: str, sentence: str, subject: Entity, object: Entity, taxonomy: Taxonomy) -> Example:
-    """The example that asks about one pair, checked like any row of a file."""
+    """Return one pair as an example, checked like any row of a file.
+
+    Raises:
+        RowError: The sentence or a span is at fault, or the spans overlap.
+    """
     spans = Example(id, sentence, subject, object).to_row()
     return parse_row(spans, taxonomy)
 
 
-def entity_at(sentence: str, given: Given, place: str) -> Entity:
-    """Check one entity against its sentence.
+def entity_at(sentence: str, given: EntityLike, name: str) -> Entity:
+    """Check one entity against its sentence and return it.
 
     Args:
-        place: what it is called where it is at fault, such as `entities[2]`.
+        name: What messages call the entity, such as `entities[2]`.
 
     Raises:
-        MtlReError: not a span of the sentence, its word is another one, or it has no type.
+        RowError: It is not a span of the sentence, the span spells another word, or it has no type.
     """
     if not isinstance(sentence, str):
         raise RowError("sentence", f"expected text, found {shown(sentence)}")
-    start, end, kind, word = _parts(given, place)
-    for name, value in (("start", start), ("end", end)):
+    start, end, kind, word = _parts(given, name)
+    for key, value in (("start", start), ("end", end)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise RowError(f"{place}.{name}", f"expected a whole number, found {shown(value)}")
+            raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(value)}")
     if not 0 <= start <= end < len(sentence):
-        raise RowError(place, f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, inclusive)")
+        raise RowError(name, f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, inclusive)")
     if not isinstance(kind, str) or not kind.strip():
-        raise RowError(f"{place}.type", f"expected an entity type such as PER, found {shown(kind)}")
+        raise RowError(f"{name}.type", f"expected an entity type such as PER, found {shown(kind)}")
     spelled = sentence[start : end + 1]
     if word is not None and word != spelled:
-        raise RowError(f"{place}.word", f"{shown(word)}, but characters {start}..{end} are {shown(spelled)}")
+        raise RowError(f"{name}.word", f"{shown(word)}, but characters {start}..{end} are {shown(spelled)}")
     if not spelled.strip():
-        raise RowError(place, f"characters {start}..{end} are blank")
+        raise RowError(name, f"characters {start}..{end} are blank")
     return Entity(spelled, start, end, kind)
 
 
-def _parts(given: Any, place: str) -> tuple[Any, Any, Any, Any]:
-    """(start, end, type, word) of an entity in any of its forms."""
+def _parts(given: Any, name: str) -> tuple[Any, Any, Any, Any]:
+    """Return (start, end, type, word) of an entity in any of its forms; word is None where none is given."""
     if isinstance(given, Entity):
         return given.start, given.end, given.type, given.word
     if isinstance(given, Mapping):
         needed, keys = {"start", "end", "type"}, set(given)
         if odd := sorted(map(str, (needed - keys) | (keys - needed - {"word"}))):
-            raise RowError(place, f"keys {odd} are missing or unknown; expected start, end, type and perhaps word")
+            raise RowError(name, f"keys {odd} are missing or unknown; expected start, end, type and perhaps word")
         return given["start"], given["end"], given["type"], given.get("word")
     if isinstance(given, tuple | list) and len(given) == 3:
         return (*given, None)
-    raise RowError(place, f"expected an Entity, (start, end, type) or a map of these, found {shown(given)}")
+    raise RowError(name, f"expected an Entity, (start, end, type) or a map of these, found {shown(given)}")
 
 
 def _named(entity: Entity) -> str:
     return f"{shown(entity.word)} ({entity.start}..{entity.end} {entity.type})"
 
 
-def _place(entity: Entity) -> tuple[int, int, str]:
+def _span(entity: Entity) -> tuple[int, int, str]:
     return entity.start, entity.end, entity.type
 
 
@@ -165,15 +173,15 @@ def _place(entity: Entity) -> tuple[int, int, str]:
 
 
 def find_entity(sentence: str, text: str) -> Entity:
-    """`WORD:TYPE` or `WORD@START:TYPE` → the entity in the sentence.
+    """Return the entity that `WORD:TYPE` or `WORD@START:TYPE` names in a sentence.
 
     Raises:
-        MtlReError: of another form, not in the sentence, or in it several times without a START.
+        MtlReError: The text has another form, or the word occurs not at all, or several times without a START.
     """
     named, colon, kind = text.rpartition(":")
     if not colon or not named or not kind:
         raise MtlReError(f"--entity {shown(text)}: expected WORD:TYPE or WORD@START:TYPE, such as 세종대왕:PER")
-    at = AT.fullmatch(named)
+    at = _AT.fullmatch(named)
     if at is not None and sentence.startswith(at["word"], start := int(at["start"])):
         return Entity(at["word"], start, start + len(at["word"]) - 1, kind)
     starts = [start for start in range(len(sentence)) if sentence.startswith(named, start)]
@@ -181,12 +189,12 @@ def find_entity(sentence: str, text: str) -> Entity:
         return Entity(named, starts[0], starts[0] + len(named) - 1, kind)
     if starts:
         choices = ", ".join(f"{named}@{start}:{kind}" for start in starts)
-        raise MtlReError(f"--entity {shown(text)}: stands {len(starts)} times in the sentence; say which: {choices}")
-    raise MtlReError(f"--entity {shown(text)}: {shown(named)} does not stand in the sentence")
+        raise MtlReError(f"--entity {shown(text)}: occurs {len(starts)} times in the sentence; say which: {choices}")
+    raise MtlReError(f"--entity {shown(text)}: {shown(named)} does not occur in the sentence")
 
 
-def render(triples: Sequence[Triple], options: ExtractConfig) -> str:
-    """The triples as text or JSON, one a line."""
+def render_triples(triples: Sequence[Triple], options: ExtractConfig) -> str:
+    """Return the triples as text or JSON, one a line."""
     if options.format == "json":
         return "\n".join(json.dumps(triple.record(), ensure_ascii=False) for triple in triples)
     return "\n".join(map(str, triples)) or f"no relation scores {options.threshold:g} or more"

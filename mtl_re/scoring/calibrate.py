@@ -10,7 +10,6 @@ here must not be scored afterwards.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
 from mtl_re.data.splits import load_splits
 from mtl_re.errors import MtlReError
-from mtl_re.files import read_yaml, write_json
+from mtl_re.files import read_yaml, whole_file, write_json
 from mtl_re.model.network import checkpoint_folder, split_heads
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
@@ -161,15 +160,11 @@ def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any
         MtlReError: the file cannot be written.
     """
     path = folder / "config.json"
-    partial = path.with_name(".partial-config.json")
-    try:
+    with whole_file(path) as partial:
         config = json.loads(path.read_text(encoding="utf-8"))
         value, prior = (threshold["value"], threshold["prior"]) if threshold else (None, None)
         config |= {"temperatures": temperatures, "relation_threshold": value, "relation_threshold_prior": prior}
         partial.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[list[float], list[float], list[int]]:

@@ -1,9 +1,9 @@
 """Predictions → files: contest submission (.csv), .jsonl, .parquet.
 
-A file appears whole or not at all: rows go to a temporary name beside it, which is read back and checked (row count,
-ids in order, finite probabilities that sum to 1, known labels), and only then is it renamed. On the way rows are bytes
-(`encode_rows`): a CSV's or a JSON line each, so that whoever collects them in parts can keep the parts on disk. Nothing
-holds more than a chunk of rows (parquet: one row group) in memory.
+A file appears whole or not at all: rows go to a temporary file beside it, which is read back and checked (row count,
+ids in order, finite probabilities that sum to 1, known labels), and only then is it renamed. Before that, rows are
+lines of CSV or JSON (`encode_rows`), so that parts of an output can be kept on disk. No more than a chunk of rows
+(parquet: one row group) is in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import sync
+from mtl_re.files import whole_file
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ class Prediction:
     """The prediction for one row.
 
     Attributes:
-        id: the row's. label: predicted. score: its probability. gold: the row's own label, if known.
-        coarse: coarse class → probability. probs: label → probability, in taxonomy order.
+        id: The row's id. label: The predicted label. score: Its probability. gold: The row's own label, if known.
+        coarse: Coarse class → probability. probs: Label → probability, in taxonomy order.
     """
 
     id: str
@@ -56,7 +55,7 @@ class Prediction:
 
     @classmethod
     def of(cls, id: str, probs: np.ndarray, label: int, taxonomy: Taxonomy, gold: str | None) -> Prediction:
-        """Make a prediction from a row of probabilities (labels,) and the index of the predicted label."""
+        """Make the prediction from a row's probabilities (labels,) and the index of the predicted label."""
         coarse = dict.fromkeys(taxonomy.groups, 0.0)
         names = list(taxonomy.groups)
         for position, group in enumerate(taxonomy.group_of_label):
@@ -65,7 +64,7 @@ class Prediction:
         return cls(id, taxonomy.labels[label], float(probs[label]), gold, coarse, values)
 
     def record(self) -> dict[str, Any]:
-        """Return the prediction as an object of predictions .jsonl; `gold` only if known."""
+        """Return the values of a line of predictions .jsonl; `gold` only if known."""
         gold = {} if self.gold is None else {"gold": self.gold}
         return {
             "id": self.id,
@@ -88,7 +87,7 @@ def label_order(option: str | None, taxonomy: Taxonomy, suffix: str) -> tuple[st
     """Return the order in which probabilities are written.
 
     Raises:
-        MtlReError: a named order does not hold this model's labels.
+        MtlReError: The option names an order of other labels than this model's.
     """
     if option is None:
         contest = suffix == ".csv" and set(taxonomy.labels) == set(KLUE)
@@ -105,13 +104,13 @@ def write_predictions(
     """Write all predictions and return their number.
 
     Args:
-        predictions: in the order of the input.
+        predictions: In the order of the input.
         path: .csv, .jsonl or .parquet; an existing file is replaced once the new one is whole.
-        taxonomy: of the model.
-        order: label order of the probabilities (None: `label_order`'s default).
+        taxonomy: The model's.
+        order: Label order of the probabilities (None: `label_order`'s default).
 
     Raises:
-        MtlReError: the suffix is unknown, the path cannot be written, or the file fails its own check.
+        MtlReError: The suffix is unknown, the file cannot be written, or it fails its check.
     """
     check_suffix(path)
     order = order or label_order(None, taxonomy, path.suffix)
@@ -138,43 +137,28 @@ def publish(
     """Put encoded rows into a file that appears whole and checked, or not at all.
 
     Args:
-        chunks: what `encode_rows` made of the rows, in order.
-        path, taxonomy, order: as for `write_predictions`.
-        expected: called when all is written; number and `IdDigest` of the rows, by runs of rows.
+        chunks: Rows as `encode_rows` returns them, in order.
+        path, taxonomy, order: As for `write_predictions`.
+        expected: Called when all chunks are written; returns for each run of rows their number and their `IdDigest`.
 
     Raises:
-        MtlReError: the path cannot be written, or the file fails its check; an old file stays.
+        MtlReError: The file cannot be written or fails its check; an old file stands.
     """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         with _SINKS[path.suffix](partial, taxonomy, order) as sink:
             for chunk in chunks:
                 sink.add(chunk)
         check_file(partial, path.suffix, order, expected())
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def check_suffix(path: Path) -> None:
-    """Raise MtlReError unless predictions can be written in this form."""
+    """Raise MtlReError unless predictions can be written in the format that the suffix names."""
     if path.suffix not in SUFFIXES:
         raise MtlReError(f"{path}: unknown kind of output {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
 
 
-def unwritable(path: Path, error: OSError) -> MtlReError:
-    """Return the system's refusal to write an output as a message for the user."""
-    return MtlReError(f"{path}: cannot be written ({error.strerror or error})")
-
-
 class IdDigest:
-    """Counts and hashes ids as they pass, so that their order can be compared without keeping them."""
+    """A count and a hash of ids, by which their order can be compared without keeping them."""
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self.count = 0
@@ -194,10 +178,10 @@ class IdDigest:
 
 
 def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
-    """Encode rows in the form in which they are collected: lines of a .csv without its header, else JSON lines.
+    """Return rows as bytes: lines of a .csv without its header, or JSON lines for the other formats.
 
     Raises:
-        MtlReError: probabilities are not finite, or do not sum to 1; names the row's id.
+        MtlReError: Probabilities are not finite or do not sum to 1; the message names the row's id.
     """
     known = set(order)
     text = io.StringIO()
@@ -217,7 +201,7 @@ def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[
 
 
 class _TextSink(AbstractContextManager["_TextSink"]):
-    """A file of lines: the encoded rows as they are."""
+    """A file of lines, to which encoded rows are written as they are."""
 
     def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
         self._file = path.open("wb")
@@ -230,12 +214,12 @@ class _TextSink(AbstractContextManager["_TextSink"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError) if kind else nullcontext():  # the first failure is the one reported
+        with suppress(OSError) if kind else nullcontext():  # the first fault is the one to report
             self._file.close()
 
 
 class _ParquetSink(AbstractContextManager["_ParquetSink"]):
-    """Row groups of a fixed size, however the rows come."""
+    """A parquet file with row groups of a fixed size, whatever the size of the chunks."""
 
     def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
         import pyarrow.parquet as pq
@@ -288,11 +272,11 @@ def check_file(path: Path, suffix: str, order: Sequence[str], expected: Iterable
     """Read a file of predictions back: labels, probabilities, number of rows, ids in order.
 
     Args:
-        suffix: its kind (its name may be a temporary one).
-        expected: number and `IdDigest` of the rows, by runs of rows.
+        suffix: Names its format (the file may have a temporary name).
+        expected: For each run of rows their number and their `IdDigest`.
 
     Raises:
-        MtlReError: names the row and column at fault.
+        MtlReError: The file is at fault; the message names the row and column.
     """
     known, wanted, seen, wrong = set(order), 0, 0, False
     rows = _READERS[suffix](path)
@@ -326,11 +310,11 @@ def _fault_of(label: str, probs: Sequence[float], known: set[str]) -> str | None
     return None
 
 
-Row = tuple[str, str, Sequence[float]]
+OutputRow = tuple[str, str, Sequence[float]]
 """Id, predicted label and probabilities, as read back."""
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[OutputRow]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != CSV_HEADER:
@@ -339,14 +323,14 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             yield row["id"], row["pred_label"], _listed(row["probs"])
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[OutputRow]:
     with path.open("rb") as file:
         for line in file:
             row = json.loads(line)
             yield row["id"], row["label"], list(row["probs"].values())
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[OutputRow]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:
@@ -355,7 +339,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 yield row["id"], row["label"], list(row["probs"].values())
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[OutputRow]]] = {
     ".csv": _csv_rows,
     ".jsonl": _json_rows,
     ".parquet": _parquet_rows,
@@ -363,7 +347,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _listed(text: str | None) -> list[float]:
-    """Return the numbers of a `probs` cell; empty if it is not a list of numbers (`nan` and `inf` are read as such)."""
+    """Return the numbers of a `probs` cell (`nan` and `inf` included), or none if it is not a list of numbers."""
     inside = (text or "").strip()
     if not (inside.startswith("[") and inside.endswith("]")):
         return []

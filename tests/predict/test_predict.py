@@ -160,7 +160,7 @@ def test_voters_of_other_labels_are_refused(ckpts, tokenizer):
 
 def test_gate_and_prior(ckpts, few):
     plain = Predictor.from_pretrained(ckpts[0])
-    assert plain.reading.gate == "hard"
+    assert plain.decoding.gate == "hard"
     soft = Predictor.from_pretrained(ckpts[0], gate="soft").predict(few)
     assert all(p.label == max(p.probs, key=p.probs.get) for p in soft)
     shifted = Predictor.from_pretrained(ckpts[0], prior="0.9,0.05,0.05").predict(few)
@@ -474,7 +474,7 @@ def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, m
     """Rows spoiled on their way to the disk."""
     real = writers.encode_rows
 
-    def encode(predictions, suffix, order):
+    def encode_rows(predictions, suffix, order):
         lines = real(predictions, suffix, order).splitlines(keepends=True)
         match fault:
             case "row missing":
@@ -487,7 +487,7 @@ def test_every_kind_of_file_is_read_back_before_it_appears(tmp_path, taxonomy, m
                 lines[4] = re.sub(rb"0\.\d+([\]}]+\"?\n)", rb"0.99\1", lines[4])
         return b"".join(lines)
 
-    monkeypatch.setattr(writers, "encode_rows", encode)
+    monkeypatch.setattr(writers, "encode_rows", encode_rows)
     path = tmp_path / f"p{suffix}"
     path.write_text("old")
     expected = {"row missing": "8 rows were written for 9", "row twice": "10 rows were written for 9"}
