@@ -365,7 +365,7 @@ def _demo(options: Namespace) -> Callable[[], Any]:
     made = _made(config.DemoConfig, options)
 
     def call() -> None:
-        from mtl_re.page.app import demo
+        from mtl_re.page.server import demo
 
         demo(options.ckpt, made)
 
