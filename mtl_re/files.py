@@ -56,6 +56,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        MtlReError: The file cannot be read, or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MtlReError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
+    except ValueError as error:
+        raise MtlReError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def seal_weights(folder: Path) -> None:
     """Write the SHA-256 of a model's weights beside them, as `sha256sum --check` reads it."""
     (folder / WEIGHTS_SEAL).write_text(f"{digest(folder / WEIGHTS)}  {WEIGHTS}\n", encoding="ascii")

@@ -23,7 +23,8 @@ from mtl_re.analysis.explore import OTHER, PAIRS_SHOWN
 from mtl_re.config import ErrorsConfig
 from mtl_re.data.validation import Example, load_examples
 from mtl_re.errors import MtlReError
-from mtl_re.figures import COLORS, LONGEST, bars, beside, legend_below, picture, table, undrawn, write_markdown
+from mtl_re.figures import COLORS, LONGEST, bars, beside, legend_below, picture
+from mtl_re.markdown import table, undrawn, write_markdown
 from mtl_re.scoring import metrics, significance
 from mtl_re.scoring.metrics import Floats, Indices
 from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent

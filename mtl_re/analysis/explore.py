@@ -17,18 +17,8 @@ import numpy as np
 
 from mtl_re.data.validation import BadRow, read_examples
 from mtl_re.errors import MtlReError
-from mtl_re.figures import (
-    COLORS,
-    bars,
-    drawable,
-    escape,
-    heat_map,
-    legend_below,
-    picture,
-    table,
-    undrawn,
-    write_markdown,
-)
+from mtl_re.figures import COLORS, bars, drawable, heat_map, legend_below, picture
+from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.taxonomy import Taxonomy
 
 PAIRS_SHOWN = 20
