@@ -76,7 +76,7 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
         if options.onnx or options.int8:
             report |= _write_graphs(source, reading, build, options)
         write_json(build / REPORT, report)
-        card = model_card.render(source.model, report, model_card.gather(source.run, source.steps, options))
+        card = model_card.render_card(source.model, report, model_card.gather(source.run, source.steps, options))
         (build / "README.md").write_text(card, encoding="utf-8")
         refuse_machine_paths(build, [ckpt, folder])
         files.publish_folder(build, final)

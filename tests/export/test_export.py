@@ -341,7 +341,7 @@ def test_the_card_carries_scores_as_the_hub_expects_them(tmp_path, saved):
     assert head["metrics"][0]["value"] == 43.21
     text = card.text
     assert "43.2 [41.0, 45.2]" in text
-    assert "31.2 % [29.0, 33.5] of 1600 annotated unrelated pairs do, at the gate" in text
+    assert "31.2 % [29.0, 33.5] of 1600 annotated unrelated pairs, as predicted" in text
     assert "CC BY-SA 4.0" in text
     assert "Apache-2.0" in text
 
