@@ -376,9 +376,9 @@ def _export(options: Namespace) -> Callable[[], Any]:
     made = _made(config.ExportConfig, options)
 
     def call() -> None:
-        from mtl_re.export.export import export, summary
+        from mtl_re.export.export import export, render_export
 
-        print(summary(export(options.ckpt, options.directory, made)))
+        print(render_export(export(options.ckpt, options.directory, made)))
         print(options.directory)
 
     return call

@@ -259,12 +259,12 @@ def _limits(model: MtlReModel, known: Known) -> str:
     origin = "KLUE-RE's sentences come from encyclopedia and news articles. " if known.klue else ""
     return f"""## Limits
 
-* **Prior shift.** Shares of the coarse classes in training: {prior}. {klue_shift}Where the shares differ, probabilities \
+* **Prior shift.** Shares of the coarse classes in training: {prior}. {klue_shift}Where shares differ, probabilities \
 are miscalibrated, and text with more unrelated pairs gets too many relations. mtl-re can shift the prior (`--prior`).
 * **False relations.** {_cooccurrence(known.cooccurrence)}
 * Entities must be given, with types that occur in training ({", ".join(model.config.entity_types) or "any"}); the \
 model does not find them. Input of more than {model.config.max_input_length} tokens is cut around the two entities.
-* {origin}Other kinds of text were not measured."""
+* {origin}Text of other kinds than the training rows was not measured."""
 
 
 def _cooccurrence(values: Mapping[str, Any] | None) -> str:
