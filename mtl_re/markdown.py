@@ -5,12 +5,16 @@ Enters: numbers and names. Leaves: lines of markdown. Names come from data, so t
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mtl_re.errors import MtlReError
 from mtl_re.figures import drawable
+
+MARKUP = re.compile(r"[\\`*_\[\]~$|!]|:(?=//)")
+"""What can start markup inside a line; `&`, `<` and `>` are left to HTML's own escapes."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -24,10 +28,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Return text on one line in which nothing ends a table's cell or starts markup."""
+    """Return text for a table or a heading, on one line, in which nothing ends a table's cell or starts markup."""
     for character in "\\`*|<[":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
+
+
+def escape_inline(text: str) -> str:
+    """Return text for the inside of a line, not of a table, that no renderer of markdown or HTML takes for markup."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return MARKUP.sub(r"\\\g<0>", html.escape(printable, quote=False))
 
 
 def write_markdown(path: Path, lines: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtl_re.analysis.error_analysis import Mask, Rows, read_joined, type_pair
+from mtl_re.analysis.joined_rows import Mask, Rows, read_joined, type_pair
 from mtl_re.config import CooccurrenceConfig, ErrorsConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_json

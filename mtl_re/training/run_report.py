@@ -19,7 +19,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, bars, beside, confusion_heat_map, drawable, legend_below, picture
 from mtl_re.files import read_json, read_yaml
 from mtl_re.markdown import escape, table, undrawn, write_markdown
-from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, notes, percent
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.learning_curves import Line, draw_learning_curves
 
@@ -87,8 +87,7 @@ def _scores(result: Mapping[str, Any]) -> list[str]:
     gate, intervals = result["gate"], result.get("ci") or {}
     step = f", the best model (step {result['step']:,})" if "step" in result else ""
     how = f"{result['n']:,} validation rows{step}; gate {result['gate_mode']}, prior {escape(result['prior'])}."
-    shown = {key: f"{bounds[0]:.2f}–{bounds[1]:.2f}" for key, bounds in intervals.items() if bounds is not None}
-    rows = [[name, percent(result[key]), shown.get(key, NONE)] for key, name in SCORE_NAMES.items()]
+    rows = [[name, percent(result[key]), interval(intervals.get(key))] for key, name in SCORE_NAMES.items()]
     rows.append(["coarse accuracy", percent(result["coarse"]["accuracy"]), NONE])
     rows += [[f"gate {key} (has a relation)", percent(gate[key]), NONE] for key in ("precision", "recall", "f1")]
     rows += [[f"accuracy inside {name}", percent(value), NONE] for name, value in result["fine"].items()]
