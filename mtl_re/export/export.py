@@ -241,8 +241,8 @@ def _report(source: Source, build: Path) -> dict[str, Any]:
 
 def _write_graphs(source: Source, decoding: Decoding, build: Path, options: ExportConfig) -> dict[str, Any]:
     """Write model.onnx and check it; write model.int8.onnx and measure its cost."""
-    from mtl_re.export.int8 import Bounds, write_int8
     from mtl_re.export.onnx_graph import check_graph, described, write_graph
+    from mtl_re.export.quantisation import Bounds, write_int8
 
     model, tokenizer = source.model, source.tokenizer
     examples = _check_rows(options.check_data, model, tokenizer)
