@@ -195,7 +195,7 @@ def test_the_report_and_the_card_tell_what_was_checked(exported):
     assert {"micro_f1", "auprc", "largest_drift", "changed_labels"} <= set(int8)
     assert int8["largest_drift"] > 0
     card = (exported / "README.md").read_text(encoding="utf-8")
-    assert "`model.onnx` against PyTorch on 300 rows of sample:valid" in card
+    assert "`model.onnx` compared with PyTorch on 300 rows of sample:valid" in card
     assert "`model.int8.onnx`" in card
     assert (exported / "model.int8.onnx").stat().st_size < 0.6 * (exported / "model.onnx").stat().st_size
 
