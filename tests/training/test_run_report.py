@@ -11,6 +11,7 @@ import yaml
 
 from mtl_re import figures
 from mtl_re.errors import MtlReError
+from mtl_re.files import read_json
 from mtl_re.scoring import metrics
 from mtl_re.scoring.summary import evaluation_summary
 from mtl_re.taxonomy import Taxonomy
@@ -173,6 +174,18 @@ def test_damaged_log_is_named(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(MtlReError, match=f"metrics.jsonl{reason}"):
         run_report.read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"{", "not JSON"), (b"[]", "a JSON object, found list"), (b"\xff", "not UTF-8"), (None, "cannot")],
+)
+def test_read_json_names_the_fault(tmp_path, content, reason):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MtlReError, match=reason):
+        read_json(path)
 
 
 def test_unwritable_report_is_named(tmp_path):
