@@ -155,7 +155,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
     sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
     sub.add_class_arguments(config.ErrorsConfig)
 
-    help = "How often unrelated entities of one sentence come out related."
+    help = "How often unrelated entities of one sentence are predicted as related."
     sub = command("cooccurrence", _cooccurrence, help, "PREDICTIONS.jsonl ")
     sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
     sub.add_class_arguments(config.CooccurrenceConfig)
@@ -340,9 +340,9 @@ def _cooccurrence(options: Namespace) -> Callable[[], Any]:
     made = _made(config.CooccurrenceConfig, options)
 
     def call() -> None:
-        from mtl_re.analysis.cooccurrence import cooccurrence, summary
+        from mtl_re.analysis.cooccurrence import cooccurrence, render_cooccurrence
 
-        print(summary(cooccurrence(Path(options.predictions), made)))
+        print(render_cooccurrence(cooccurrence(Path(options.predictions), made)))
 
     return call
 
@@ -365,7 +365,7 @@ def _demo(options: Namespace) -> Callable[[], Any]:
     made = _made(config.DemoConfig, options)
 
     def call() -> None:
-        from mtl_re.page.app import demo
+        from mtl_re.page.server import demo
 
         demo(options.ckpt, made)
 
@@ -376,9 +376,9 @@ def _export(options: Namespace) -> Callable[[], Any]:
     made = _made(config.ExportConfig, options)
 
     def call() -> None:
-        from mtl_re.export.export import export, summary
+        from mtl_re.export.export import export, render_export
 
-        print(summary(export(options.ckpt, options.directory, made)))
+        print(render_export(export(options.ckpt, options.directory, made)))
         print(options.directory)
 
     return call

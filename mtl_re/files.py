@@ -124,6 +124,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        MtlReError: The file cannot be read, or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MtlReError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
+    except ValueError as error:
+        raise MtlReError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 # ---- locks -------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from mtl_re.config import GROUPS, Config
 from mtl_re.data import sample
 from mtl_re.model import encoders
 from mtl_re.scoring import evaluation
-from mtl_re.training import checkpoint, report
+from mtl_re.training import checkpoint, run_report
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -71,7 +71,7 @@ def shrink(patch: pytest.MonkeyPatch, dropout: bool = True) -> None:
     if not dropout:
         size = {name: 0.0 if "dropout" in name else value for name, value in size.items()}
     patch.setitem(encoders.SCRATCH_SIZES, "tiny", size)
-    patch.setattr(report, "write_run_report", lambda run_dir: None)
+    patch.setattr(run_report, "write_run_report", lambda run_dir: None)
 
 
 def score_by_step(patch: pytest.MonkeyPatch, scores: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from experiments.benchmarks.setting import NAMES
-from mtl_re import figures
+from mtl_re import figures, markdown
 
 Record = dict[str, Any]
 """One measurement: `setting` and `figures` as plain values."""
@@ -106,7 +106,7 @@ def write(folder: Path, records: Sequence[Record], head: dict[str, Any]) -> None
         lines += [f"## {part}, {encoder}", ""]
         lines += {"growth": _growth, "sweep": _sweep}.get(part, _speeds)(part, chosen)
     lines += [line for name, cost in head["int8"].items() if cost for line in _int8(name, cost)]
-    figures.write_markdown(folder / "README.md", lines)
+    markdown.write_markdown(folder / "README.md", lines)
     _csv(folder / "table.csv", groups)
     _picture(folder / "bench.png", groups)
 
@@ -127,7 +127,7 @@ def _speeds(part: str, chosen: dict[str, Group]) -> list[str]:
             precision = next(iter(group.values()))["figures"]["precision"]
             rows.append([name, precision, *values, *shares])
     header = ["", "precision", *COLUMNS, "of the limit", "of the limit (CPU time)"]
-    return [*figures.table(header, rows), *_goals(part, chosen)]
+    return [*markdown.table(header, rows), *_goals(part, chosen)]
 
 
 def _goals(part: str, chosen: dict[str, Group]) -> list[str]:
@@ -139,7 +139,7 @@ def _goals(part: str, chosen: dict[str, Group]) -> list[str]:
             named = f"{NAMES[part][first]} ÷ {NAMES[part][second]}"
             reached = "yes" if wall and median(wall) >= aim else "no"
             rows.append([named, spread(wall), spread(cpu), f"{aim:g}", reached])
-    return figures.table(["tokens/s", "by wall time", "by CPU time", "aim", "reached"], rows) if rows else []
+    return markdown.table(["tokens/s", "by wall time", "by CPU time", "aim", "reached"], rows) if rows else []
 
 
 def _fastest(names: Sequence[str], chosen: dict[str, Group]) -> str | None:
@@ -154,7 +154,9 @@ def _growth(part: str, chosen: dict[str, Group]) -> list[str]:
         wall, cpu, peak, own = (spread([one[x] for one in found]) for x in ("wall_s", "cpu_s", "peak_mb", "own_mb"))
         speed = spread([one["rows"] / one["wall_s"] for one in found])
         rows.append([contender, f"{found[0]['rows']:,}", wall, cpu, speed, peak, own])
-    return figures.table(["of dev-open", "rows", "seconds", "CPU s", "rows/s", "peak MB", "without mapped files"], rows)
+    return markdown.table(
+        ["of dev-open", "rows", "seconds", "CPU s", "rows/s", "peak MB", "without mapped files"], rows
+    )
 
 
 def _sweep(part: str, chosen: dict[str, Group]) -> list[str]:
@@ -166,7 +168,7 @@ def _sweep(part: str, chosen: dict[str, Group]) -> list[str]:
         values = [spread([COLUMNS[name](record) for record in records]) for name in names]
         rows.append((median(rate(record, "cpu_s") for record in records), [contender, *values, spread(grown)]))
     rows.sort(key=lambda row: -row[0])
-    return figures.table(["pass cost, length step", *names, "growth MB"], [row for _, row in rows])
+    return markdown.table(["pass cost, length step", *names, "growth MB"], [row for _, row in rows])
 
 
 def _int8(name: str, cost: dict[str, Any]) -> list[str]:

@@ -1,64 +1,69 @@
-"""`mtl-re cooccurrence`: how often two entities that merely stand in one sentence come out related.
+"""`mtl-re cooccurrence`: how often a model relates two entities that only occur in the same sentence.
 
-Enters: predictions .jsonl with gold labels (and DATA, for entity types). Leaves: the rate among rows whose gold label
-is no_relation, with Wilson's 95 % interval, as predicted and over thresholds, overall and by entity types.
+Enters: predictions .jsonl with gold labels (and DATA, for entity types). Leaves: the share of no_relation rows that are
+predicted as related, with Wilson's 95 % interval: as predicted, at thresholds, and by entity types.
 
-What the rate is not: KLUE-RE's no_relation rows are pairs that annotators were shown and found unrelated, chosen so
-that most pairs are related. Among all pairs of entities in running text a far larger part is unrelated and most are
-farther apart, so of the triples found there a larger part is false than on KLUE-RE, even where this rate holds.
+What this false-positive rate does not tell: KLUE-RE's no_relation rows are pairs that annotators saw and found
+unrelated, sampled such that most annotated pairs are related. In running text far more entity pairs are unrelated, and
+most are farther apart, so precision is lower there than on KLUE-RE even if this rate stays the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mtl_re.analysis.error_analysis import Mask, Rows, read_joined, type_pair
+from mtl_re.analysis.joined_rows import Mask, Rows, read_joined, type_pair
 from mtl_re.config import CooccurrenceConfig, ErrorsConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_json
+from mtl_re.scoring import gating
 
 DEFINITION = (
-    "share of rows with gold label no_relation (annotated pairs of entities in one real sentence) that come out "
-    "related; shares 0-1; low and high: Wilson 95 % over rows, this one model fixed"
+    "share of rows with gold label no_relation (annotated entity pairs of real sentences) that are predicted as "
+    "related, from 0 to 1; low and high: Wilson 95 % interval over rows, for this one model"
 )
 RULES = {
     "any_relation": "1 - p(no_relation) reaches the threshold (`--threshold stored`, `mtl-re errors`)",
-    "one_relation": "the most probable relation alone reaches the threshold (`mtl-re extract`)",
+    "one_relation": "the probability of the most probable relation reaches the threshold (`mtl-re extract`)",
 }
+"""Rules by which a pair counts as related at a threshold."""
 
 
 def cooccurrence(predictions: Path, options: CooccurrenceConfig) -> dict[str, Any]:
-    """Measure, and write `options.output` if one is given.
+    """Measure the rate, and write it to `options.output` if one is given.
 
     Returns:
-        `rate`, `low`, `high`, `n`, `related` as predicted (`threshold` None) or at `options.threshold` on
-        1 - p(no_relation); `thresholds`: for each the same two ways, with the share of related rows kept (`recall`);
-        `by_types`: entity-type pair → the rate, the most frequent first (empty without DATA).
+        `rate`, `low`, `high`, `n`, `related`: of the labels as predicted (`threshold` None), or by `any_relation` at
+        `options.threshold`. `recall`: share of the related rows that are predicted as related. `thresholds`: the same
+        by both rules at each threshold. `by_types`: entity-type pair → its rate, the most frequent pair first (empty
+        without DATA).
 
     Raises:
-        MtlReError: a file is malformed (file:line), or no row is of no_relation.
+        MtlReError: a file is malformed (names file and line), or no row has the gold label no_relation.
     """
     joined = ErrorsConfig("", options.data, heads=options.heads, on_bad_row=options.on_bad_row)
     rows = read_joined(predictions, joined)
     if rows.taxonomy.no_relation is None:
-        raise MtlReError(f"{predictions}: this label set has no no_relation label, so there is nothing to measure")
+        raise MtlReError(f"{predictions}: this label set has no no_relation label, so there is no rate to measure")
     related, predicted = rows.related()
     if related.all():
-        raise MtlReError(f"{predictions}: no row has the gold label {rows.taxonomy.no_relation}; nothing to measure")
+        raise MtlReError(
+            f"{predictions}: no row has the gold label {rows.taxonomy.no_relation}; there is no rate to measure"
+        )
     scores = relation_scores(rows)
-    found = predicted if options.threshold is None else scores["any_relation"] >= options.threshold
+    positive = predicted if options.threshold is None else scores["any_relation"] >= options.threshold
     result: dict[str, Any] = {
-        **false_rate(found[~related]),
+        **false_rate(positive[~related]),
         "threshold": options.threshold,
-        "recall": _share(found[related]),
+        "recall": _share(positive[related]),
         "definition": DEFINITION,
         "rules": RULES,
         "thresholds": [_at(threshold, scores, related) for threshold in options.thresholds],
-        "by_types": by_types(rows, found),
+        "by_types": by_types(rows, positive),
         "predictions": predictions.name,
         "rows": len(related),
     }
@@ -68,35 +73,39 @@ def cooccurrence(predictions: Path, options: CooccurrenceConfig) -> dict[str, An
 
 
 def relation_scores(rows: Rows) -> dict[str, np.ndarray]:
-    """(N,) what each rule of `RULES` compares with its threshold."""
+    """Return what each rule of `RULES` compares with the threshold. Shape: (N,) each."""
     none = rows.taxonomy.labels.index(str(rows.taxonomy.no_relation))
-    return {"any_relation": 1 - rows.probs[:, none], "one_relation": np.delete(rows.probs, none, axis=1).max(axis=1)}
+    best = gating.best_relation(torch.from_numpy(rows.probs), rows.taxonomy)[1]
+    return {"any_relation": 1 - rows.probs[:, none], "one_relation": best.numpy()}
 
 
-def false_rate(found: Mask) -> dict[str, Any]:
-    """Share of unrelated rows (n,) that were found related, with Wilson's interval."""
+def false_rate(positive: Mask) -> dict[str, Any]:
+    """Return the share of unrelated rows that are predicted as related, with Wilson's interval.
+
+    Shape: positive (n,), of the unrelated rows alone.
+    """
     from scipy.stats import binomtest
 
-    count, alarms = len(found), int(found.sum())
+    count, alarms = len(positive), int(positive.sum())
     low, high = binomtest(alarms, count).proportion_ci(0.95, method="wilson")
     return {"rate": alarms / count, "low": float(low), "high": float(high), "n": count, "related": alarms}
 
 
-def by_types(rows: Rows, found: Mask) -> dict[str, dict[str, Any]]:
-    """The rate of each entity-type pair that has an unrelated row."""
+def by_types(rows: Rows, positive: Mask) -> dict[str, dict[str, Any]]:
+    """Return the rate of each entity-type pair that has an unrelated row. Shape: positive (N,), of all rows."""
     if rows.examples is None:
         return {}
     pairs, unrelated = np.array([type_pair(example) for example in rows.examples]), ~rows.related()[0]
     names, counts = np.unique(pairs[unrelated], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return {str(name): false_rate(found[unrelated & (pairs == name)]) for name in names[order]}
+    return {str(name): false_rate(positive[unrelated & (pairs == name)]) for name in names[order]}
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The result in a few lines."""
+def render_cooccurrence(result: dict[str, Any]) -> str:
+    """Return the result as a few lines of text."""
     where = "as predicted" if result["threshold"] is None else f"at threshold {result['threshold']:g}"
-    kept = "" if result["recall"] is None else f"; of the related rows {100 * result['recall']:.1f} % come out related"
-    lines = [f"unrelated pairs that come out related, {where}: {_percent(result)}{kept}"]
+    kept = "" if result["recall"] is None else f"; recall on related pairs {100 * result['recall']:.1f} %"
+    lines = [f"unrelated pairs predicted as related, {where}: {_percent(result)}{kept}"]
     for row in result["thresholds"]:
         parts = [f"{name} {_percent(row[name])}, recall {_recall(row[name])}" for name in RULES]
         lines.append(f"threshold {row['threshold']:g}: " + "; ".join(parts))
@@ -104,15 +113,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _at(threshold: float, scores: dict[str, np.ndarray], related: Mask) -> dict[str, Any]:
-    ways = {
+    rates = {
         name: {**false_rate(score[~related] >= threshold), "recall": _share(score[related] >= threshold)}
         for name, score in scores.items()
     }
-    return {"threshold": threshold, **ways}
+    return {"threshold": threshold, **rates}
 
 
-def _share(found: Sequence[bool] | Mask) -> float | None:
-    return float(np.mean(found)) if len(found) else None
+def _share(positive: Mask) -> float | None:
+    return float(np.mean(positive)) if len(positive) else None
 
 
 def _percent(part: dict[str, Any]) -> str:

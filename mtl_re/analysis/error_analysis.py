@@ -1,17 +1,14 @@
-"""`mtl-re errors`: where the errors of one predictions file lie, with the rows to look at.
+"""`mtl-re errors`: the errors of one predictions file by kind, label, length and entity types, with quoted rows.
 
-Enters: predictions .jsonl with gold labels, and the rows they were made of (DATA, optional), joined by id and order.
-Leaves: a folder with `errors.md` and its pictures. Scores are `metrics`' own; here rows are put into parts (by kind of
-error, length, entity types) and the most confident errors are quoted. Sentences are strangers' text: none unescaped.
+Enters: predictions .jsonl with gold labels, and optionally the rows they were made of (DATA). Leaves: a directory with
+`errors.md` and its pictures. Scores are computed by `metrics`; this module groups rows and quotes the most confident
+errors. Sentences are third-party text: none is written unescaped.
 """
 
 from __future__ import annotations
 
-import html
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,56 +16,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mtl_re.analysis.cooccurrence import false_rate
 from mtl_re.analysis.explore import OTHER, PAIRS_SHOWN
+from mtl_re.analysis.joined_rows import Mask, Rows, read_joined, type_pair
 from mtl_re.config import ErrorsConfig
-from mtl_re.data.validation import Example, load_examples
-from mtl_re.errors import MtlReError
-from mtl_re.figures import COLORS, LONGEST, bars, beside, legend_below, picture, table, undrawn, write_markdown
-from mtl_re.scoring import metrics, significance
-from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent
-from mtl_re.taxonomy import Taxonomy
-
-Mask = npt.NDArray[np.bool_]
+from mtl_re.data.validation import Example
+from mtl_re.figures import COLORS, bars, beside, legend_below, picture
+from mtl_re.markdown import escape_inline, table, undrawn, write_markdown
+from mtl_re.scoring import metrics
+from mtl_re.scoring.metrics import Floats
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, notes, percent
 
 LENGTHS = (50, 100, 150, 200)
-"""Characters at which a bucket of sentence lengths begins; fixed, so that two reports can be laid side by side."""
+"""Lengths in characters at which the buckets begin; fixed, so that two reports can be compared."""
 CONFUSIONS_SHOWN = 20
-THRESHOLDS = tuple(number / 10 for number in range(1, 10))  # of the gate, with a row in the table
-MARKUP = re.compile(r"[\\`*_\[\]~$|!]|:(?=//)")
-"""What can start markup inside a line of markdown; `&`, `<` and `>` are left to HTML's own escapes."""
-ODD = re.compile(r"[^\w /.→-]")
-INTERVALS = """Intervals, here and below: over rows, this one model fixed; bootstrap, for shares Wilson's. One without
-width means few rows, all right or all wrong, not certainty."""
-F1, ALARMS = ("related", "micro-F1, %"), ("come out related", "false alarms, %")
-"""For a part of the rows: what is counted in it, and its score."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Predictions joined with their rows.
-
-    Attributes:
-        gold, pred: (N,) indices into `taxonomy.labels`. probs: (N, L).
-        examples: (N,) the rows themselves; None where no DATA was given. left_out: bad rows of DATA.
-    """
-
-    ids: Sequence[str]
-    gold: Indices
-    pred: Indices
-    probs: Floats
-    examples: Sequence[Example] | None
-    taxonomy: Taxonomy
-    left_out: int
-
-    def related(self) -> tuple[Mask, Mask]:
-        """Rows whose gold label is a relation, rows whose predicted one is. Shape: (N,), (N,)."""
-        relation = np.array([label != self.taxonomy.no_relation for label in self.taxonomy.labels])
-        return relation[self.gold], relation[self.pred]
+THRESHOLDS = tuple(number / 10 for number in range(1, 10))  # on 1 - p(no_relation), with a row in the table
+INTERVALS = """Intervals, here and below: over rows, for this one model; bootstrap, and Wilson's for shares. An interval
+without width means that the few rows were all right or all wrong, not certainty."""
+F1, ALARMS = ("related", "micro-F1, %"), ("predicted as related", "false alarms, %")
+"""What is counted in a part of the rows, and the score of the part."""
 
 
 class Part(NamedTuple):
-    """A part of the rows and its score: `counted` of its `rows` are what the score is about; None: undefined."""
+    """A part of the rows and its score, which is about `counted` of its `rows` (None: undefined)."""
 
     name: str
     rows: int
@@ -81,12 +51,12 @@ def write_errors(predictions: Path, options: ErrorsConfig) -> Path:
     """Write `errors.md` and its pictures, and return its path.
 
     Raises:
-        MtlReError: a file cannot be read or written, a row is malformed, or predictions and DATA are not the same
-            rows in the same order (file:line).
+        MtlReError: a file cannot be read or written, a row is malformed, or predictions and DATA do not hold the same
+            rows in the same order (names file and line).
     """
     rows = read_joined(predictions, options)
     folder = Path(options.output)
-    # A predictions file holds one label a row, so both gates are that label; what compares gates is not shown.
+    # A predictions file holds one label for each row, so it stands for both gates; what compares gates is not shown.
     labels = (rows.gold, rows.probs, rows.pred, rows.pred)
     result = metrics.all_metrics(*labels, "hard", rows.taxonomy, resamples=options.resamples)
     sections = [_overview(predictions, options, rows, result), _kinds(rows, result, options.examples)]
@@ -101,50 +71,6 @@ def write_errors(predictions: Path, options: ErrorsConfig) -> Path:
     return folder / "errors.md"
 
 
-def read_joined(path: Path, options: ErrorsConfig) -> Rows:
-    """Read predictions, and the row of DATA that each was made of.
-
-    Raises:
-        MtlReError: see `write_errors`.
-    """
-    taxonomy = Taxonomy.from_option(options.heads)
-    loaded = None if options.data is None else load_examples(options.data, taxonomy, options.on_bad_row)
-    examples, bad = loaded or (None, [])
-    index = {label: position for position, label in enumerate(taxonomy.labels)}
-    ids, labels, probs = [], [], []
-    for place, (where, row) in enumerate(significance.prediction_rows(path)):
-        if place == 0 and isinstance(given := row.get("probs"), dict) and (odd := sorted(given.keys() ^ index.keys())):
-            raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
-        row = row if examples is None else _joined(where, row, place, examples, str(options.data))
-        if row.get("gold") is None:
-            raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")
-        name, gold, pred, values = significance.parsed_row((where, row), index)
-        ids.append(str(name))
-        labels.append((gold, pred))
-        probs.append(values)
-    if not labels:
-        raise MtlReError(f"{path}: no rows")
-    if examples is not None and len(examples) > len(ids):
-        what = f"row {len(ids) + 1:,} of {options.data} (id {examples[len(ids)].id!r}) has no prediction"
-        raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
-    columns = np.array(labels).T
-    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
-
-
-def _joined(where: str, row: Mapping[str, Any], place: int, examples: Sequence[Example], data: str) -> dict[str, Any]:
-    """The prediction with a gold label, which is the row's own where the prediction has none."""
-    if place >= len(examples):
-        raise MtlReError(f"{where}: id: {row.get('id')!r} has no row; {data} ends after {len(examples):,} row(s)")
-    example = examples[place]
-    gold = example.label if row.get("gold") is None else row["gold"]
-    differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
-    for key, (found, expected) in differs.items():
-        if found != expected:
-            what = f"{found!r}, but row {place + 1:,} of {data} has {expected!r}"
-            raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
-    return {**row, "gold": gold}
-
-
 # ---- the scores, the kinds of errors and their examples ----------------------------------------------------------
 
 
@@ -152,21 +78,28 @@ def _overview(path: Path, options: ErrorsConfig, rows: Rows, result: Mapping[str
     said = f"{result['n']:,} rows, no data: no sentences, lengths or entity types."
     if options.data is not None:
         left = f", {rows.left_out:,} bad row(s) left out" if rows.left_out else ""
-        said = f"{result['n']:,} rows of {plain(options.data)}{left}. Sentences are quoted: mind the data's licence."
-    cells = [[name, percent(result[key]), _interval(result["ci"].get(key))] for key, name in SCORE_NAMES.items()]
-    lines = [f"# Errors of {plain(path.name)}", "", said, "", *table(["score, %", "value", "95 % interval"], cells)]
-    return [*lines, INTERVALS, "", *[part for note in notes(result) for part in (f"{plain(note)}.", "")]]
+        licence = "Sentences are quoted: mind the data's licence."
+        said = f"{result['n']:,} rows of {escape_inline(options.data)}{left}. {licence}"
+    cells = [[name, percent(result[key]), interval(result["ci"].get(key))] for key, name in SCORE_NAMES.items()]
+    lines = [
+        f"# Errors of {escape_inline(path.name)}",
+        "",
+        said,
+        "",
+        *table(["score, %", "value", "95 % interval"], cells),
+    ]
+    return [*lines, INTERVALS, "", *[part for note in notes(result) for part in (f"{escape_inline(note)}.", "")]]
 
 
 def error_kinds(rows: Rows) -> npt.NDArray[np.str_]:
-    """(N,) the kind of each row's error, as `metrics` counts them; empty text for a right row."""
-    found, size = np.full(len(rows.gold), "", dtype="<U16"), len(rows.taxonomy.labels)
+    """Return the kind of each row's error as `metrics` counts them, an empty text for a correct row. Shape: (N,)."""
+    kinds_of_rows, size = np.full(len(rows.gold), "", dtype="<U16"), len(rows.taxonomy.labels)
     cells = rows.gold * size + rows.pred
     for cell in np.unique(cells[rows.gold != rows.pred]):
         counts = np.bincount([cell], minlength=size**2).reshape(size, size).astype(float)
         kinds = metrics.error_counts(counts, rows.taxonomy)
-        found[cells == cell] = max(kinds, key=kinds.__getitem__)
-    return found
+        kinds_of_rows[cells == cell] = max(kinds, key=kinds.__getitem__)
+    return kinds_of_rows
 
 
 def _kinds(rows: Rows, result: Mapping[str, Any], shown: int) -> list[str]:
@@ -179,50 +112,44 @@ def _kinds(rows: Rows, result: Mapping[str, Any], shown: int) -> list[str]:
     lines = ["## Kinds of errors", "", *table(["kind", "rows", "% of rows", "% of errors"], cells)]
     scores = rows.probs[np.arange(len(rows.pred)), rows.pred]
     for kind in errors:
-        places = np.flatnonzero(kinds == kind)
-        if chosen := places[np.argsort(-scores[places], kind="stable")][:shown].tolist():
-            said = f"The most confident {len(chosen)} of {len(places):,}:"
-            quoted = [line for place in chosen for line in _quoted(rows, place)]
+        wrong = np.flatnonzero(kinds == kind)
+        if chosen := wrong[np.argsort(-scores[wrong], kind="stable")][:shown].tolist():
+            said = f"The most confident {len(chosen)} of {len(wrong):,}:"
+            quoted = [line for row in chosen for line in _quoted(rows, row)]
             lines += [f"### {ERROR_NAMES[kind][0].capitalize()}", "", said, "", *quoted, ""]
     return lines
 
 
-def _quoted(rows: Rows, place: int) -> list[str]:
-    """One error as an item of a list: the labels and probabilities, then the sentence."""
-    labels, probs = rows.taxonomy.labels, rows.probs[place]
-    coarse = np.bincount(rows.taxonomy.group_of_label, weights=probs, minlength=len(rows.taxonomy.groups))
-    shares = ", ".join(f"{plain(name)} {share:.3f}" for name, share in zip(rows.taxonomy.groups, coarse, strict=True))
-    gold, pred = rows.gold[place], rows.pred[place]
-    said = f"gold {plain(labels[gold])} ({probs[gold]:.3f}), predicted {plain(labels[pred])}, score {probs[pred]:.3f}"
-    item = f"- {said}; coarse: {shares}; row {plain(rows.ids[place])}"
+def _quoted(rows: Rows, row: int) -> list[str]:
+    """Return one error as a list item: labels and probabilities, then the sentence."""
+    groups, probs, gold, pred = rows.taxonomy.groups, rows.probs[row], rows.gold[row], rows.pred[row]
+    coarse = np.bincount(rows.taxonomy.group_of_label, weights=probs, minlength=len(groups))
+    shares = ", ".join(f"{escape_inline(name)} {share:.3f}" for name, share in zip(groups, coarse, strict=True))
+    gold_label, label = (escape_inline(rows.taxonomy.labels[index]) for index in (gold, pred))
+    said = f"gold {gold_label} ({probs[gold]:.3f}), predicted {label}, score {probs[pred]:.3f}"
+    item = f"- {said}; coarse: {shares}; row {escape_inline(rows.ids[row])}"
     if rows.examples is None:
         return [item]
-    example = rows.examples[place]
-    return [f"{item}, {plain(type_pair(example))}  ", f"  “{marked(example)}”"]
+    example = rows.examples[row]
+    return [f"{item}, {escape_inline(type_pair(example))}  ", f"  “{marked(example)}”"]
 
 
 def marked(example: Example) -> str:
-    """The sentence as markdown with both entities in bold brackets, its own text escaped.
+    """Return the sentence as markdown with both entities in bold brackets and all of its text escaped.
 
-    Bold is HTML: markdown's `**` does not close between a bracket and a Korean particle.
+    The bold tags are HTML, because markdown's `**` does not close between a bracket and a Korean particle.
     """
-    text, end, found = example.sentence, 0, []
+    text, end, parts = example.sentence, 0, []
     entities = (("subject", example.subject), ("object", example.object))
     for name, entity in sorted(entities, key=lambda pair: pair[1].start):
-        found.append(plain(text[end : entity.start]))
-        found.append(f"<b>[{name}: {plain(entity.word)}]</b>")
+        parts.append(escape_inline(text[end : entity.start]))
+        parts.append(f"<b>[{name}: {escape_inline(entity.word)}]</b>")
         end = entity.end + 1
-    return "".join([*found, plain(text[end:])])
-
-
-def plain(text: str) -> str:
-    """Text on one line that no renderer of markdown or HTML reads as markup; the inside of a line, not a cell."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return MARKUP.sub(r"\\\g<0>", html.escape(printable, quote=False))
+    return "".join([*parts, escape_inline(text[end:])])
 
 
 def _labels(result: Mapping[str, Any]) -> list[str]:
-    """All labels, then the rare ones and what they weigh in AUPRC, which is a plain mean over labels."""
+    """Show all labels, then the rare ones and their weight in AUPRC, which is a plain mean over labels."""
     per_label, classes = result["per_label"], len(result["per_label"])
     order = sorted(per_label, key=lambda label: -per_label[label]["support"])
     lines = ["## Labels", "", *_label_table(order, per_label), "## Rare labels", ""]
@@ -265,12 +192,17 @@ def _confused(rows: Rows) -> list[str]:
 
 
 def gate_curve(related: Mask, scores: Floats) -> Floats:
-    """(4, T): thresholds falling over every distinct score, and precision, recall and F1 (%) of "has a relation" there.
+    """Return precision, recall and F1 of "has a relation" at every threshold that makes a difference.
 
-    Shape: related (N,), whether the row has a relation, one at least does; scores (N,), its 1 - p(no_relation).
+    Args:
+        related: (N,), whether each row has a relation; at least one has.
+        scores: (N,), 1 - p(no_relation) of each row.
+
+    Returns:
+        (4, T): thresholds, falling; precision, recall and F1 in %.
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores pass together
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # rows of equal score pass together
     hits, passed, positives = np.cumsum(related[order])[last], last + 1, related.sum()
     rates = (hits / passed, hits / positives, 2 * hits / (passed + positives))
     return np.stack([scores[order][last], *(100 * rate for rate in rates)])
@@ -283,7 +215,7 @@ def _gate(rows: Rows, result: Mapping[str, Any], folder: Path) -> list[str]:
         return [*lines, "No curve: it needs a no\\_relation label and a row with a relation.", ""]
     scores, passed = 1 - rows.probs[:, rows.taxonomy.labels.index(name)], int(predicted.sum())
     curve = gate_curve(gold, scores)
-    equal = float(np.sort(scores)[-passed]) if passed else None  # lets as many rows through as the labels do
+    equal = float(np.sort(scores)[-passed]) if passed else None  # passes as many rows as the predicted labels do
     best = int(curve[3].argmax())
     _draw_gate(curve, result["gate"], equal, folder / "gate.png")
     cells = [["as predicted", *[percent(result["gate"][key]) for key in ("precision", "recall", "f1")]]]
@@ -324,32 +256,27 @@ def _draw_gate(curve: Floats, point: Mapping[str, float], equal: float | None, p
 
 
 def length_buckets(examples: Sequence[Example]) -> dict[str, Mask]:
-    """The rows of each bucket of sentence lengths that has any."""
+    """Return the rows of each non-empty bucket of sentence lengths."""
     names = [*(f"{low} to {high - 1}" for low, high in pairwise((0, *LENGTHS))), f"{LENGTHS[-1]} or more"]
-    place = np.digitize([len(example.sentence) for example in examples], LENGTHS)
-    return {names[number]: place == number for number in np.unique(place)}
+    bucket = np.digitize([len(example.sentence) for example in examples], LENGTHS)
+    return {names[number]: bucket == number for number in np.unique(bucket)}
 
 
 def _f1_parts(rows: Rows, masks: Mapping[str, Mask], resamples: int) -> list[Part]:
-    """Micro-F1 of each part; undefined where it has no relation, neither gold nor predicted."""
+    """Score each part by micro-F1, which is undefined without any gold or predicted relation."""
     gold, predicted = rows.related()
-    found = []
+    parts = []
     for name, mask in masks.items():
-        score, interval, part = None, None, (rows.gold[mask], rows.pred[mask])
+        score, bounds, labels = None, None, (rows.gold[mask], rows.pred[mask])
         if (gold | predicted)[mask].any():
-            score = metrics.micro_f1(*part, rows.taxonomy)
-            interval = metrics.bootstrap_intervals(*part, rows.probs[mask], rows.taxonomy, resamples)["micro_f1"]
-        found.append(Part(name, int(mask.sum()), int(gold[mask].sum()), score, interval))
-    return found
-
-
-def type_pair(example: Example) -> str:
-    """The entity types as they are shown; a type is any text, so what is not a plain word's becomes `?`."""
-    return ODD.sub("?", f"{example.subject.type}→{example.object.type}")[:LONGEST]
+            score = metrics.micro_f1(*labels, rows.taxonomy)
+            bounds = metrics.bootstrap_intervals(*labels, rows.probs[mask], rows.taxonomy, resamples)["micro_f1"]
+        parts.append(Part(name, int(mask.sum()), int(gold[mask].sum()), score, bounds))
+    return parts
 
 
 def type_pairs(examples: Sequence[Example]) -> dict[str, Mask]:
-    """The rows of each pair of entity types, the most frequent first; the rare ones of a long tail share the last."""
+    """Return the rows of each pair of entity types, the most frequent first; the rarest of many share the last."""
     pairs = np.array([type_pair(example) for example in examples])
     counts = Counter(pairs.tolist())
     ranked = sorted(counts, key=lambda pair: (-counts[pair], pair))
@@ -359,38 +286,32 @@ def type_pairs(examples: Sequence[Example]) -> dict[str, Mask]:
 
 
 def _false_alarms(rows: Rows, folder: Path) -> list[str]:
-    """How often two entities that merely stand in one sentence come out related."""
-    from scipy.stats import binomtest
-
-    title, (gold, predicted) = "False alarms: rows of no relation that come out related", rows.related()
+    """Show how often unrelated entities of one sentence are predicted as related."""
+    title, (gold, predicted) = "False alarms: unrelated rows that are predicted as related", rows.related()
     if gold.all():
-        return [f"## {title}", "", "No row is of no relation.", ""]
+        return [f"## {title}", "", "No row is unrelated.", ""]
     masks = {"all": np.ones(len(gold), dtype=bool)} | ({} if rows.examples is None else type_pairs(rows.examples))
     parts = []
     for name, mask in masks.items():
-        if count := int((mask & ~gold).sum()):
-            alarms = int((mask & ~gold & predicted).sum())
-            low, high = binomtest(alarms, count).proportion_ci(0.95, method="wilson")
-            parts.append(Part(name, count, alarms, 100 * alarms / count, [100 * float(low), 100 * float(high)]))
+        if (unrelated := mask & ~gold).any():
+            rate = false_rate(predicted[unrelated])
+            score, *bounds = (100 * rate[key] for key in ("rate", "low", "high"))
+            parts.append(Part(name, rate["n"], rate["related"], score, bounds))
     return _section(title, folder / "false_alarms.png", "subject→object", *ALARMS, parts)
 
 
 def _section(title: str, image: Path, what: str, counted: str, score: str, parts: Sequence[Part]) -> list[str]:
-    """Bars with their intervals, and the same as a table."""
+    """Show the parts as bars with their intervals, and as a table."""
     names = [part.name for part in parts]
     with picture(image, 8.5, 1.4 + 0.3 * len(parts)) as figure:
         axes = figure.add_subplot()
         bars(axes, names, {score: [part.score or 0 for part in parts]}, {score: [""] * len(parts)})
-        for place, part in enumerate(parts):
+        for row, part in enumerate(parts):
             if part.interval is not None:
-                axes.plot(part.interval, [place, place], color="#222222", linewidth=1.2, clip_on=False)
+                axes.plot(part.interval, [row, row], color="#222222", linewidth=1.2, clip_on=False)
         beside(axes, [f"{percent(p.score)}   n = {p.rows:,}, {p.counted:,} {counted}" for p in parts])
         axes.set_title(f"{title} (lines: 95 %)")
         axes.set(xlim=(0, 100), xlabel=score, ylabel=what)
-    cells = [[p.name, f"{p.rows:,}", f"{p.counted:,}", percent(p.score), _interval(p.interval)] for p in parts]
+    cells = [[p.name, f"{p.rows:,}", f"{p.counted:,}", percent(p.score), interval(p.interval)] for p in parts]
     lines = [f"## {title}", "", f"![{title}]({image.name})", "", *undrawn("names", names)]
     return [*lines, *table([what, "rows", counted, score, "95 % interval"], cells)]
-
-
-def _interval(bounds: Sequence[float] | None) -> str:
-    return NONE if bounds is None else f"{bounds[0]:.2f}–{bounds[1]:.2f}"

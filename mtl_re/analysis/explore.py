@@ -1,15 +1,15 @@
-"""What is in the data: how often each label occurs, how long sentences are, which entity types meet in which label.
+"""`mtl-re explore`: label frequencies, sentence lengths, and entity types by label.
 
-Enters: DATA, one or several, each streamed once. Leaves: a folder with pictures and the same as tables in `explore.md`.
-Several files are drawn next to each other as shares of their own labelled rows, so that a shift of the prior is seen
-at once. The texts of the data are counted, never written.
+Enters: one or several DATA, each read once as a stream. Leaves: a directory with pictures, and the same numbers as
+tables in `explore.md`. Several files are drawn side by side as shares of their own labelled rows, so that a shift of
+the prior is visible at once. Sentences are counted, never written.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,22 +17,12 @@ import numpy as np
 
 from mtl_re.data.validation import BadRow, read_examples
 from mtl_re.errors import MtlReError
-from mtl_re.figures import (
-    COLORS,
-    bars,
-    drawable,
-    escape,
-    heat_map,
-    legend_below,
-    picture,
-    table,
-    undrawn,
-    write_markdown,
-)
+from mtl_re.figures import COLORS, bars, drawable, heat_map, legend_below, picture
+from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.taxonomy import Taxonomy
 
 PAIRS_SHOWN = 20
-"""Entity-type pairs with a column of their own; rarer ones share the last."""
+"""Entity-type pairs that have a column each; if there are more, the rarest share the last column."""
 OTHER = "other"
 QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 EXTENSIONS = re.compile(r"(\.(json|jsonl|csv|parquet|gz))+$")
@@ -40,12 +30,12 @@ EXTENSIONS = re.compile(r"(\.(json|jsonl|csv|parquet|gz))+$")
 
 @dataclass
 class Counts:
-    """What was counted in one DATA.
+    """Counts of one DATA.
 
     Attributes:
-        bad, first_bad: rows left out, and the first of them.
-        labels: of labelled rows. lengths: characters of a sentence → rows, unlabelled ones too.
-        pairs: (subject type → object type, label) → labelled rows.
+        bad, first_bad: number of invalid rows, which are left out, and the first of them.
+        labels: label → labelled rows. lengths: characters of a sentence → rows, labelled or not.
+        pairs: (`subject type→object type`, label) → labelled rows.
     """
 
     rows: int = 0
@@ -58,47 +48,40 @@ class Counts:
 
     @property
     def labelled(self) -> int:
-        """Rows that shares are shares of."""
+        """Number of rows with a label."""
         return self.rows - self.unlabelled
 
     @property
     def mean_length(self) -> float:
-        """Characters of a sentence, averaged over rows."""
+        """Mean number of characters of a sentence."""
         return sum(length * rows for length, rows in self.lengths.items()) / self.rows
 
     def length_at(self, quantile: float) -> int:
-        """The smallest length that at least this share of the rows does not exceed."""
+        """Return the smallest length that at least this share of the rows does not exceed."""
         lengths = sorted(self.lengths)
         running = np.cumsum([self.lengths[length] for length in lengths])
         return lengths[int(np.searchsorted(running, quantile * running[-1] - 1e-9))]
 
 
 def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
-    """Count every DATA and write pictures and tables.
+    """Count the rows of each DATA, and write pictures and tables.
 
-    Bad rows are left out and counted (`mtl-re check` names them).
+    Invalid rows are left out and counted (`mtl-re check` lists them).
 
     Args:
         specs: DATA, as for every command; several are compared.
-        output: folder for the pictures and `explore.md`; made if it is missing.
+        output: directory for the pictures and `explore.md`; it is made if it does not exist.
 
     Returns:
         The path of `explore.md`.
 
     Raises:
-        MtlReError: DATA cannot be read or has no usable row, or the folder cannot be written.
+        MtlReError: a DATA cannot be read or has no valid row, or the directory cannot be written.
     """
     files = {name: count(spec, taxonomy) for name, spec in zip(short_names(specs), specs, strict=True)}
-    sections = [_overview(files, specs)]
+    sections = [_overview(files, specs), _lengths(files, output)]
     if any(counts.labelled for counts in files.values()):
-        sections += [_labels(files, output, taxonomy), _coarse(files, output, taxonomy)]
-        sections += [
-            _group(files, output, taxonomy, place)
-            for place, labels in enumerate(taxonomy.groups.values())
-            if len(labels) > 1
-        ]
-    sections.append(_lengths(files, output))
-    if any(counts.labelled for counts in files.values()):
+        sections[1:1] = _label_sections(files, output, taxonomy)
         sections.append(_pairs(files, output, taxonomy))
     path = output / "explore.md"
     write_markdown(path, [line for section in sections for line in section])
@@ -106,34 +89,34 @@ def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
 
 
 def count(spec: str, taxonomy: Taxonomy) -> Counts:
-    """Stream one DATA.
+    """Count the rows of one DATA.
 
     Raises:
-        MtlReError: it cannot be read, or none of its rows can be used.
+        MtlReError: it cannot be read, or none of its rows is valid.
     """
-    found = Counts()
+    counts = Counts()
 
     def reject(row: BadRow) -> None:
-        found.bad += 1
-        found.first_bad = found.first_bad or row
+        counts.bad += 1
+        counts.first_bad = counts.first_bad or row
 
     for example in read_examples(spec, taxonomy, "skip", reject):
-        found.rows += 1
-        found.lengths[len(example.sentence)] += 1
+        counts.rows += 1
+        counts.lengths[len(example.sentence)] += 1
         if example.label is None:
-            found.unlabelled += 1
+            counts.unlabelled += 1
             continue
-        found.labels[example.label] += 1
-        found.pairs[f"{example.subject.type}→{example.object.type}", example.label] += 1
-    if found.rows == 0:
-        raise MtlReError(f"{found.first_bad}; no row can be used" if found.bad else f"{spec}: no rows")
-    return found
+        counts.labels[example.label] += 1
+        counts.pairs[f"{example.subject.type}→{example.object.type}", example.label] += 1
+    if counts.rows == 0:
+        raise MtlReError(f"{counts.first_bad}; no row can be used" if counts.bad else f"{spec}: no rows")
+    return counts
 
 
 def short_names(specs: Sequence[str]) -> list[str]:
-    """A name for each DATA to stand in legends: a file's without folder and extension, numbered if two are equal.
+    """Return a name for each DATA in legends: the file name without extensions, numbered if two are equal.
 
-    `sample:` and `hub:` sources keep their text.
+    `sample:` and `hub:` sources keep their whole text.
     """
     names = [spec if spec.startswith(("sample:", "hub:")) else EXTENSIONS.sub("", Path(spec).name) for spec in specs]
     if len(set(names)) == len(names):
@@ -141,67 +124,58 @@ def short_names(specs: Sequence[str]) -> list[str]:
     return [f"{number}: {name}" for number, name in enumerate(names, start=1)]
 
 
-# ---- sections: each draws its picture and gives its markdown -----------------------------------------------------
+# ---- sections: each draws its picture and returns its markdown ---------------------------------------------------
 
 
 def _overview(files: Mapping[str, Counts], specs: Sequence[str]) -> list[str]:
     header = ["data", "rows", "labelled", "unlabelled", "bad rows left out", "labels that occur", "source"]
-    rows = [
-        [
-            name,
-            *(
-                f"{value:,}"
-                for value in (counts.rows, counts.labelled, counts.unlabelled, counts.bad, len(counts.labels))
-            ),
-            spec,
-        ]
-        for (name, counts), spec in zip(files.items(), specs, strict=True)
-    ]
-    notes = [
-        f"{escape(name)}: {counts.bad:,} bad row(s) left out, the first is row {counts.first_bad.row} "
-        f"(its {escape(counts.first_bad.field)}); `mtl-re check` shows them."
-        for name, counts in files.items()
-        if counts.first_bad is not None
-    ]
+    rows, notes = [], []
+    for (name, counts), spec in zip(files.items(), specs, strict=True):
+        numbers = (counts.rows, counts.labelled, counts.unlabelled, counts.bad, len(counts.labels))
+        rows.append([name, *(f"{number:,}" for number in numbers), spec])
+        if (bad := counts.first_bad) is not None:
+            first = f"the first is row {bad.row} (its {escape(bad.field)})"
+            notes += [f"{escape(name)}: {counts.bad:,} bad row(s) left out, {first}; `mtl-re check` shows them.", ""]
     shares = "Shares are of a file's labelled rows unless a heading says otherwise."
-    return [
-        "# The data",
-        "",
-        *table(header, rows),
-        *undrawn("names", list(files)),
-        shares,
-        "",
-        *[part for note in notes for part in (note, "")],
-    ]
+    return ["# The data", "", *table(header, rows), *undrawn("names", list(files)), shares, "", *notes]
 
 
-def _labels(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy) -> list[str]:
-    title, labels = f"All {len(taxonomy.labels)} labels", _ordered(taxonomy.labels, files)
-    found = {name: [counts.labels[label] for label in labels] for name, counts in files.items()}
-    _draw_shares(title, labels, found, output / "labels.png")
-    return _share_tables(title, labels, found, "labels.png")
+def _label_sections(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy) -> Iterator[list[str]]:
+    """Yield one section for all labels, one for the coarse classes, and one for the labels of each coarse class."""
+    single = {label: (label,) for label in _ordered(taxonomy.labels, files)}
+    yield _shares_section(f"All {len(single)} labels", single, files, output / "labels.png")
+    groups = taxonomy.groups
+    yield _shares_section(f"The {len(groups)} coarse classes", groups, files, output / "coarse.png")
+    for number, (group, drawn) in enumerate(zip(groups, drawable(list(groups)), strict=True), start=1):
+        if len(groups[group]) > 1:
+            plain = re.fullmatch(r"\w+", group, re.ASCII)  # other names could become equal as names of files
+            path = output / f"labels_{group if plain else f'class_{number}'}.png"
+            own = {label: labels for label, labels in single.items() if label in groups[group]}
+            title, drawn_title = (f"Labels of {name}, as shares of the {name} rows" for name in (group, drawn))
+            yield _shares_section(title, own, files, path, drawn_title)
 
 
-def _coarse(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy) -> list[str]:
-    title, groups = f"The {len(taxonomy.groups)} coarse classes", taxonomy.groups
-    found = {
-        name: [sum(counts.labels[label] for label in labels) for labels in groups.values()]
+def _shares_section(
+    title: str, classes: Mapping[str, Sequence[str]], files: Mapping[str, Counts], path: Path, drawn_title: str = ""
+) -> list[str]:
+    """Draw and tabulate how often each class occurs.
+
+    Args:
+        classes: class → its labels.
+        drawn_title: of the picture, where it differs from the heading.
+    """
+    rows = {
+        name: [sum(counts.labels[label] for label in labels) for labels in classes.values()]
         for name, counts in files.items()
     }
-    _draw_shares(title, list(groups), found, output / "coarse.png")
-    return _share_tables(title, list(groups), found, "coarse.png")
-
-
-def _group(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy, place: int) -> list[str]:
-    """The labels of one coarse class among themselves."""
-    groups = list(taxonomy.groups)
-    group, drawn = groups[place], drawable(groups)[place]
-    labels = _ordered(taxonomy.groups[group], files)
-    found = {name: [counts.labels[label] for label in labels] for name, counts in files.items()}
-    plain = re.fullmatch(r"\w+", group, re.ASCII)  # of other names, what is left could be the same for two
-    picture_name = f"labels_{group if plain else f'class_{place + 1}'}.png"
-    _draw_shares(f"Labels of {drawn}, as shares of the {drawn} rows", labels, found, output / picture_name)
-    return _share_tables(f"Labels of {group}, as shares of the {group} rows", labels, found, picture_name)
+    _draw_shares(drawn_title or title, list(classes), rows, path)
+    columns: list[Sequence[str]] = [[*classes, "all"]]
+    for counts in rows.values():
+        columns.append([f"{count:,}" for count in (*counts, sum(counts))])
+        columns.append([f"{share:.2f}" for share in (*_shares(counts), sum(_shares(counts)))])
+    header = ["label", *[cell for name in files for cell in (f"{name}: rows", "%")]]
+    lines = [f"## {escape(title)}", "", f"![{escape(title)}]({path.name})", "", *undrawn("labels", list(classes))]
+    return [*lines, *table(header, list(zip(*columns, strict=True)))]
 
 
 def _shares(rows: Sequence[int]) -> list[float]:
@@ -209,7 +183,7 @@ def _shares(rows: Sequence[int]) -> list[float]:
 
 
 def _draw_shares(title: str, classes: Sequence[str], files: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Bars of how often each class occurs, the files next to each other."""
+    """Draw bars of how often each class occurs, the files side by side."""
     series, texts = {}, {}
     for rows, drawn in zip(files.values(), drawable(list(files)), strict=True):
         legend = f"{drawn} (n = {sum(rows):,})"
@@ -223,26 +197,16 @@ def _draw_shares(title: str, classes: Sequence[str], files: Mapping[str, Sequenc
         axes.set_xlabel("share of rows, %")
 
 
-def _share_tables(title: str, classes: Sequence[str], files: Mapping[str, Sequence[int]], image: str) -> list[str]:
-    columns: list[Sequence[str]] = [[*classes, "all"]]
-    for rows in files.values():
-        columns.append([f"{count:,}" for count in (*rows, sum(rows))])
-        columns.append([f"{share:.2f}" for share in (*_shares(rows), sum(_shares(rows)))])
-    header = ["label", *[cell for name in files for cell in (f"{name}: rows", "%")]]
-    lines = [f"## {escape(title)}", "", f"![{escape(title)}]({image})", "", *undrawn("labels", classes)]
-    return [*lines, *table(header, list(zip(*columns, strict=True)))]
-
-
 def _lengths(files: Mapping[str, Counts], output: Path) -> list[str]:
     shown = max(counts.length_at(0.995) for counts in files.values())
     width = -(-shown // 50)
     edges = np.arange(0, shown + 2 * width, width)
     with picture(output / "lengths.png", 8.5, 4.2) as figure:
         axes = figure.add_subplot()
-        for place, (counts, drawn) in enumerate(zip(files.values(), drawable(list(files)), strict=True)):
+        for number, (counts, drawn) in enumerate(zip(files.values(), drawable(list(files)), strict=True)):
             lengths, rows = np.array(sorted(counts.lengths.items())).T
             shares, _ = np.histogram(np.minimum(lengths, edges[-1]), edges, weights=100 * rows / counts.rows)
-            median, color = counts.length_at(0.5), COLORS[place % len(COLORS)]
+            median, color = counts.length_at(0.5), COLORS[number % len(COLORS)]
             legend = f"{drawn} (n = {counts.rows:,}, median {median})"
             axes.stairs(shares, edges, color=color, linewidth=1.6, label=legend)
             axes.axvline(median, color=color, linestyle="--", linewidth=1)
@@ -262,23 +226,21 @@ def _lengths(files: Mapping[str, Counts], output: Path) -> list[str]:
 
 
 def _pairs(files: Mapping[str, Counts], output: Path, taxonomy: Taxonomy) -> list[str]:
-    """For every label, how its rows spread over pairs of entity types."""
+    """Show how the rows of each label are distributed over pairs of entity types."""
     labels, columns = _ordered(taxonomy.labels, files), _columns(files)
     grids = {name: _grid(counts, labels, columns) for name, counts in files.items() if counts.labelled}
     _draw_pairs(grids, labels, columns, output / "pairs.png")
     title = "Entity types (subject→object) by label"
     lines = [f"## {title}", "", "![Entity types by label](pairs.png)", "", *undrawn("pairs", columns)]
     for name, grid in grids.items():
-        body = [
-            [label, *[f"{count:,}" if count else "" for count in row]] for label, row in zip(labels, grid, strict=True)
-        ]
+        body = [[label, *_cells(row)] for label, row in zip(labels, grid, strict=True)]
         total = ["all", *[f"{count:,}" for count in grid.sum(axis=0)]]
         lines += [f"### {escape(name)}: rows", "", *table(["label", *columns], [*body, total])]
     return lines
 
 
 def _columns(files: Mapping[str, Counts]) -> list[str]:
-    """The pairs of types with a column, in alphabetical order; the rare ones of a long tail share the last."""
+    """Return the type pairs that have a column, in alphabetical order; the last column may be `OTHER`."""
     total: Counter[str] = Counter()
     for counts in files.values():
         for (pair, _), rows in counts.pairs.items():
@@ -288,7 +250,7 @@ def _columns(files: Mapping[str, Counts]) -> list[str]:
 
 
 def _grid(counts: Counts, labels: Sequence[str], columns: Sequence[str]) -> np.ndarray:
-    """Rows of each label (row) and pair of types (column)."""
+    """Return the number of rows of each label (grid row) and type pair (grid column)."""
     grid = np.zeros((len(labels), len(columns)), dtype=np.int64)
     for (pair, label), rows in counts.pairs.items():
         grid[labels.index(label), columns.index(pair if pair in columns else OTHER)] += rows
@@ -299,22 +261,20 @@ def _draw_pairs(grids: Mapping[str, np.ndarray], labels: Sequence[str], columns:
     width = 3.2 + len(grids) * max(0.52 * len(columns), 2.5)
     with picture(path, width, 1.9 + 0.25 * len(labels)) as figure:
         panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
-        for axes, (name, grid), drawn in zip(panels, grids.items(), drawable(list(grids)), strict=True):
-            sums = grid.sum(axis=1, keepdims=True)
-            shares = 100 * grid / np.maximum(sums, 1)
-            texts = [["" if not rows else f"{rows:,}" for rows in line] for line in grid]
-            heat_map(axes, shares, texts, labels, columns, rotation=60)
-            axes.set_title(f"{drawn} (n = {grids[name].sum():,})")
+        for axes, grid, drawn in zip(panels, grids.values(), drawable(list(grids)), strict=True):
+            shares = 100 * grid / np.maximum(grid.sum(axis=1, keepdims=True), 1)
+            heat_map(axes, shares, [_cells(row) for row in grid], labels, columns, rotation=60)
+            axes.set_title(f"{drawn} (n = {grid.sum():,})")
             axes.set_xlabel("subject type → object type")
-        figure.suptitle(
-            "Rows by entity types and label (shade: share of the label's rows)", x=0.01, ha="left", fontsize=12
-        )
+        title = "Rows by entity types and label (shade: share of the label's rows)"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
 
 
-# ---- small things ------------------------------------------------------------------------------------------------
+def _cells(counts: np.ndarray) -> list[str]:
+    return [f"{count:,}" if count else "" for count in counts]
 
 
 def _ordered(labels: Sequence[str], files: Mapping[str, Counts]) -> list[str]:
-    """Labels by how often the first labelled file has them, then in their own order."""
+    """Return labels by their frequency in the first labelled file; labels of equal frequency keep their order."""
     first = next(counts for counts in files.values() if counts.labelled)
     return sorted(labels, key=lambda label: -first.labels[label])

@@ -1,17 +1,13 @@
-"""`mtl-re export`: a checkpoint → one directory that works elsewhere: PyTorch without this package, ONNX, a model card.
+"""`mtl-re export`: a checkpoint → one directory that works without this package: weights, code, ONNX, a model card.
 
-Built under a temporary name and renamed, so it appears whole or not at all. The network is shipped as `remote/`'s small
-second copy, because AutoModel needs a self-contained file; the way from sentence to tokens is not copied by hand:
-`mtl_re_input/` is our own modules with their imports renamed. Averaging: the plain mean of a run's last
-checkpoints in fp32 (Izmailov et al. 2018).
+The directory is built under a temporary name and then renamed, so it appears whole or not at all. `--average` takes the
+plain mean of the weights of a run's last checkpoints (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407).
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +24,7 @@ from mtl_re.config import ExportConfig
 from mtl_re.data.readers import file_digest
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.export import model_card
+from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
 from mtl_re.files import write_json
 from mtl_re.model.network import MtlReModel, load, parameter_count
 from mtl_re.model.pooling import POOLINGS
@@ -38,10 +35,6 @@ from mtl_re.training import checkpoint
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
 
-PACKAGE = Path(__file__).parents[1]
-REMOTE = Path(__file__).parent / "remote"
-INPUT = "mtl_re_input"
-"""Name of the shipped package that makes input of sentences."""
 REPORT = "export.json"
 
 
@@ -50,7 +43,7 @@ class Source:
     """What is exported.
 
     Attributes:
-        model, tokenizer: loaded. run: the run directory, if CKPT is one. steps: checkpoints that were averaged.
+        run: the run directory, if CKPT is one. steps: the training checkpoints whose weights were averaged.
     """
 
     model: MtlReModel
@@ -60,23 +53,26 @@ class Source:
 
 
 def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
-    """Make the directory, and push it if asked; returns what stands in its export.json.
+    """Write the directory, and upload it if `options` says so.
+
+    Returns:
+        The content of its export.json.
 
     Raises:
-        MtlReError: CKPT or DIR cannot be used, a check failed, or the hub refused.
+        MtlReError: CKPT or DIR cannot be used, a check failed, or the hub refused the upload.
     """
     final = Path(folder)
-    _check_place(final, ckpt, options.overwrite)
-    source = _source(ckpt, options.average)
-    reading = _reading(source.model, options)
+    _check_target(final, ckpt, options.overwrite)
+    source = _load_source(ckpt, options.average)
+    decoding = _decoding(source.model, options)
     with _building(final) as build:
         write_checkpoint(source, build)
         write_code(build, options.onnx or options.int8)
         report = _report(source, build)
         if options.onnx or options.int8:
-            report |= _write_graphs(source, reading, build, options)
+            report |= _write_graphs(source, decoding, build, options)
         write_json(build / REPORT, report)
-        card = model_card.render(source.model, report, model_card.gather(source.run, source.steps, options))
+        card = model_card.render_card(source.model, report, model_card.gather(source.run, source.steps, options))
         (build / "README.md").write_text(card, encoding="utf-8")
         refuse_machine_paths(build, [ckpt, folder])
     if options.push_to_hub is not None:
@@ -87,23 +83,23 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
 # ---- what is exported --------------------------------------------------------------------------------------------
 
 
-def _source(ckpt: str, average: str | None) -> Source:
+def _load_source(ckpt: str, average: str | None) -> Source:
     path = Path(ckpt)
-    whole = path.parent if path.name == "model" and (path.parent / "manifest.json").is_file() else path  # RUN/model
-    run = whole if (whole / "model" / "config.json").is_file() else None
+    parent = path.parent if path.name == "model" and (path.parent / "manifest.json").is_file() else path  # RUN/model
+    run = parent if (parent / "model" / "config.json").is_file() else None
     model, tokenizer = load(ckpt)
     if average is None:
         return Source(model, tokenizer, run, [])
     if run is None or not (run / "checkpoints").is_dir():
-        raise MtlReError(f"--average: {ckpt} is no run directory with checkpoints/; give the run itself")
-    steps = average_checkpoints(model, run / "checkpoints", _last(average))
-    # Fitted to the best model, not to this one:
+        raise MtlReError(f"--average: {ckpt} is not a run directory with checkpoints/; give the run directory")
+    steps = average_checkpoints(model, run / "checkpoints", _parse_last(average))
+    # These were fitted to the best model, not to the average:
     model.config.temperatures, model.config.relation_threshold, model.config.relation_threshold_prior = {}, None, None
     return Source(model, tokenizer, run, steps)
 
 
-def _last(option: str) -> int:
-    """`last:3` → 3."""
+def _parse_last(option: str) -> int:
+    """Return K of `last:K`."""
     match = re.fullmatch(r"last:([1-9]\d{0,3})", option)
     if match is None:
         raise MtlReError(f"--average: {option!r}; expected last:K, such as last:3")
@@ -111,10 +107,13 @@ def _last(option: str) -> int:
 
 
 def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int]:
-    """Put the mean of the last `count` training checkpoints' weights into a model; their steps, oldest first.
+    """Set a model's weights to the mean of the last `count` training checkpoints, computed in fp64.
+
+    Returns:
+        The steps of these checkpoints, oldest first.
 
     Raises:
-        MtlReError: there are fewer, one is damaged, or one is of another model.
+        MtlReError: there are fewer checkpoints, one is damaged, or one belongs to another model.
     """
     paths = checkpoint.whole_names(folder)[:count][::-1]
     if len(paths) < count:
@@ -126,7 +125,9 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
     for path in paths:
         weights = checkpoint.load(path).tensors.get("model", {})
         if total and set(weights) != set(total):
-            raise MtlReError(f"{path}: other weights than the checkpoint before it; they cannot be averaged")
+            raise MtlReError(
+                f"{path}: its tensors differ from those of the checkpoint before it; they cannot be averaged"
+            )
         for name, tensor in weights.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
     kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
@@ -137,7 +138,7 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
     return [int(path.name.removeprefix("step-")) for path in paths]
 
 
-def _reading(model: MtlReModel, options: ExportConfig) -> Decoding:
+def _decoding(model: MtlReModel, options: ExportConfig) -> Decoding:
     """What the graph applies: the checkpoint's gate and what was asked for."""
     if options.prior == "em":
         raise MtlReError("--prior em needs the rows that are predicted; give shares such as 0.6,0.17,0.23")
@@ -147,8 +148,8 @@ def _reading(model: MtlReModel, options: ExportConfig) -> Decoding:
 # ---- the directory -----------------------------------------------------------------------------------------------
 
 
-def _check_place(final: Path, ckpt: str, overwrite: bool) -> None:
-    """Refuse a DIR that holds something, unless it is an older export that may go."""
+def _check_target(final: Path, ckpt: str, overwrite: bool) -> None:
+    """Raise MtlReError if DIR is not empty, unless it is an older export and `overwrite` is set."""
     if final.exists() and not final.is_dir():
         raise MtlReError(f"{final}: is a file; give a directory")
     if not final.is_dir() or not any(final.iterdir()):
@@ -156,7 +157,7 @@ def _check_place(final: Path, ckpt: str, overwrite: bool) -> None:
     if not overwrite:
         raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
     if not (final / REPORT).is_file():
-        raise MtlReError(f"{final}: is no exported directory (no {REPORT}); --overwrite replaces nothing else")
+        raise MtlReError(f"{final}: is not an exported directory (it has no {REPORT}); --overwrite repaths only those")
     if Path(ckpt).exists() and final.resolve() in {Path(ckpt).resolve(), *Path(ckpt).resolve().parents}:
         raise MtlReError(f"{final}: holds the checkpoint that is exported; give another directory")
 
@@ -172,11 +173,11 @@ def _building(final: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(source: Source, build: Path) -> None:
-    """config.json, model.safetensors with its SHA-256, and the tokenizer's files.
+    """Write config.json, model.safetensors with its SHA-256, and the tokenizer's files.
 
     Raises:
-        MtlReError: the shipped network does not know the model's pooling.
-        OSError: the disk is full.
+        MtlReError: the shipped network does not implement the model's pooling.
+        OSError: the files cannot be written.
     """
     known = import_module("mtl_re.export.remote.modeling_mtl_re").POOLINGS
     pooling = source.model.config.pooling
@@ -187,59 +188,19 @@ def write_checkpoint(source: Source, build: Path) -> None:
         source.model.save_pretrained(build)
         files.seal_weights(build)
         source.tokenizer.save_pretrained(build)
-    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
+    except Exception as error:  # for a full disk, safetensors and tokenizers raise kinds of their own
         raise OSError(None, first_line(error)) from error
     settings = build / "tokenizer_config.json"
     kept = json.loads(settings.read_text(encoding="utf-8"))
-    for local in ("name_or_path", "is_local", "local_files_only"):  # how this machine came to the tokenizer
+    for local in ("name_or_path", "is_local", "local_files_only"):  # where this machine found the tokenizer
         kept.pop(local, None)
     write_json(settings, kept)
-    for file in build.glob("*.safetensors"):  # written for this user alone; a service runs as another
+    for file in build.glob("*.safetensors"):  # safetensors makes files that only their owner can read
         file.chmod(settings.stat().st_mode)
 
 
-def write_code(build: Path, with_onnx: bool) -> None:
-    """The network for AutoModel, the input package, and the example that runs the graph."""
-    shutil.copyfile(REMOTE / "modeling_mtl_re.py", build / "modeling_mtl_re.py")
-    if with_onnx:
-        shutil.copyfile(REMOTE / "predict_onnx.py", build / "predict_onnx.py")
-    package = build / INPUT
-    package.mkdir()
-    for name, text in input_sources().items():
-        (package / name).parent.mkdir(exist_ok=True)
-        (package / name).write_text(text, encoding="utf-8")
-
-
-def input_sources() -> dict[str, str]:
-    """Path in the input package → source: `plain_input` and all of ours that it imports, imports renamed."""
-    found: dict[str, str] = {}
-    waiting = ["export/plain_input.py"]
-    while waiting:
-        name = waiting.pop()
-        text = (PACKAGE / name).read_text(encoding="utf-8")
-        origin = f"# Copied from mtl-re {__version__} (Apache-2.0), mtl_re/{name}, by `mtl-re export`.\n"
-        found[name] = origin + re.sub(r"(?m)^(\s*(?:from|import) )mtl_re\b", rf"\g<1>{INPUT}", text)
-        waiting += sorted(_imported(text) - set(found))
-    for room in {Path(name).parent for name in found} - {Path()}:
-        found[f"{room}/__init__.py"] = (PACKAGE / room / "__init__.py").read_text(encoding="utf-8")
-    public = f"from {INPUT}.errors import MtlReError\nfrom {INPUT}.export.plain_input import InputMaker\n"
-    names = '\n__all__ = ["InputMaker", "MtlReError"]\n'
-    return found | {"__init__.py": f'"""Sentences → model input, without torch or transformers."""\n\n{public}{names}'}
-
-
-def _imported(text: str) -> set[str]:
-    """Paths of our modules that a source imports when it is loaded."""
-    names: set[str] = set()
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mtl_re":
-            place = Path(*node.module.split(".")[1:])
-            given = [place, *(place / alias.name for alias in node.names)]  # `from a import b`: b is a name or a module
-            names |= {f"{path}.py" for path in given if (PACKAGE / f"{path}.py").is_file()}
-    return names
-
-
 def refuse_machine_paths(build: Path, given: Sequence[str]) -> None:
-    """Make sure that no file names a place of this machine.
+    """Raise if a file contains a path of this machine.
 
     Args:
         given: paths that the user named.
@@ -247,14 +208,15 @@ def refuse_machine_paths(build: Path, given: Sequence[str]) -> None:
     Raises:
         MtlReError: naming the file and the path.
     """
-    places = [Path.cwd(), Path.home(), PACKAGE.parent, Path(sys.prefix), build, Path(tempfile.gettempdir())]
-    places += [Path(path).absolute().parent for path in given]
-    needles = {str(place).encode() + b"/" for place in places if len(str(place)) > 3}
+    paths = [Path.cwd(), Path.home(), PACKAGE.parent, Path(sys.prefix), build, Path(tempfile.gettempdir())]
+    paths += [Path(path).absolute().parent for path in given]
+    needles = {str(path).encode() + b"/" for path in paths if len(str(path)) > 3}
     for file in sorted(build.rglob("*")):
-        if file.is_file() and file.suffix not in {".safetensors", ".data"}:  # these hold numbers and tensor names
-            content, least = file.read_bytes(), 7 if file.suffix == ".onnx" else 0  # numbers spell short ones by chance
-            if leak := next((needle for needle in sorted(needles) if len(needle) >= least and needle in content), None):
-                raise MtlReError(f"{file.name}: names {leak.decode()} of this machine; remove it from the checkpoint")
+        if not file.is_file() or file.suffix in {".safetensors", ".data"}:  # only numbers and names of tensors
+            continue
+        content, shortest = file.read_bytes(), 7 if file.suffix == ".onnx" else 0  # numbers may spell short paths
+        if leak := next((path for path in sorted(needles) if len(path) >= shortest and path in content), None):
+            raise MtlReError(f"{file.name}: names {leak.decode()} of this machine; remove it from the checkpoint")
 
 
 # ---- reports and graphs ------------------------------------------------------------------------------------------
@@ -270,20 +232,20 @@ def _report(source: Source, build: Path) -> dict[str, Any]:
     }
 
 
-def _write_graphs(source: Source, reading: Decoding, build: Path, options: ExportConfig) -> dict[str, Any]:
-    """model.onnx, checked; model.int8.onnx, measured."""
-    from mtl_re.export.int8 import Bounds, write_int8
+def _write_graphs(source: Source, decoding: Decoding, build: Path, options: ExportConfig) -> dict[str, Any]:
+    """Write model.onnx and check it; write model.int8.onnx and measure its cost."""
     from mtl_re.export.onnx_graph import check_graph, described, write_graph
+    from mtl_re.export.quantisation import Bounds, write_int8
 
     model, tokenizer = source.model, source.tokenizer
     examples = _check_rows(options.check_data, model, tokenizer)
     graph, small = build / "model.onnx", build / "model.int8.onnx"
     report: dict[str, Any] = {
-        "reading": described(model, reading),
+        "reading": described(model, decoding),
         "check_data": model_card.public_name(options.check_data),
     }
-    report["onnx"] = write_graph(model, reading, graph)
-    report["onnx"]["check"], outputs = check_graph(graph, model, tokenizer, examples, reading)
+    report["onnx"] = write_graph(model, decoding, graph)
+    report["onnx"]["check"], outputs = check_graph(graph, model, tokenizer, examples, decoding)
     if options.int8:
         bounds = Bounds(options.int8_bound, options.int8_changed)
         report["int8"] = write_int8(graph, small, model, tokenizer, examples, outputs, bounds, options.force)
@@ -306,10 +268,10 @@ def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload an exported directory to the hub; its address.
+    """Upload an exported directory to the hub, and return its address.
 
     Raises:
-        MtlReError: the hub refused, or is out of reach; the directory stands.
+        MtlReError: the hub refused, or cannot be reached; the directory is kept.
     """
     from huggingface_hub import HfApi
 
@@ -322,8 +284,8 @@ def push(folder: Path, name: str, private: bool) -> str:
     return str(address)
 
 
-def summary(report: dict[str, Any]) -> str:
-    """What the checks found, a line each."""
+def render_export(report: dict[str, Any]) -> str:
+    """Return the results of the checks as text, one per line."""
     lines = [f"{report['parameters']:,} parameters"]
     if report["averaged_steps"]:
         lines.append(f"mean of the checkpoints of steps {', '.join(map(str, report['averaged_steps']))}")
@@ -338,6 +300,6 @@ def summary(report: dict[str, Any]) -> str:
         scores = ", ".join(f"{name} {cost[name]['difference']:+.2f}" for name in ("micro_f1", "auprc"))
         lines.append(
             f"model.int8.onnx on {report['int8']['rows']} rows: {scores} points, {cost['changed_labels']:.2f} % "
-            f"changed labels, largest drift {cost['largest_drift']:.3f}"
+            f"changed labels, largest change of a probability {cost['largest_drift']:.3f}"
         )
     return "\n".join(lines)

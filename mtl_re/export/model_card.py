@@ -1,8 +1,8 @@
-"""The README.md of an exported directory: what the model is, how good, how to use it, and where it fails.
+"""The model card, README.md of an exported directory: what the model is, its scores, how to use it, and its limits.
 
 Enters: the model, the export's report, and what is known of its training and scores. Leaves: markdown with the YAML
-head that the hub reads (`model-index`). A figure that was not measured is said to be missing, never guessed; no path
-of the machine goes in, only names of files.
+metadata that the hub reads (`model-index`). A score that was not measured is reported as missing, never guessed. File
+names appear in the card, paths of this machine do not.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 from mtl_re import __version__
 from mtl_re.config import ExportConfig
 from mtl_re.errors import MtlReError
+from mtl_re.files import read_json, read_yaml
 from mtl_re.model.network import MtlReModel
+from mtl_re.training.run_report import HIGHLIGHTS
 
-SCORES = {"micro_f1": ("f1", "micro-F1 without no_relation"), "auprc": ("auprc", "AUPRC, mean over labels")}
-"""Key of evaluate's JSON → the hub's metric type, and its name."""
+HUB_METRICS = {"micro_f1": ("f1", "micro-F1 without no_relation"), "auprc": ("auprc", "AUPRC, mean over labels")}
+"""Key of evaluate's JSON → (the hub's metric type, the name shown)."""
 KLUE_LICENCE, UNKNOWN_LICENCE = "cc-by-sa-4.0", "other"
-"""Licences of weights. What the training rows allow is not ours to guess, so without a word it is `other`."""
+"""Licences of the weights. What other training data allows is unknown, so it is `other` unless the user names one."""
 
 
 @dataclass
@@ -30,8 +32,8 @@ class Known:
 
     Attributes:
         train: the manifest's entry for the training rows. options: resolved training options.
-        scores: [rows in words, evaluate's JSON]. cooccurrence: `mtl-re cooccurrence`'s JSON. licence: as the user named
-            it.
+        scores: pairs of a description of the rows and evaluate's JSON. cooccurrence: `mtl-re cooccurrence`'s JSON.
+        licence: of the weights, if the user named one.
     """
 
     train: dict[str, Any] = field(default_factory=dict)
@@ -42,67 +44,49 @@ class Known:
 
     @property
     def klue(self) -> bool:
-        """Whether the training file's name says KLUE."""
+        """Whether the name of the training file contains `klue`."""
         return "klue" in public_name(str(self.train.get("source", ""))).lower()
 
 
 def gather(run: Path | None, averaged: Sequence[int], options: ExportConfig) -> Known:
-    """Collect what the run directory and the options tell.
+    """Collect what the run directory and the options say of a model.
+
+    Args:
+        averaged: steps of the checkpoints whose weights were averaged, if they were.
 
     Raises:
-        MtlReError: a file that was named cannot be read, or is of another kind.
+        MtlReError: a file cannot be read, or is not of the kind that its option takes.
     """
     known = Known(licence=options.licence)
-    if run is not None:
-        known.train = _json(run / "manifest.json").get("data", {}).get("train", {})
-        known.options = _training_options(run / "config.yaml")
     if options.metrics is not None:
         rows = options.metrics_data or Path(options.metrics).name
-        known.scores.append((rows, _of_kind(options.metrics, "--metrics", ("n", "micro_f1", "auprc"))))
-    valid = run / "valid_metrics.json" if run is not None else None
-    if valid is not None and valid.is_file() and not averaged:  # these scores are the best model's, not the mean's
-        known.scores.append(("validation rows of the run, on which this model was chosen", _json(valid)))
+        known.scores.append((rows, _read_numbers(options.metrics, "--metrics", ("n", "micro_f1", "auprc"))))
+    if run is not None:
+        manifest, config, valid = (run / name for name in ("manifest.json", "config.yaml", "valid_metrics.json"))
+        if manifest.is_file():
+            known.train = read_json(manifest).get("data", {}).get("train", {})
+        if config.is_file():
+            known.options = read_yaml(config)
+        if valid.is_file() and not averaged:  # the scores of the best model say nothing of an average
+            known.scores.append(("validation rows of the run, on which this model was chosen", read_json(valid)))
     if options.cooccurrence is not None:
-        known.cooccurrence = _of_kind(options.cooccurrence, "--cooccurrence", ("rate", "low", "high", "n"))
+        known.cooccurrence = _read_numbers(options.cooccurrence, "--cooccurrence", ("rate", "low", "high", "n"))
         if not 0 <= known.cooccurrence["low"] <= known.cooccurrence["rate"] <= known.cooccurrence["high"] <= 1:
             raise MtlReError(f"--cooccurrence: {options.cooccurrence}: 'rate' and its interval must be shares of 1")
     return known
 
 
-def _of_kind(path: str, option: str, keys: Sequence[str]) -> dict[str, Any]:
+def _read_numbers(path: str, option: str, keys: Sequence[str]) -> dict[str, Any]:
     if not Path(path).is_file():
         raise MtlReError(f"{option}: {path}: no such file")
-    values = _json(Path(path))
+    values = read_json(Path(path))
     if missing := [key for key in keys if not isinstance(values.get(key), int | float)]:
         raise MtlReError(f"{option}: {path} has no number under {', '.join(map(repr, missing))}; is it the right file?")
     return values
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MtlReError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise MtlReError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def _training_options(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    import yaml
-
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise MtlReError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-
-
 def public_name(spec: str) -> str:
-    """A DATA or an encoder without the place where it lies on this machine; hub ids and `sample:` as they are."""
+    """Return a DATA or an encoder without its directory on this machine; hub ids and `sample:` stay as they are."""
     local = Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
     return Path(spec).name if local and not spec.startswith(("hub:", "sample:")) else spec
 
@@ -110,8 +94,8 @@ def public_name(spec: str) -> str:
 # ---- the card ----------------------------------------------------------------------------------------------------
 
 
-def render(model: MtlReModel, report: Mapping[str, Any], known: Known) -> str:
-    """The whole card, YAML head first."""
+def render_card(model: MtlReModel, report: Mapping[str, Any], known: Known) -> str:
+    """Return the whole card, with the YAML metadata first."""
     from huggingface_hub import ModelCard
 
     parts = [
@@ -123,7 +107,7 @@ def render(model: MtlReModel, report: Mapping[str, Any], known: Known) -> str:
         _licence(known),
     ]
     text = f"---\n{_head(known, report).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    return str(ModelCard(text))  # parses the head, so that a broken one fails here and not on the hub
+    return str(ModelCard(text))  # parses the metadata, so that a fault shows here and not on the hub
 
 
 def _head(known: Known, report: Mapping[str, Any]) -> Any:
@@ -140,7 +124,7 @@ def _head(known: Known, report: Mapping[str, Any]) -> Any:
             metric_value=round(float(values[key]), 2),
         )
         for rows, values in known.scores
-        for key, (kind, title) in SCORES.items()
+        for key, (kind, title) in HUB_METRICS.items()
         if values.get(key) is not None
     ]
     return ModelCardData(
@@ -163,7 +147,7 @@ def _weights_licence(known: Known) -> str:
 
 
 def _hub_encoder(known: Known) -> str | None:
-    """The encoder's hub id, where it is one."""
+    """Return the encoder's hub id, or None if it is a local directory."""
     name = str(known.options.get("model", {}).get("encoder", ""))
     return name if name.count("/") == 1 and not name.startswith(".") and public_name(name) == name else None
 
@@ -174,10 +158,9 @@ def _what(model: MtlReModel, known: Known) -> str:
     encoder = public_name(str(known.options.get("model", {}).get("encoder", model.encoder.config.model_type)))
     return (
         "# Relation extraction with one encoder and gated heads\n\n"
-        f"A sentence, a subject and an object → one of {len(taxonomy.labels)} labels. One shared encoder ({encoder}), "
-        f"heads {heads}, trained jointly with mtl-re {__version__}. Probabilities "
-        "are the product p(coarse)·p(fine | coarse); the label is read off by the "
-        f"`{model.config.gate}` gate.\n\n"
+        f"From a sentence, a subject and an object to one of {len(taxonomy.labels)} labels. One shared encoder "
+        f"({encoder}) and the heads {heads} were trained jointly with mtl-re {__version__}. Probabilities are the "
+        f"product p(coarse)·p(fine | coarse); the `{model.config.gate}` gate chooses the label.\n\n"
         f"Labels, in the order of the probabilities: {', '.join(f'`{label}`' for label in taxonomy.labels)}."
     )
 
@@ -185,17 +168,17 @@ def _what(model: MtlReModel, known: Known) -> str:
 def _scores(known: Known, report: Mapping[str, Any]) -> str:
     lines = ["## Scores", ""]
     if known.scores:
-        lines += ["| rows | n | micro-F1 | AUPRC | read as |", "|---|---|---|---|---|"]
+        lines += ["| rows | n | micro-F1 | AUPRC | decoding |", "|---|---|---|---|---|"]
         lines += [_score_row(rows, values) for rows, values in known.scores]
-        lines += ["", "In %, with 95 % bootstrap intervals over the rows; micro-F1 leaves `no_relation` out."]
+        lines += ["", "In %, with 95 % bootstrap intervals over the rows; micro-F1 excludes `no_relation`."]
     else:
         lines.append("Not measured for these weights (`mtl-re evaluate`, then `mtl-re export --metrics`).")
     if "onnx" in report:
         check = report["onnx"]["check"]
         lines += [
             "",
-            f"`model.onnx` against PyTorch on {check['rows']} rows of {report['check_data']}: largest difference of a "
-            f"probability {check['largest_probability_difference']:.1e}, equal labels "
+            f"`model.onnx` compared with PyTorch on {check['rows']} rows of {report['check_data']}: largest difference "
+            f"of a probability {check['largest_probability_difference']:.1e}, equal labels "
             f"{100 * check['equal_labels']:.2f} %.",
         ]
     if "int8" in report:
@@ -205,12 +188,12 @@ def _scores(known: Known, report: Mapping[str, Any]) -> str:
 
 def _score_row(rows: str, values: Mapping[str, Any]) -> str:
     cells = []
-    for key in SCORES:
+    for key in HUB_METRICS:
         interval = (values.get("ci") or {}).get(key)
         shown = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
         cells.append("–" if values.get(key) is None else f"{values[key]:.1f}{shown}")
-    reading = f"{values.get('gate_mode', '?')} gate, prior {values.get('prior', 'none')}"
-    return f"| {_cell(rows)} | {values.get('n', '–')} | {' | '.join(cells)} | {_cell(reading)} |"
+    decoding = f"{values.get('gate_mode', '?')} gate, prior {values.get('prior', 'none')}"
+    return f"| {_cell(rows)} | {values.get('n', '–')} | {' | '.join(cells)} | {_cell(decoding)} |"
 
 
 def _cell(text: str) -> str:
@@ -219,15 +202,15 @@ def _cell(text: str) -> str:
 
 def _int8(result: Mapping[str, Any], rows: str) -> str:
     cost = result["tried"][result["recipe"]]
-    over = f" **Over the bounds and kept by force: {', '.join(result['over'])}.**" if result["over"] else ""
+    over = f" **Over the bounds, and kept with `--force`: {', '.join(result['over'])}.**" if result["over"] else ""
     scores = ", ".join(
         f"{name} {cost[key]['before']:.2f} → {cost[key]['after']:.2f} "
         f"(paired 95 % interval of the difference [{cost[key]['ci'][0]:.2f}, {cost[key]['ci'][1]:.2f}])"
         for key, name in (("micro_f1", "micro-F1"), ("auprc", "AUPRC"))
     )
     return (
-        f"`model.int8.onnx` ({result['recipe']} in int8) against fp32 on {result['rows']} rows of {rows}: {scores}, "
-        f"largest drift of a probability {cost['largest_drift']:.3f}, "
+        f"`model.int8.onnx` ({result['recipe']} in int8) compared with fp32 on {result['rows']} rows of {rows}: "
+        f"{scores}, largest change of a probability {cost['largest_drift']:.3f}, "
         f"changed labels {cost['changed_labels']:.2f} %.{over}"
     )
 
@@ -259,46 +242,40 @@ for rows, batch in maker.batches(maker.read("rows.jsonl"), 32, model.takes_types
     print([(row.id, model.config.id2label[label]) for row, label in zip(rows, labels.tolist())])
 ```
 
-A row is KLUE-RE's: `sentence`, and `subject_entity` and `object_entity` with `word`, `start_idx`, `end_idx` (inclusive
-characters) and `type`. `AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)` gives the tokenizer alone."""
-_ONNX = """With onnxruntime, tokenizers and numpy alone: `python predict_onnx.py rows.jsonl > predictions.jsonl`. The
-graph goes from token ids to `probabilities`, `coarse` and `label`; what it applies on the way stands in
-`export.json`."""
+Rows have KLUE-RE's format: `sentence`, and `subject_entity` and `object_entity` with `word`, `start_idx`, `end_idx`
+(characters, inclusive) and `type`. `AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)` loads the tokenizer
+alone."""
+_ONNX = """With only onnxruntime, tokenizers and numpy: `python predict_onnx.py rows.jsonl > predictions.jsonl`. The
+graph computes `probabilities`, `coarse` and `label` from token ids; `export.json` says which gate, prior, threshold and
+temperatures it applies."""
 _OURS = """With mtl-re: `Predictor.from_pretrained("DIR").predict(rows)`, or `mtl-re predict DIR --data rows.json
 --output predictions.jsonl`; `backend="onnx"` runs the graph."""
 
 
 def _limits(model: MtlReModel, known: Known) -> str:
-    prior = model.config.training_prior
-    groups = list(model.taxonomy.groups)
-    shares = (
-        ", ".join(f"{name} {share:.2f}" for name, share in zip(groups, prior or [], strict=False)) or "not recorded"
-    )
-    klue = "KLUE-RE's dev holds twice the share of `no_relation` that its train holds. " if known.klue else ""
-    lines = [
-        "## Limits",
-        "",
-        f"* **Prior shift.** The prior of the coarse classes learnt in training: {shares}. {klue}Where a text's shares "
-        "differ, probabilities are off, and where it holds more unrelated pairs, relations are over-predicted. "
-        "mtl-re can shift the prior (`--prior`).",
-        f"* **False relations.** {_cooccurrence(known.cooccurrence)}",
-        "* Entities must be given, with types that training saw "
-        f"({', '.join(model.config.entity_types) or 'any'}); nothing finds them. Input beyond "
-        f"{model.config.max_input_length} tokens is cut around the two entities.",
-        "* Labels and sentences are those of news and encyclopedia text; other registers were not measured.",
-    ]
-    return "\n".join(lines)
+    shares = zip(model.taxonomy.groups, model.config.training_prior or [], strict=False)
+    prior = ", ".join(f"{name} {share:.2f}" for name, share in shares) or "not recorded"
+    klue_shift = "KLUE-RE's dev set has twice the share of `no_relation` of its training set. " if known.klue else ""
+    origin = "KLUE-RE's sentences come from encyclopedia and news articles. " if known.klue else ""
+    return f"""## Limits
+
+* **Prior shift.** Shares of the coarse classes in training: {prior}. {klue_shift}Where shares differ, probabilities \
+are miscalibrated, and text with more unrelated pairs gets too many relations. mtl-re can shift the prior (`--prior`).
+* **False relations.** {_cooccurrence(known.cooccurrence)}
+* Entities must be given, with types that occur in training ({", ".join(model.config.entity_types) or "any"}); the \
+model does not find them. Input of more than {model.config.max_input_length} tokens is cut around the two entities.
+* {origin}Text of other kinds than the training rows was not measured."""
 
 
 def _cooccurrence(values: Mapping[str, Any] | None) -> str:
-    what = "Two entities that merely stand in one sentence may come out related"
+    what = "The model may relate two entities that only occur in the same sentence"
     if values is None:
         return f"{what}; the rate was not measured for this export (`mtl-re cooccurrence`)."
     threshold = values.get("threshold")
-    at = "at the gate" if threshold is None else f"at threshold {threshold}"
+    at = "as predicted" if threshold is None else f"at threshold {threshold}"
     rate, low, high = (100 * values[key] for key in ("rate", "low", "high"))
     return (
-        f"{what}: {rate:.1f} % [{low:.1f}, {high:.1f}] of {values['n']} annotated unrelated pairs do, {at}. "
+        f"{what}: {rate:.1f} % [{low:.1f}, {high:.1f}] of {values['n']} annotated unrelated pairs, {at}. "
         "Annotated pairs are a selected sample; arbitrary pairs of running text may differ."
     )
 
@@ -313,30 +290,22 @@ def _training(model: MtlReModel, report: Mapping[str, Any], known: Known) -> str
         f"{report['parameters']:,} parameters; markers `{model.config.markers}`, pooling `{model.config.pooling}`, "
         f"temperatures {json.dumps(model.config.temperatures) if model.config.temperatures else 'none'}."
     )
-    groups = {name: known.options.get(name, {}) for name in ("loss", "optim", "train")}
-    settings = {f"{name}.{key}": value for name, values in groups.items() for key, value in values.items()}
-    chosen = {key: value for key, value in settings.items() if key in _SHOWN}
-    if chosen:
-        lines += ["", "| option | value |", "|---|---|", *(f"| `{key}` | {value} |" for key, value in chosen.items())]
-    return "\n".join(lines)
-
-
-_SHOWN = frozenset(
-    {
-        *(f"loss.{name}" for name in ("kind", "reduction", "weighting", "weights", "label_smoothing")),
-        *(f"optim.{name}" for name in ("lr", "head_lr", "weight_decay", "warmup", "schedule", "layer_decay")),
-        *(f"train.{name}" for name in ("epochs", "max_steps", "batch_size", "accumulate", "precision", "seed")),
-    }
-)
+    settings = [
+        f"| `{group}.{key}` | {value} |"
+        for group in ("loss", "optim", "train")
+        for key, value in known.options.get(group, {}).items()
+        if key in HIGHLIGHTS[group]
+    ]
+    return "\n".join([*lines, *(["", "| option | value |", "|---|---|", *settings] if settings else [])])
 
 
 def _licence(known: Known) -> str:
     if known.klue:
         data = (
             "Trained on KLUE-RE (Park et al. 2021, [arXiv 2105.09680](https://arxiv.org/abs/2105.09680)), which is "
-            "CC BY-SA 4.0; name it where you use this model."
+            "CC BY-SA 4.0; give credit to it where you use this model."
         )
     else:
-        data = "The training rows have their own licence; a model trained on KLUE-RE (CC BY-SA 4.0) should name it."
+        data = "The training rows have their own licence; give credit to KLUE-RE (CC BY-SA 4.0) if they are from it."
     weights = "" if known.licence is None else f"Weights: {known.licence}. "
     return f"## Licence\n\nThe code in this directory is Apache-2.0. {weights}{data}"

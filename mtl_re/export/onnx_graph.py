@@ -1,8 +1,8 @@
-"""Model → `model.onnx`: from token ids to probabilities and label in one graph, and the proof that it does the same.
+"""Model → `model.onnx`: one graph from token ids to probabilities and label, checked against PyTorch.
 
-Temperatures, prior, product and gate are `gating`'s own functions, traced with the network, so the graph cannot say
-something else than `decoding` does. Nothing is taken on trust: `check_graph` compares it with PyTorch on real rows in
-several batch sizes and on random tokens up to the longest input, and a graph that differs is refused.
+Temperatures, prior, product and gate are the functions of `gating`, traced together with the network, so the graph
+cannot decode differently from PyTorch. The result is still checked: `check_graph` compares it with PyTorch on real rows
+in several batch sizes and on random tokens up to the longest input, and a graph that differs is refused.
 """
 
 from __future__ import annotations
@@ -35,50 +35,50 @@ if TYPE_CHECKING:
     from mtl_re.data.validation import Example
 
 LARGEST_DIFFERENCE = 1e-4
-"""Of a probability between graph and PyTorch; fp32 in another order of operations differs by some 1e-6."""
+"""Allowed difference of a probability from PyTorch's; another order of operations in fp32 causes about 1e-6."""
 LEAST_EQUAL = 0.999
-"""Share of rows that must have the same label; one row in fewer than a thousand may be a tie."""
+"""Share of rows whose labels must be equal; one row may always differ, because it may be a tie."""
 ONE_FILE = 1_800_000_000
-"""Bytes of weights that fit beside the graph in one file (protobuf ends at 2 GB); larger ones go to a second file."""
+"""Bytes of weights that go into the graph's file (protobuf is limited to 2 GB); larger ones get a second file."""
 BATCH_SIZES = (32, 7, 1)
 MIXED_ROWS = 40
-"""Rows that are run in the smaller batch sizes too, in their own order, so that lengths mix."""
+"""Rows that are also run in the smaller batch sizes, in their own order, so that lengths are mixed."""
 
 
-class ReadModel(nn.Module):
-    """The network and everything between its logits and a label.
+class DecodedModel(nn.Module):
+    """The network, followed by all steps from its logits to a label.
 
     Args:
         model: in eval mode.
-        reading: gate, prior and threshold; a restriction needs entity types, which a graph of token ids has not.
+        decoding: gate, prior and threshold; no restriction, which would need entity types beside the token ids.
     """
 
-    def __init__(self, model: MtlReModel, reading: Decoding) -> None:
+    def __init__(self, model: MtlReModel, decoding: Decoding) -> None:
         super().__init__()
-        self.model, self.reading = model, reading
-        self.shares = None if reading.prior == "none" else parse_shares("--prior", reading.prior)
+        self.model, self.decoding = model, decoding
+        self.shares = None if decoding.prior == "none" else parse_shares("--prior", decoding.prior)
         if self.shares is not None and model.config.training_prior is None:
             raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`OUTPUTS`: logits (batch, all heads' classes), probabilities (batch, labels), coarse (batch, groups), label
-        (batch,)."""
+        """Return `OUTPUTS`: logits (batch, classes of all heads), probabilities (batch, labels), coarse (batch, groups)
+        and label (batch,)."""
         taxonomy, config = self.model.taxonomy, self.model.config
         logits = self.model(input_ids, attention_mask, positions, token_type_ids)
         probs = gating.product(logits, taxonomy, config.temperatures)
         if self.shares is not None:
             probs = gating.shift_prior(probs, taxonomy, self.shares, config.training_prior)
-        label = gating.labels(probs, taxonomy, self.reading.gate, self.reading.threshold)
+        label = gating.labels(probs, taxonomy, self.decoding.gate, self.decoding.threshold)
         return join_heads(logits, taxonomy), probs, gating.coarse(probs, taxonomy), label
 
 
-def write_graph(model: MtlReModel, reading: Decoding, path: Path) -> dict[str, Any]:
-    """Write the graph; what stands in the report about it.
+def write_graph(model: MtlReModel, decoding: Decoding, path: Path) -> dict[str, Any]:
+    """Write the graph, and return its entry in the report.
 
     Raises:
-        MtlReError: the packages are missing, or this encoder cannot be exported.
+        MtlReError: onnx or onnxscript is not installed, or this encoder cannot be exported.
     """
     try:
         import onnx
@@ -91,7 +91,7 @@ def write_graph(model: MtlReModel, reading: Decoding, path: Path) -> dict[str, A
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                ReadModel(model, reading).eval(),
+                DecodedModel(model, decoding).eval(),
                 (),
                 kwargs=batch,
                 input_names=list(batch),
@@ -100,36 +100,36 @@ def write_graph(model: MtlReModel, reading: Decoding, path: Path) -> dict[str, A
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter wraps whatever the encoder's code made it raise
+    except Exception as error:  # the exporter wraps whatever the encoder's code raises
         kind = model.encoder.config.model_type
         raise MtlReError(f"--onnx: the exporter cannot take a {kind} encoder ({first_line(error)})") from error
     proto = program.model_proto  # type: ignore[union-attr] # None only without dynamo
-    _forget(proto)
+    _remove_notes(proto)
     facts = {
         "labels": json.dumps(list(model.taxonomy.labels), ensure_ascii=False),
         "coarse": json.dumps(list(model.taxonomy.groups), ensure_ascii=False),
-        "reading": json.dumps(described(model, reading)),
+        "reading": json.dumps(described(model, decoding)),
     }
     onnx.helper.set_model_props(proto, facts)
-    save(proto, path, 4 * parameter_count(model) > ONE_FILE)
+    save_graph(proto, path, 4 * parameter_count(model) > ONE_FILE)
     return {"opset": proto.opset_import[0].version, "inputs": list(batch), "outputs": list(OUTPUTS)}
 
 
-def save(proto: Any, path: Path, large: bool) -> None:
-    """Write a graph in one file, or its weights in `NAME.data` beside it."""
+def save_graph(proto: Any, path: Path, large: bool) -> None:
+    """Write a graph to one file, or, if it is large, its weights to `NAME.data` beside it."""
     import onnx
 
     onnx.save_model(proto, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
-def described(model: MtlReModel, reading: Decoding) -> dict[str, Any]:
-    """What the graph applies between logits and label."""
-    values = {"gate": reading.gate, "prior": reading.prior, "threshold": reading.threshold}
+def described(model: MtlReModel, decoding: Decoding) -> dict[str, Any]:
+    """Return what the graph applies between logits and label."""
+    values = {"gate": decoding.gate, "prior": decoding.prior, "threshold": decoding.threshold}
     return {**values, "temperatures": dict(model.config.temperatures)}
 
 
-def _forget(proto: Any) -> None:
-    """Drop the exporter's notes: stack traces with the paths of this machine."""
+def _remove_notes(proto: Any) -> None:
+    """Remove the exporter's notes, which hold stack traces with paths of this machine."""
     for owner in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
         del owner.metadata_props[:]
         owner.ClearField("doc_string")
@@ -139,7 +139,7 @@ def _forget(proto: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter warns about its own inner workings; what matters is checked afterwards."""
+    """Silence the exporter's warnings about its own internals; the result is checked afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -150,25 +150,25 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-# ---- the same as PyTorch? ----------------------------------------------------------------------------------------
+# ---- comparison with PyTorch -------------------------------------------------------------------------------------
 
 
 def check_graph(
-    path: Path, model: MtlReModel, tokenizer: Any, examples: Sequence[Example], reading: Decoding
+    path: Path, model: MtlReModel, tokenizer: Any, examples: Sequence[Example], decoding: Decoding
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Compare a graph with PyTorch.
 
     Returns:
-        The report: `rows`, `batch_sizes`, `lengths` (shortest and longest of the real rows), `random_shapes`, the
-        largest difference of a logit and of a probability (coarse ones included), the share of equal labels. And the
-        graph's outputs for all rows.
+        The report and the graph's outputs for all rows. The report holds `rows`, `batch_sizes`, `lengths` (shortest and
+        longest of the real rows), `random_shapes`, the largest difference of a logit and of a probability (also of a
+        coarse one), and the share of equal labels.
 
     Raises:
         MtlReError: they differ by more than rounding.
     """
     composed, graph = ComposedModel.of(model, tokenizer), OnnxModel(path, model.config)
     logits = composed.logits(examples, BATCH_SIZES[0], progress="PyTorch")
-    decoded = composed.decode(logits, examples, reading)
+    decoded = composed.decode(logits, examples, decoding)
     outputs_of_torch = (logits, decoded.probs, gating.coarse(decoded.probs, model.taxonomy), decoded.labels)
     expected = {name: part.numpy() for name, part in zip(OUTPUTS, outputs_of_torch, strict=True)}
     table = featurizer_of(model, tokenizer).table(examples)
@@ -180,23 +180,23 @@ def check_graph(
             rows = np.arange(start, min(start + size, len(table)))
             chosen = {name: values[rows] for name, values in expected.items()}
             seen.append(_differences(chosen, graph.run(dict(collate(rows)))))
-    shapes = _random_check(model, graph, reading, seen)
-    found = {name: np.concatenate([one[name].ravel() for one in seen]) for name in OUTPUTS}
+    shapes = _random_check(model, graph, decoding, seen)
+    differences = {name: np.concatenate([one[name].ravel() for one in seen]) for name in OUTPUTS}
     report = {
         "rows": len(examples),
         "batch_sizes": list(BATCH_SIZES),
         "lengths": [int(table.lengths.min()), int(table.lengths.max())],
         "random_shapes": shapes,
-        "largest_logit_difference": float(found["logits"].max()),
-        "largest_probability_difference": float(max(found["probabilities"].max(), found["coarse"].max())),
-        "equal_labels": 1 - float(found["label"].mean()),
+        "largest_logit_difference": float(differences["logits"].max()),
+        "largest_probability_difference": float(max(differences["probabilities"].max(), differences["coarse"].max())),
+        "equal_labels": 1 - float(differences["label"].mean()),
     }
-    refuse_difference(report, len(found["label"]))
+    refuse_difference(report, len(differences["label"]))
     return report, outputs
 
 
 def refuse_difference(report: dict[str, Any], rows: int) -> None:
-    """Raise if a graph differs from PyTorch by more than rounding; NaN differs."""
+    """Raise MtlReError if a graph differs from PyTorch by more than rounding; NaN counts as a difference."""
     largest, unequal = report["largest_probability_difference"], round((1 - report["equal_labels"]) * rows)
     if not largest <= LARGEST_DIFFERENCE or unequal > max(1, (1 - LEAST_EQUAL) * rows):
         what = f"probabilities by {largest:.2g}, {unequal} of {rows} labels"
@@ -206,7 +206,7 @@ def refuse_difference(report: dict[str, Any], rows: int) -> None:
 def graph_outputs(
     graph: OnnxModel, table: FeatureTable, pad_id: int, batch_size: int, title: str
 ) -> dict[str, np.ndarray]:
-    """All outputs of a graph for a table's rows, in their order."""
+    """Return all outputs of a graph for the rows of a table, in the order of the table."""
     collate = Collator(table, pad_id, graph.takes_types, [0] * len(graph.taxonomy.heads))
     parts: list[dict[str, np.ndarray]] = []
     batches = sorted_batches(table.lengths, batch_size)
@@ -218,22 +218,22 @@ def graph_outputs(
     return {name: np.concatenate([part[name] for part in parts])[back] for name in OUTPUTS}
 
 
-def _differences(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: _difference(expected[name], found[name]) for name in OUTPUTS}
+def _differences(expected: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: _difference(expected[name], given[name]) for name in OUTPUTS}
 
 
-def _difference(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Absolute differences, or for labels whether they differ."""
-    if found.dtype == np.int64:
-        return expected != found
-    return np.abs(expected.astype(np.float64) - found)
+def _difference(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Return absolute differences, or, for labels, whether they differ."""
+    if given.dtype == np.int64:
+        return expected != given
+    return np.abs(expected.astype(np.float64) - given)
 
 
-def _random_check(model: MtlReModel, graph: OnnxModel, reading: Decoding, seen: list[Any]) -> list[list[int]]:
-    """Random tokens in batches of other shapes, up to the longest input: real rows may all be short."""
+def _random_check(model: MtlReModel, graph: OnnxModel, decoding: Decoding, seen: list[Any]) -> list[list[int]]:
+    """Compare on random tokens in batches of other shapes, up to the longest input: real rows may all be short."""
     longest = model.config.max_input_length
     shapes = sorted({(3, min(9, longest)), (2, max(longest // 2, 4)), (1, longest)})
-    whole = ReadModel(model, reading).eval()
+    whole = DecodedModel(model, decoding).eval()
     for number, (rows, length) in enumerate(shapes):
         batch = _tokens(model, rows, length, seed=number)
         with torch.inference_mode():
@@ -243,13 +243,13 @@ def _random_check(model: MtlReModel, graph: OnnxModel, reading: Decoding, seen: 
 
 
 def _tokens(model: MtlReModel, rows: int, length: int, seed: int) -> dict[str, Tensor]:
-    """A batch of random tokens, each row after the first padded by one more token than the last."""
+    """Return a batch of random tokens, each row with one more token of padding than the row before."""
     generator = torch.Generator().manual_seed(seed)
     known = model.encoder.get_input_embeddings().num_embeddings
     ids = torch.randint(0, known, (rows, length), generator=generator)
     inside = torch.arange(length) < length - torch.arange(rows)[:, None]
-    places = torch.randint(0, length - rows + 1, (rows, 2, 2), generator=generator).sort(-1).values
-    batch = {"input_ids": ids, "attention_mask": inside.long(), "positions": places.flatten(1)}
+    positions = torch.randint(0, length - rows + 1, (rows, 2, 2), generator=generator).sort(-1).values
+    batch = {"input_ids": ids, "attention_mask": inside.long(), "positions": positions.flatten(1)}
     if model.takes_types:
         batch["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(rows, length).contiguous()
     return batch

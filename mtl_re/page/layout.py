@@ -1,7 +1,7 @@
-"""The demo's Gradio page: its parts, and which function answers which event.
+"""The Gradio page: its components, and the function that handles each event.
 
-Enters: `demo_answers.Answers`. Leaves: the page. A selection is read in the browser at the moment a button is pressed
-(`READ_SELECTION`), together with the text it belongs to, so no event can come too late or out of order.
+Enters: a `PageBackend`. Leaves: the page. The browser reads the selection at the moment a button is pressed
+(`READ_SELECTION`), together with the text it belongs to, so no event can arrive late or out of order.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mtl_re.data.validation import Example
-from mtl_re.page import view as demo_view
-from mtl_re.page.answers import KINDS, Answers, answer, examples, mark, submission
-from mtl_re.page.texts import TEXTS, Language
-from mtl_re.page.view import ROLES, Draft, Role
+from mtl_re.page.backend import UPLOAD_SUFFIXES, PageBackend, answer, example_rows, mark_selection, submission
+from mtl_re.page.draft import ROLES, Draft, Role
+from mtl_re.page.rendering import hint_html, type_choices
+from mtl_re.page.translations import TEXTS, Language
 
 READ_SELECTION = """(text, start, stop, ...rest) => {
   const area = document.querySelector("#sentence textarea");
@@ -24,17 +24,17 @@ READ_LANGUAGE = """(draft, subject, object, language) =>
   [draft, subject, object, navigator.language.toLowerCase().startsWith("ko") ? "ko" : "en"]"""
 LABELLED = ("example", "sentence", "type_subject", "type_object", "file", "submission", "tab_one", "tab_file")
 BUTTONS = ("mark_subject", "mark_object", "predict", "file_run")
-ONE = {"concurrency_id": "one", "api_visibility": "private", "show_progress": "hidden"}
-"""Events of the first tab run one after the other: each goes on from the draft that the one before it left."""
+ONE_AT_A_TIME = {"concurrency_id": "one", "api_visibility": "private", "show_progress": "hidden"}
+"""Events of the first tab run one at a time, because each continues from the draft that the one before it left."""
 
 Parts = dict[str, Any]
 
 
-def page(answers: Answers) -> Any:
-    """The page around a checkpoint."""
+def build_page(backend: PageBackend) -> Any:
+    """Build the page of a checkpoint, not launched yet."""
     import gradio as gr
 
-    words, picks = TEXTS["ko"], examples(answers.taxonomy)
+    words, picks = TEXTS["ko"], example_rows(backend.taxonomy)
     part: Parts = {}
     with gr.Blocks(title="mtl-re", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         part["draft"] = gr.State(Draft())
@@ -48,113 +48,112 @@ def page(answers: Answers) -> Any:
         with gr.Tabs():
             with gr.Tab(words["tab_one"]) as part["tab_one"], gr.Row():
                 with gr.Column(scale=5, min_width=320):
-                    _question(gr, part, answers.types, picks)
+                    _question(gr, part, backend.types, picks)
                 with gr.Column(scale=6, min_width=320):
-                    waiting = demo_view.hint_html(words["waiting"])
+                    waiting = hint_html(words["waiting"])
                     part["result"] = gr.HTML(waiting, elem_classes="re-page", elem_id="result")
             with gr.Tab(words["tab_file"]) as part["tab_file"]:
                 _file(gr, part)
-        show = _connect(gr, part, answers, picks)
-        _speak(gr, blocks, part, answers, show)
+        show = _connect(gr, part, backend, picks)
+        _translate(gr, blocks, part, backend, show)
     return blocks
 
 
 def _question(gr: Any, part: Parts, types: list[str], picks: list[Example]) -> None:
-    """The left column: a sentence, and what marks the entities in it."""
+    """Add the left column: the sentence, and the buttons that mark its entities."""
     words, closed = TEXTS["ko"], {"filterable": False}
     sentences = [(row.sentence, number) for number, row in enumerate(picks)]
-    some = {"label": words["example"], "visible": bool(picks), **closed}
-    part["example"] = gr.Dropdown(sentences, value=None, elem_id="example", **some)
-    said = {"label": words["sentence"], "info": words["steps"], "placeholder": words["placeholder"]}
-    part["sentence"] = gr.Textbox(lines=3, max_lines=8, max_length=2000, elem_id="sentence", **said)
+    shown = {"label": words["example"], "visible": bool(picks), **closed}
+    part["example"] = gr.Dropdown(sentences, value=None, elem_id="example", **shown)
+    texts = {"label": words["sentence"], "info": words["steps"], "placeholder": words["placeholder"]}
+    part["sentence"] = gr.Textbox(lines=3, max_lines=8, max_length=2000, elem_id="sentence", **texts)
     for role, kind in zip(ROLES, ("PER", "ORG"), strict=True):
-        first = kind if kind in types else types[0]
+        default = kind if kind in types else types[0]
         with gr.Row(equal_height=True):
             part[f"mark_{role}"] = gr.Button(words[f"mark_{role}"], elem_id=f"mark-{role}", min_width=200)
-            typed = {"label": words[f"type_{role}"], "elem_id": f"type-{role}", "min_width": 200, **closed}
-            part[f"type_{role}"] = gr.Dropdown(demo_view.type_choices(types, "ko"), value=first, **typed)
-    empty = demo_view.hint_html(words["empty"])
-    part["preview"] = gr.HTML(empty, elem_classes="re-page", elem_id="preview")
+            box = {"label": words[f"type_{role}"], "elem_id": f"type-{role}", "min_width": 200, **closed}
+            part[f"type_{role}"] = gr.Dropdown(type_choices(types, "ko"), value=default, **box)
+    part["preview"] = gr.HTML(hint_html(words["empty"]), elem_classes="re-page", elem_id="preview")
     part["predict"] = gr.Button(words["predict"], variant="primary", elem_id="predict")
 
 
 def _file(gr: Any, part: Parts) -> None:
-    """The second tab."""
+    """Add the second tab: upload a file, download its submission."""
     words = TEXTS["ko"]
     part["file_help"] = gr.HTML(elem_classes="re-page")
-    part["file"] = gr.File(label=words["file"], file_types=list(KINDS), type="filepath", elem_id="file")
+    part["file"] = gr.File(label=words["file"], file_types=list(UPLOAD_SUFFIXES), type="filepath", elem_id="file")
     part["file_run"] = gr.Button(words["file_run"], variant="primary", elem_id="file-run")
-    part["file_said"] = gr.HTML(elem_classes="re-page", elem_id="file-said")
+    part["file_message"] = gr.HTML(elem_classes="re-page", elem_id="file-message")
     part["submission"] = gr.File(interactive=False, visible=False, elem_id="submission")
 
 
-def _connect(gr: Any, part: Parts, answers: Answers, picks: list[Example]) -> Callable[..., tuple[Any, ...]]:
-    """Join the parts to the functions that answer; returns the one that shows a draft."""
+def _connect(gr: Any, part: Parts, backend: PageBackend, picks: list[Example]) -> Callable[..., tuple[Any, ...]]:
+    """Connect the components to their event handlers, and return the handler that shows a draft."""
 
     def show(draft: Draft, subject: str, object: str, language: Language) -> tuple[Any, ...]:
-        return draft, *answer(answers, draft, {"subject": subject, "object": object}, language)
+        return draft, *answer(backend, draft, {"subject": subject, "object": object}, language)
 
     def edit(text: str, draft: Draft, *rest: Any) -> tuple[Any, ...]:
         return show(draft.edited(text), *rest)
 
     def marker(role: Role) -> Callable[..., tuple[Any, ...]]:
         def press(text: str, start: int, stop: int, draft: Draft, *rest: Any) -> tuple[Any, ...]:
-            made = mark(draft, role, text, start, stop)
-            if made is None:
+            edited = mark_selection(draft, role, text, start, stop)
+            if edited is None:
                 gr.Warning(TEXTS[rest[-1]]["nothing"])
-            return show(made or draft.edited(text), *rest)
+            return show(edited or draft.edited(text), *rest)
 
         return press
 
     def pick(number: int, language: Language) -> tuple[Any, ...]:
         row = picks[number]
-        made = Draft(row.sentence, (row.subject.start, row.subject.end), (row.object.start, row.object.end))
-        kinds = (row.subject.type, row.object.type)
-        return row.sentence, *kinds, *show(made, *kinds, language)
+        marked = Draft(row.sentence, (row.subject.start, row.subject.end), (row.object.start, row.object.end))
+        types = (row.subject.type, row.object.type)
+        return row.sentence, *types, *show(marked, *types, language)
 
     def run(path: str | None, language: Language) -> tuple[str, Any]:
-        said, output = submission(answers, path, language)
-        return said, gr.update(value=output, visible=output is not None)
+        message, output = submission(backend, path, language)
+        return message, gr.update(value=output, visible=output is not None)
 
     settings, shown = _settings(part), _shown(part)
     edits = [part["sentence"], *settings]
-    # Not `input`: gradio 6.31 does not raise it for text of an input method, which is how Korean is typed.
-    part["sentence"].change(edit, edits, shown, trigger_mode="always_last", **ONE)
-    part["predict"].click(edit, edits, shown, js=READ_TEXT, **ONE)
+    # Not `input`: Gradio 6.31 does not raise it for text from an input method, and Korean is typed with one.
+    part["sentence"].change(edit, edits, shown, trigger_mode="always_last", **ONE_AT_A_TIME)
+    part["predict"].click(edit, edits, shown, js=READ_TEXT, **ONE_AT_A_TIME)
     for role in ROLES:
-        places = [part["sentence"], part["start"], part["stop"], *settings]
-        part[f"mark_{role}"].click(marker(role), places, shown, js=READ_SELECTION, **ONE)
-        part[f"type_{role}"].input(show, settings, shown, **ONE)
-    picked = [part["sentence"], part["type_subject"], part["type_object"], *shown]
-    part["example"].select(pick, [part["example"], part["language"]], picked, **ONE)
-    files = [part["file_said"], part["submission"]]
+        selection = [part["sentence"], part["start"], part["stop"], *settings]
+        part[f"mark_{role}"].click(marker(role), selection, shown, js=READ_SELECTION, **ONE_AT_A_TIME)
+        part[f"type_{role}"].input(show, settings, shown, **ONE_AT_A_TIME)
+    filled = [part["sentence"], part["type_subject"], part["type_object"], *shown]
+    part["example"].select(pick, [part["example"], part["language"]], filled, **ONE_AT_A_TIME)
+    files = [part["file_message"], part["submission"]]
     part["file_run"].click(run, [part["file"], part["language"]], files, api_visibility="private")
     return show
 
 
-def _speak(gr: Any, blocks: Any, part: Parts, answers: Answers, show: Callable[..., tuple[Any, ...]]) -> None:
-    """Put the page into a language: the browser's own at first, then the one that is chosen."""
+def _translate(gr: Any, blocks: Any, part: Parts, backend: PageBackend, show: Callable[..., tuple[Any, ...]]) -> None:
+    """Show the page in a language: first the browser's own, later the one that the user chooses."""
 
-    def said(language: Language) -> list[Any]:
-        words, options = TEXTS[language], answers.options
+    def translated(language: Language) -> list[Any]:
+        words, options = TEXTS[language], backend.options
         updates: dict[str, dict[str, Any]] = {name: {"label": words[name]} for name in LABELLED}
         updates["sentence"] |= {"placeholder": words["placeholder"], "info": words["steps"]}
         for role in ROLES:
-            updates[f"type_{role}"]["choices"] = demo_view.type_choices(answers.types, language)
+            updates[f"type_{role}"]["choices"] = type_choices(backend.types, language)
         limits = words["file_help"].format(rows=f"{options.max_rows:,}", megabytes=options.max_megabytes)
-        texts = [*(words[name] for name in BUTTONS), _title(language), demo_view.hint_html(limits), ""]
+        texts = [*(words[name] for name in BUTTONS), _title(language), hint_html(limits), ""]
         return [*(gr.update(**update) for update in updates.values()), *texts]
 
     def change(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
-        return [*said(language), *show(draft, subject, object, language)]
+        return [*translated(language), *show(draft, subject, object, language)]
 
     def load(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
         return [language, *change(draft, subject, object, language)]
 
-    named = [part[name] for name in (*LABELLED, *BUTTONS, "title", "file_help", "file_said")]
+    named = [part[name] for name in (*LABELLED, *BUTTONS, "title", "file_help", "file_message")]
     outputs = [*named, *_shown(part)]
-    part["language"].input(change, _settings(part), outputs, **ONE)
-    blocks.load(load, _settings(part), [part["language"], *outputs], js=READ_LANGUAGE, **ONE)
+    part["language"].input(change, _settings(part), outputs, **ONE_AT_A_TIME)
+    blocks.load(load, _settings(part), [part["language"], *outputs], js=READ_LANGUAGE, **ONE_AT_A_TIME)
 
 
 def _title(language: Language) -> str:

@@ -25,7 +25,7 @@ from mtl_re.taxonomy import NO_RELATION, Taxonomy
 DRAWS = 100_000
 """Most sign flips of a permutation test: those of 16 pairs (65,536) are enumerated; of more pairs they are drawn."""
 
-SCORES = ("micro_f1", "auprc")
+COMPARED_SCORES = ("micro_f1", "auprc")
 
 
 # ---- over rows -----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def paired_bootstrap(
     chunks = [np.subtract(arm_b(drawn), arm_a(drawn)) for drawn in multiplicities(len(gold), resamples, seed)]
     observed = np.subtract(arm_b(np.ones((len(gold), 1))), arm_a(np.ones((len(gold), 1))))[:, 0]
     found = {}
-    for name, point, drawn in zip(SCORES, observed, np.concatenate(chunks, axis=1), strict=True):
+    for name, point, drawn in zip(COMPARED_SCORES, observed, np.concatenate(chunks, axis=1), strict=True):
         ci = np.quantile(drawn, [0.025, 0.975]).tolist()
         found[name] = {"difference": float(point), "ci": ci, "p": _two_sided(drawn)}
     return found

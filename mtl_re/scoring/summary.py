@@ -64,6 +64,11 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return an interval with two decimals, or a dash if there is none."""
+    return NONE if bounds is None else f"{bounds[0]:.2f}–{bounds[1]:.2f}"
+
+
 def _interval(result: Mapping[str, Any], name: str) -> str:
     bounds: Sequence[float] | None = (result.get("ci") or {}).get(name)
     return "" if bounds is None else f"[{bounds[0]:.2f}, {bounds[1]:.2f}] 95 %, "

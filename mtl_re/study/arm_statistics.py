@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
-from mtl_re.scoring.significance import SCORES, holm, permutation_test, seed_interval
+from mtl_re.scoring.significance import COMPARED_SCORES, holm, permutation_test, seed_interval
 from mtl_re.study.cell_logits import Read
 
 BySeed = Mapping[int, Read]
@@ -104,7 +104,7 @@ def compare(
     ):
         raise MtlReError(f"{names[0]}/{names[1]} and {names[2]} were scored on different rows or labels")
     streams = {digest: number for number, digest in enumerate(dict.fromkeys(ours[seed].rows for seed in seeds))}
-    drawn = np.zeros((len(SCORES), resamples))
+    drawn = np.zeros((len(COMPARED_SCORES), resamples))
     points = []
     for seed in seeds:
         stream = streams[ours[seed].rows]
@@ -114,7 +114,7 @@ def compare(
         points.append(our_point - base_point)
         drawn += (our_draws - base_draws) / len(seeds)
     observed = np.stack(points)  # (seeds, scores)
-    return [_difference(names, score, observed[:, place], drawn[place]) for place, score in enumerate(SCORES)]
+    return [_difference(names, score, observed[:, place], drawn[place]) for place, score in enumerate(COMPARED_SCORES)]
 
 
 def _difference(names: tuple[str, str, str], score: str, by_seed: Floats, drawn: Floats) -> Difference:
@@ -130,7 +130,7 @@ def _difference(names: tuple[str, str, str], score: str, by_seed: Floats, drawn:
 def adjusted(found: Sequence[Difference]) -> list[Difference]:
     """The same differences with Holm's p-values; the family is all comparisons of one score."""
     result = list(found)
-    for score in SCORES:
+    for score in COMPARED_SCORES:
         places = [place for place, difference in enumerate(found) if difference.score == score]
         rows, seeds = (holm([getattr(found[place], name) for place in places]) for name in ("rows_p", "seeds_p"))
         for place, row_p, seed_p in zip(places, rows, seeds, strict=True):

@@ -17,14 +17,14 @@ from typing import Any
 from tqdm import tqdm
 
 from mtl_re.errors import MtlReError
-from mtl_re.figures import escape, table, undrawn, write_markdown
+from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, adjusted, compare, figures, flat_figures, summarised
 from mtl_re.study.cell_logits import CellLogits, Read, cell_logits, compose, read
 from mtl_re.study.cell_process import best_score, finished, locked
 from mtl_re.study.study import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
-from mtl_re.training.report import read_log
+from mtl_re.training.run_report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from mtl_re.config import TrackingConfig
 from mtl_re.errors import MtlReError
-from mtl_re.figures import FEW, confusion, styled
+from mtl_re.figures import FEW_CLASSES, confusion_heat_map, styled
 from mtl_re.files import unwritable, whole_file
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
@@ -208,9 +208,9 @@ def _tensorboard_confusions(writer: Any, answers: Answers, step: int) -> None:
     for kind, (title, names, gold, predicted) in answers.by_classes().items():
         counts = np.zeros((len(names), len(names)), dtype=np.int64)
         np.add.at(counts, (gold, predicted), 1)
-        side = 2.6 + (1.25 if len(names) <= FEW else 0.3) * len(names)
+        side = 2.6 + (1.25 if len(names) <= FEW_CLASSES else 0.3) * len(names)
         with styled(side, side - 1) as figure:
-            confusion(figure.add_subplot(), counts, names, title)
+            confusion_heat_map(figure.add_subplot(), counts, names, title)
             writer.add_figure(f"confusion/{kind}", figure, step, close=False)
 
 

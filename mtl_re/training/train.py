@@ -30,7 +30,7 @@ from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
 from mtl_re.signals import stop_signals
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training import checkpoint, loop, report
+from mtl_re.training import checkpoint, loop, run_report
 from mtl_re.training.bad_steps import BadStepError, check_step, roll_back
 from mtl_re.training.loop import agreed_to_stop, due, leave, peers_named
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
@@ -350,7 +350,7 @@ def _conclude(run: Run, state: State) -> dict[str, Any]:
         predicted, probs = decoded.labels.numpy(), decoded.probs.numpy()
         run.trackers.charts(Answers(taxonomy.labels, coarse, gold, predicted, probs), state.step)
         figures["selection"] = state.best_score
-    report.write_run_report(run.run_dir)
+    run_report.write_run_report(run.run_dir)
     return figures
 
 

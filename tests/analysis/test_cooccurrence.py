@@ -1,16 +1,18 @@
 """The co-occurrence rate: counted by hand on small predictions."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import sample_examples
 
 from mtl_re import cli
-from mtl_re.analysis.cooccurrence import cooccurrence, false_rate, summary
+from mtl_re.analysis.cooccurrence import cooccurrence, false_rate, render_cooccurrence
 from mtl_re.config import CooccurrenceConfig
 from mtl_re.errors import MtlReError
-from mtl_re.taxonomy import KLUE, NO_RELATION
+from mtl_re.predict.triples import extract
+from mtl_re.taxonomy import KLUE, NO_RELATION, Taxonomy
 
 
 def written(tmp_path, rows):
@@ -50,6 +52,31 @@ def test_the_rate_at_thresholds(tmp_path):
     assert (half["one_relation"]["rate"], half["one_relation"]["recall"]) == (0.25, 0.5)
     assert more["any_relation"]["rate"] == 0.25  # 1 - 0.3 reaches 0.7
     assert zero["any_relation"]["rate"] == zero["one_relation"]["rate"] == 1
+
+
+def test_a_threshold_counts_what_extract_gives(tmp_path):
+    """The hard gate opens org (0.4 in all), but per:title (0.38) is the most probable relation by far."""
+    taxonomy = Taxonomy.from_prefixes()
+    orgs = [label for label in KLUE if label.startswith("org:")]
+    probs = dict.fromkeys(KLUE, 0.0) | dict.fromkeys(orgs, 0.4 / len(orgs)) | {NO_RELATION: 0.22, "per:title": 0.38}
+    row = {"id": "0", "gold": NO_RELATION, "label": orgs[0], "score": probs[orgs[0]], "probs": probs}
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    class Asked:
+        """What `extract` asks: the same probabilities for every pair, decoded by the hard gate."""
+
+        reading = SimpleNamespace(gate="hard")
+
+        def __init__(self):
+            self.taxonomy = taxonomy
+
+        def probabilities(self, rows):
+            return np.array([[probs[label] for label in taxonomy.labels]] * len(rows))
+
+    for at in cooccurrence(path, CooccurrenceConfig(thresholds=[0.03, 0.1, 0.38, 0.39]))["thresholds"]:
+        triples = extract(Asked(), "가 나", [(0, 0, "PER"), (2, 2, "LOC")], at["threshold"])
+        assert [triple.relation for triple in triples] == ["per:title"] * int(at["one_relation"]["rate"]), at
 
 
 def test_wilsons_interval():
@@ -96,7 +123,7 @@ def test_the_command_writes_what_the_model_card_takes(tmp_path, capsys):
     result = json.loads(output.read_text(encoding="utf-8"))
     assert {"rate", "low", "high", "n", "threshold"} <= set(result)
     assert 0 <= result["low"] < result["rate"] < result["high"] <= 1
-    assert said == summary(result) + "\n"
+    assert said == render_cooccurrence(result) + "\n"
     assert "as predicted: 50.0 % [15.0, 85.0] of 4" in said
     assert cli.main(["cooccurrence", str(path), "--threshold", "1.5"]) == 2
     assert cli.main(["cooccurrence", str(tmp_path / "none.jsonl")]) == 1

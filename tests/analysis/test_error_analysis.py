@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_re import cli
-from mtl_re.analysis import error_analysis
+from mtl_re.analysis import error_analysis, joined_rows
 from mtl_re.config import ErrorsConfig
 from mtl_re.data import sample
 from mtl_re.data.validation import Entity, Example
@@ -116,7 +116,7 @@ def test_figures_equal_those_counted_by_hand(analyse, undrawn):
     confused = section(text, "Confused labels")
     assert "The 5 most frequent of 5 pairs hold 5 of 5 errors." in confused
     assert cells(confused, "no_relation") == ["org:a", "1", "33.3"]
-    alarms = section(text, "False alarms: rows of no relation that come out related")
+    alarms = section(text, "False alarms: unrelated rows that are predicted as related")
     assert cells(alarms, "all")[:3] == cells(alarms, "ORG→PER")[:3] == ["3", "2", "66.67"]
     assert cells(section(text, "F1 by sentence length"), "0 to 49")[:3] == ["8", "5", "36.36"]
     assert cells(section(text, "F1 by entity types"), "ORG→PER")[:3] == ["8", "5", "36.36"]
@@ -179,7 +179,7 @@ def test_error_kinds_are_those_that_metrics_counts():
     rng = np.random.default_rng(0)
     gold, pred = rng.integers(0, 30, (2, 500))
     probs = rng.dirichlet(np.ones(30), 500)
-    kinds = error_analysis.error_kinds(error_analysis.Rows([], gold, pred, probs, None, taxonomy, 0))
+    kinds = error_analysis.error_kinds(joined_rows.Rows([], gold, pred, probs, None, taxonomy, 0))
     expected = metrics.all_metrics(gold, probs, pred, pred, "hard", taxonomy, resamples=0)["errors"]
     assert {kind: int((kinds == kind).sum()) for kind in expected} == expected
     assert min(expected.values()) > 0
@@ -199,7 +199,7 @@ def test_lengths_and_types_part_the_rows(analyse, undrawn):
     types = section(text, "F1 by entity types")
     assert cells(types, "LOC→PER")[:2] == ["3", "0"]
     assert types.index("ORG→PER |") < types.index("LOC→PER |")
-    alarms = section(text, "False alarms: rows of no relation that come out related")
+    alarms = section(text, "False alarms: unrelated rows that are predicted as related")
     assert cells(alarms, "LOC→PER")[:3] == ["3", "2", "66.67"]
     assert "| ORG→PER |" not in alarms  # no row of no relation
 
@@ -317,7 +317,7 @@ def test_a_file_of_one_label(analyse, undrawn, label):
     for part in (made, [row for row in made if row[0] == row[1]]):
         text = analyse(predictions(part), klue_rows(part))
         related = label != "no_relation"
-        assert ("No row is of no relation." in text) == related
+        assert ("No row is unrelated." in text) == related
         assert ("gate.png" in text) == related
 
 

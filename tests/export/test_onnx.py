@@ -17,9 +17,8 @@ from test_export import SECRETS, elsewhere
 from mtl_re import cli
 from mtl_re.config import ExportConfig
 from mtl_re.errors import MtlReError
-from mtl_re.export import export, onnx_graph
-from mtl_re.export import int8 as onnx_int8
-from mtl_re.export.int8 import Bounds
+from mtl_re.export import export, onnx_graph, quantisation
+from mtl_re.export.quantisation import Bounds
 from mtl_re.model import network as model
 from mtl_re.model.onnx_model import load_onnx
 from mtl_re.predict.predictor import Predictor
@@ -46,7 +45,7 @@ def test_the_cost_is_paired_and_bounded():
     gold = np.array([1, 1, 2, 2, 0] * 20)
     before, after = changed(gold.tolist()), changed([0, *gold.tolist()[1:]], drift=0.25)
     after["probabilities"][0] = before["probabilities"][0] + [0.25, -0.25, 0]
-    found = onnx_int8.cost(gold, before, after, taxonomy)
+    found = quantisation.quantisation_cost(gold, before, after, taxonomy)
     assert found["micro_f1"]["before"] == 100
     assert found["micro_f1"]["difference"] == pytest.approx(200 * 79 / 159 - 100)
     assert found["micro_f1"]["ci"][0] <= found["micro_f1"]["difference"] <= found["micro_f1"]["ci"][1]
@@ -54,7 +53,7 @@ def test_the_cost_is_paired_and_bounded():
     assert Bounds(1.0, 2.0).broken(found) == []
     assert Bounds(0.5, 2.0).broken(found)[0].startswith("micro_f1 0.63 points lower")
     assert Bounds(1.0, 0.5).broken(found) == ["1.00 % of the labels changed"]
-    better = onnx_int8.cost(gold, after, before, taxonomy)
+    better = quantisation.quantisation_cost(gold, after, before, taxonomy)
     assert Bounds(0.0, 2.0).broken(better) == []  # a gain is no loss
 
 
@@ -196,7 +195,7 @@ def test_the_report_and_the_card_tell_what_was_checked(exported):
     assert {"micro_f1", "auprc", "largest_drift", "changed_labels"} <= set(int8)
     assert int8["largest_drift"] > 0
     card = (exported / "README.md").read_text(encoding="utf-8")
-    assert "`model.onnx` against PyTorch on 300 rows of sample:valid" in card
+    assert "`model.onnx` compared with PyTorch on 300 rows of sample:valid" in card
     assert "`model.int8.onnx`" in card
     assert (exported / "model.int8.onnx").stat().st_size < 0.6 * (exported / "model.onnx").stat().st_size
 
@@ -232,12 +231,12 @@ def test_int8_over_its_bounds_is_refused(exported, tmp_path, monkeypatch):
     outputs = onnx_graph.graph_outputs(graph, table, tokenizer.pad_token_id, 32, "graph")
     given = (exported / "model.onnx", tmp_path / "small.onnx", ours, tokenizer, rows, outputs, Bounds(1, 2))
     with pytest.raises(MtlReError, match=r"against fp32 on 40 rows, micro_f1 9\.00 points lower.*--force keeps it"):
-        onnx_int8.write_int8(*given, force=False)
-    report = onnx_int8.write_int8(*given, force=True)
-    assert list(report["tried"]) == list(onnx_int8.RECIPES)
+        quantisation.write_int8(*given, force=False)
+    report = quantisation.write_int8(*given, force=True)
+    assert list(report["tried"]) == list(quantisation.RECIPES)
     assert (report["recipe"], report["over"]) == ("weights", ["micro_f1 9.00 points lower"])
     with pytest.raises(MtlReError, match="has no label"):
-        onnx_int8.write_int8(*given[:4], [replace(row, label=None) for row in rows], *given[5:], force=True)
+        quantisation.write_int8(*given[:4], [replace(row, label=None) for row in rows], *given[5:], force=True)
 
 
 @pytest.mark.slow
@@ -311,7 +310,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tokenizer, examples, tmp_p
         (tmp_path / folder).mkdir()
     path = tmp_path / "here" / "model.onnx"
     onnx_graph.write_graph(made, Decoding(), path)
-    onnx_int8.quantise(path, path.with_name("model.int8.onnx"), "weights")
+    quantisation.quantise(path, path.with_name("model.int8.onnx"), "weights")
     files = {file.name for file in path.parent.iterdir()}
     assert files == {"model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data"}
     for file in path.parent.iterdir():  # they find each other by name, wherever they lie

@@ -23,7 +23,7 @@ from mtl_re.export.export import export
 from mtl_re.model import network as model
 from mtl_re.model.encoders import load_encoder, load_masked_lm
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.training import report
+from mtl_re.training import run_report
 from mtl_re.training.train import train
 
 EVIL = "<script>alert(1)</script>"
@@ -302,7 +302,7 @@ def test_html_in_labels_is_escaped_in_a_runs_report(tmp_path):
     taxonomy = hostile_taxonomy()
     result = result_of(taxonomy)
     lines = log_lines(result, heads=[head.name for head in taxonomy.heads])
-    path = report.write_run_report(make_run(tmp_path / "<b>run", result, lines, taxonomy))
+    path = run_report.write_run_report(make_run(tmp_path / "<b>run", result, lines, taxonomy))
     text = path.read_text(encoding="utf-8")
     assert "script" in text
     assert not unescaped(text)

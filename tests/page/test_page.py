@@ -1,4 +1,4 @@
-"""The demo page: its pure parts, what it answers, and (slow) the whole of it in a headless browser."""
+"""The demo page: its pure functions, its answers, and (slow) the whole page in a headless browser."""
 
 import csv
 import json
@@ -19,12 +19,14 @@ import pytest
 from mtl_re.config import DemoConfig
 from mtl_re.data.validation import Entity, Example
 from mtl_re.errors import MtlReError
-from mtl_re.page import answers as demo_answers
-from mtl_re.page import app as demo
-from mtl_re.page import view as demo_view
-from mtl_re.page.answers import Answers, answer, mark, submission
-from mtl_re.page.texts import GLOSSES, STYLE, TEXTS, TYPES
-from mtl_re.page.view import Draft, escaped, marked_html, python_span, result_html, view_of
+from mtl_re.page import backend as page_backend
+from mtl_re.page import rendering
+from mtl_re.page import server as page_server
+from mtl_re.page.backend import PageBackend, answer, mark_selection, submission
+from mtl_re.page.draft import Draft, python_span
+from mtl_re.page.rendering import escaped, marked_html, result_html, view_of
+from mtl_re.page.stylesheet import STYLESHEET
+from mtl_re.page.translations import GLOSSES, TEXTS, TYPES
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.writers import Prediction
@@ -35,8 +37,8 @@ KINDS = {"subject": "PER", "object": "ORG"}
 
 
 @pytest.fixture(scope="module")
-def answers(tiny, tmp_path_factory) -> Answers:
-    return Answers(
+def backend(tiny, tmp_path_factory) -> PageBackend:
+    return PageBackend(
         Predictor([ComposedModel.of(*tiny)]), DemoConfig(max_rows=40, max_megabytes=1), tmp_path_factory.mktemp("demo")
     )
 
@@ -95,8 +97,8 @@ def test_a_new_mark_replaces_what_it_overlaps():
     assert draft.marked("subject", (1, 3)) == Draft("가나 다라", (1, 3), None)
     assert draft.marked("object", (1, 1)) == Draft("가나 다라", None, (1, 1))
     assert draft.marked("object", (3, 3)) == Draft("가나 다라", (0, 1), (3, 3))
-    assert mark(draft, "object", "가나 다라", 2, 3) is None
-    assert mark(Draft(), "object", "가 😀", 2, 4) == Draft("가 😀", None, (2, 2))
+    assert mark_selection(draft, "object", "가나 다라", 2, 3) is None
+    assert mark_selection(Draft(), "object", "가 😀", 2, 4) == Draft("가 😀", None, (2, 2))
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
@@ -110,9 +112,9 @@ def test_strangers_text_is_escaped():
     assert {tag.split()[0] for tag in re.findall(r"<([^>]*)>", shown)} == tags
     assert "${" not in shown
     assert "{{" not in shown
-    problem = demo_view.problem_html(HOSTILE, "ko")
+    problem = rendering.problem_html(HOSTILE, "ko")
     assert "<script" not in problem
-    assert "${" not in demo_view.file_html("${1}<i>", {"per:title": 3}, "en")
+    assert "${" not in rendering.file_html("${1}<i>", {"per:title": 3}, "en")
 
 
 def test_the_preview_names_the_roles_and_what_is_missing():
@@ -161,8 +163,8 @@ def test_the_view_when_the_gates_differ():
     ]
     heads = {branch.name: branch for branch in view.branches}
     assert (heads["per"].open, heads["org"].open) == (True, False)
-    assert heads["per"].bars[0] == demo_view.Bar("per:title", pytest.approx(0.3 / 0.55), True)
-    assert heads["org"].bars[0] == demo_view.Bar("org:members", pytest.approx(1.0), False)
+    assert heads["per"].bars[0] == rendering.Bar("per:title", pytest.approx(0.3 / 0.55), True)
+    assert heads["org"].bars[0] == rendering.Bar("org:members", pytest.approx(1.0), False)
     assert [(bar.name, bar.notes) for bar in view.top[:3]] == [
         ("no_relation", ("soft",)),
         ("per:title", ("hard",)),
@@ -193,33 +195,33 @@ def test_both_languages_say_the_same():
     assert TEXTS["ko"].keys() == TEXTS["en"].keys()
     assert TYPES["ko"].keys() == TYPES["en"].keys()
     assert set(GLOSSES["ko"]) == {*KLUE, "org", "per"}
-    assert not re.search(r"https?:|url\(|@import", STYLE)
+    assert not re.search(r"https?:|url\(|@import", STYLESHEET)
 
 
 # ---- what is answered ----------------------------------------------------------------------------------------------
 
 
-def test_the_view_is_the_predictors(answers, examples):
+def test_the_view_is_the_predictors(backend, examples):
     for row in examples[:5]:
         draft = Draft(row.sentence, (row.subject.start, row.subject.end), (row.object.start, row.object.end))
-        view = answers.view(draft, {"subject": row.subject.type, "object": row.object.type})
-        expected = answers.predictor.predict([row])[0]
+        view = backend.view(draft, {"subject": row.subject.type, "object": row.object.type})
+        expected = backend.predictor.predict([row])[0]
         assert (view.label, view.score) == (expected.label, expected.score)
         assert view.hard == expected.label  # the tiny model's own gate is the hard one
         assert view.soft == max(expected.probs, key=expected.probs.__getitem__)
 
 
-def test_a_fault_is_shown_and_not_raised(answers):
+def test_a_fault_is_shown_and_not_raised(backend):
     draft = Draft("가 나", (0, 0), (2, 2))
-    assert "unknown to this model" in answer(answers, draft, {"subject": "<i>", "object": "PER"}, "en")[1]
-    assert TEXTS["en"]["waiting"] in answer(answers, Draft("가 나", (0, 0)), KINDS, "en")[1]
+    assert "unknown to this model" in answer(backend, draft, {"subject": "<i>", "object": "PER"}, "en")[1]
+    assert TEXTS["en"]["waiting"] in answer(backend, Draft("가 나", (0, 0)), KINDS, "en")[1]
 
 
-def test_the_examples_are_ours_and_marked(answers):
-    rows = demo_answers.examples(answers.taxonomy)
-    assert [row.label for row in rows] == list(demo_answers.EXAMPLE_LABELS)
+def test_the_examples_are_ours_and_marked(backend):
+    rows = page_backend.example_rows(backend.taxonomy)
+    assert [row.label for row in rows] == list(page_backend.EXAMPLE_LABELS)
     assert {row.source for row in rows} == {"mtl-re-sample"}
-    assert demo_answers.examples(Taxonomy.from_dict({"groups": {"a": ["x", "y"], "b": ["z"]}})) == []
+    assert page_backend.example_rows(Taxonomy.from_dict({"groups": {"a": ["x", "y"], "b": ["z"]}})) == []
 
 
 def upload(folder: Path, rows, name: str = "rows.json") -> str:
@@ -228,23 +230,23 @@ def upload(folder: Path, rows, name: str = "rows.json") -> str:
     return str(path)
 
 
-def test_a_file_becomes_a_submission(answers, examples, tmp_path):
+def test_a_file_becomes_a_submission(backend, examples, tmp_path):
     path = upload(tmp_path, [row.to_row() for row in examples[:30]], "<b>.json")
-    said, output = submission(answers, path, "en")
+    said, output = submission(backend, path, "en")
     assert "&lt;b&gt;.json: 30 rows predicted" in said
     with open(output, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [row.id for row in examples[:30]]
-    expected = answers.predictor.predict(examples[:30])
+    expected = backend.predictor.predict(examples[:30])
     assert [row["pred_label"] for row in rows] == [row.label for row in expected]
     assert json.loads(rows[0]["probs"]) == pytest.approx(
         [expected[0].probs[label] for label in LABEL_ORDERS["boostcamp"]]
     )
-    assert Path(output).is_relative_to(answers.folder)
-    assert submission(answers, path, "en")[1] != output
+    assert Path(output).is_relative_to(backend.directory)
+    assert submission(backend, path, "en")[1] != output
 
 
-def test_files_that_are_refused(answers, examples, tmp_path):
+def test_files_that_are_refused(backend, examples, tmp_path):
     rows = [row.to_row() for row in examples]
     faults = {
         upload(tmp_path, rows, "many.json"): "More than 40 rows",
@@ -253,23 +255,23 @@ def test_files_that_are_refused(answers, examples, tmp_path):
         upload(tmp_path, [rows[0] | {"sentence": ""}], "bad.json"): "bad.json:1: sentence",
     }
     for path, text in faults.items():
-        said, output = submission(answers, path, "en")
+        said, output = submission(backend, path, "en")
         assert text in said
         assert output is None
         assert str(tmp_path) not in said
-    assert TEXTS["ko"]["file_missing"] in submission(answers, None, "ko")[0]
-    assert not list(answers.folder.glob("*/.partial*"))
+    assert TEXTS["ko"]["file_missing"] in submission(backend, None, "ko")[0]
+    assert not list(backend.directory.glob("*/.partial*"))
 
 
 def test_the_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(MtlReError, match=r"cannot listen there .*choose another --port"):
-            demo.free_port("127.0.0.1", taken.getsockname()[1])
-    assert 0 < demo.free_port("127.0.0.1", 0) < 65_536
-    with pytest.raises(MtlReError, match="cannot listen there"):
-        demo.free_port("203.0.113.7", 0)
+        with pytest.raises(MtlReError, match=r"cannot listen on this address .*choose another --port"):
+            page_server.free_port("127.0.0.1", taken.getsockname()[1])
+    assert 0 < page_server.free_port("127.0.0.1", 0) < 65_536
+    with pytest.raises(MtlReError, match="cannot listen on this address"):
+        page_server.free_port("203.0.113.7", 0)
 
 
 # ---- the whole page in a browser -----------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ def mark_both(page) -> None:
 
 
 @pytest.mark.slow
-def test_mark_predict_and_read(browser, answers):
+def test_mark_predict_and_read(browser, backend):
     page = browser()
     write(page, SENTENCE)
     mark_both(page)
@@ -368,7 +370,7 @@ def test_mark_predict_and_read(browser, answers):
     page.wait_for_selector("#re-label")  # without asking: both are marked
     page.click("#predict")
     row = Example("1", SENTENCE, Entity("한라희", 10, 12, "PER"), Entity("누리전자", 0, 3, "ORG"))
-    expected = answers.predictor.predict([row])[0]
+    expected = backend.predictor.predict([row])[0]
     assert page.inner_text("#re-label") == expected.label
     assert page.inner_text("#re-score") == f"{expected.score:.3f}"
     gate = [float(value) for value in page.locator(".re-gate .re-value").all_inner_texts()]
@@ -406,13 +408,13 @@ def test_a_hostile_sentence_stays_text(browser):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_examples_and_languages(browser, answers, width):
+def test_examples_and_languages(browser, backend, width):
     page = browser("ko-KR", width)
     page.click("#example input")
-    row = demo_answers.examples(answers.taxonomy)[0]
+    row = page_backend.example_rows(backend.taxonomy)[0]
     page.get_by_role("option", name=row.sentence).click()
     page.wait_for_selector("#re-label")
-    assert page.inner_text("#re-label") == answers.predictor.predict([row])[0].label
+    assert page.inner_text("#re-label") == backend.predictor.predict([row])[0].label
     write(page, "")
     page.wait_for_selector("#re-label", state="detached")
     page.click("#example input")
@@ -467,7 +469,7 @@ def status(address: str, **headers: str) -> int:
 @pytest.mark.slow
 def test_the_server_is_closed(server, saved):
     address, process, folder = server
-    for path in ("/etc/passwd", saved / "config.json", Path.cwd() / "README.md", Path(demo.__file__)):
+    for path in ("/etc/passwd", saved / "config.json", Path.cwd() / "README.md", Path(page_server.__file__)):
         assert status(f"{address}/gradio_api/file={path}") == 403, path
     assert status(address) == 200
     assert status(address, Host="evil.example") == 400

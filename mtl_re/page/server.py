@@ -1,8 +1,9 @@
-"""`mtl-re demo`: a web page on this machine to try a checkpoint, one sentence or one file.
+"""`mtl-re demo`: a web page on this machine to try a checkpoint on a sentence or a file.
 
-Enters: a CKPT. Leaves: a Gradio page on 127.0.0.1. The design decision is that nothing leaves the machine: no
-analytics, no share link, system fonts, a content security policy under which a browser asks no other host, a check of
-the Host header, and no file served but those of this run's own temporary folder, which is gone afterwards.
+Enters: a CKPT. Leaves: a Gradio page on 127.0.0.1. The design decision is that no data leaves the machine: no
+analytics, no share link, system fonts only, a content security policy that lets the browser contact no other host, a
+check of the Host header, and no file served but those of this server's own temporary directory, which is removed when
+it stops.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 
 from mtl_re.config import DemoConfig
 from mtl_re.errors import MtlReError
-from mtl_re.page.answers import Answers
-from mtl_re.page.layout import page
-from mtl_re.page.texts import STYLE
+from mtl_re.page.backend import PageBackend
+from mtl_re.page.layout import build_page
+from mtl_re.page.stylesheet import STYLESHEET
 from mtl_re.predict.predictor import Predictor
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -30,12 +31,12 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""Gradio needs inline and evaluated script; what matters is that no other host is ever asked."""
+"""Gradio needs inline and evaluated scripts; what matters is that no other host is ever contacted."""
 FONTS = ("system-ui", "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR", "sans-serif")
 
 
-class Guard:
-    """ASGI middleware: headers under which a browser asks no other host and no other page frames this one."""
+class SecurityHeaders:
+    """ASGI middleware that adds headers: the browser contacts no other host, and no other page can frame this one."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -52,10 +53,10 @@ class Guard:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port itself, or any free one for 0.
+    """Return the port if it is free, or any free port for 0.
 
     Raises:
-        MtlReError: this machine cannot listen there.
+        MtlReError: the address cannot be listened on.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -64,17 +65,17 @@ def free_port(host: str, port: int) -> int:
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
-        what = f"{host}:{port}: cannot listen there ({error.strerror or error})"
-        raise MtlReError(f"{what}; choose another --port (0 takes a free one) or --host") from error
+        what = f"{host}:{port}: cannot listen on this address ({error.strerror or error})"
+        raise MtlReError(f"{what}; choose another --port (0 takes any free one) or --host") from error
 
 
 @contextmanager
 def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
-    """Load a checkpoint, serve its page, and yield the page's address; afterwards nothing is left of it."""
+    """Load a checkpoint, serve its page, and yield the page's address; on exit, stop and remove all temporary files."""
     port = free_port(options.host, options.port)
-    with tempfile.TemporaryDirectory(prefix="mtl-re-demo-") as name:
-        # Read by gradio when it is first imported; an inherited setting must not open what is closed here.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": name, "GRADIO_SHARE": "False"}
+    with tempfile.TemporaryDirectory(prefix="mtl-re-demo-") as directory:
+        # Gradio reads these when it is first imported; an inherited setting must not open what is closed here.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": directory, "GRADIO_SHARE": "False"}
         os.environ.pop("GRADIO_ALLOWED_PATHS", None)
         try:
             import gradio as gr
@@ -85,7 +86,7 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         predictor = Predictor.from_pretrained(ckpt, batch_size=options.batch_size)
-        blocks = page(Answers(predictor, options, Path(name)))
+        blocks = build_page(PageBackend(predictor, options, Path(directory)))
         hosts = [*LOCAL, "[::1]"] if options.host in LOCAL else ["*"]
         fonts = [Font(font) for font in FONTS]
         _, address, _ = blocks.launch(
@@ -99,8 +100,10 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
             footer_links=[],
             ssr_mode=False,
             theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=[Font("monospace")]),
-            css=STYLE,
-            app_kwargs={"middleware": [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+            css=STYLESHEET,
+            app_kwargs={
+                "middleware": [Middleware(SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
+            },
         )
         try:
             yield str(address)
@@ -109,11 +112,11 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
 
 
 def demo(ckpt: str, options: DemoConfig) -> None:
-    """`mtl-re demo`: serve until Ctrl-C or SIGTERM."""
+    """Serve the page of a checkpoint until Ctrl-C or SIGTERM (`mtl-re demo`)."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with serving(ckpt, options) as address:
-        print(f"{address}  (Ctrl-C stops it)", flush=True)
+        print(f"{address}  (press Ctrl-C to stop)", flush=True)
         while not stop.wait(3600):
             pass

@@ -1,8 +1,8 @@
 """A run directory → its `report/`: markdown and pictures.
 
 Enters: the files of a run: metrics.jsonl, valid_metrics.json (evaluate's JSON), manifest.json, config.yaml and the
-taxonomy in model/config.json. Leaves: markdown and pictures. Nothing is computed from rows
-here: every figure shown stands in one of those files, and a file that is not there leaves its section out.
+taxonomy in model/config.json. Leaves: markdown and pictures. Nothing is computed from rows: every number is taken from
+one of those files, and if a file is missing, so is its section.
 """
 
 from __future__ import annotations
@@ -16,23 +16,12 @@ import numpy as np
 
 from mtl_re.config import GROUPS
 from mtl_re.errors import MtlReError
-from mtl_re.figures import (
-    COLORS,
-    Line,
-    bars,
-    beside,
-    confusion,
-    drawable,
-    escape,
-    learning_curves,
-    legend_below,
-    picture,
-    table,
-    undrawn,
-    write_markdown,
-)
-from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, notes, percent
+from mtl_re.figures import COLORS, bars, beside, confusion_heat_map, drawable, legend_below, picture
+from mtl_re.files import read_json, read_yaml
+from mtl_re.markdown import escape, table, undrawn, write_markdown
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, notes, percent
 from mtl_re.taxonomy import Taxonomy
+from mtl_re.training.learning_curves import Line, draw_learning_curves
 
 HIGHLIGHTS: dict[str, Sequence[str]] = {
     "data": ("train", "valid", "valid_fraction", "fold", "max_length", "markers", "query", "limit"),
@@ -42,21 +31,6 @@ HIGHLIGHTS: dict[str, Sequence[str]] = {
     "train": ("epochs", "max_steps", "batch_size", "accumulate", "precision", "seed", "early_stop"),
     "eval": ("every", "gate", "metric", "target_prior"),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        MtlReError: the file cannot be read or holds something else.
-    """
-    value = _parsed(_text(path), str(path))
-    if not isinstance(value, dict):
-        raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-# ---- a run's report ----------------------------------------------------------------------------------------------
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -70,7 +44,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     folder = run_dir / "report"
     lines = read_log(run_dir / "metrics.jsonl")
-    manifest, result = (_optional(run_dir / name) for name in ("manifest.json", "valid_metrics.json"))
+    manifest, result = (_read_optional(run_dir / name) for name in ("manifest.json", "valid_metrics.json"))
     sections = [[f"# Run {escape(run_dir.resolve().name)}", ""]]
     sections.append(_scores(result) if result else ["No validation rows: there are no scores, only curves.", ""])
     sections.append(_curves(lines, folder))
@@ -86,32 +60,34 @@ def write_run_report(run_dir: Path) -> Path:
 
 
 def read_log(path: Path) -> list[Line]:
-    """The objects of metrics.jsonl; a last line cut short by a kill is left out.
+    """Return the objects of metrics.jsonl; a last line that a kill cut short is left out.
 
     Raises:
-        MtlReError: it cannot be read, or another line is not a JSON object.
+        MtlReError: the file cannot be read, or another line is not such an object.
     """
-    lines = _text(path).rstrip("\n").split("\n")
-    found: list[Line] = []
-    for number, text in enumerate(lines, start=1):
+    try:
+        texts = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MtlReError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
+    lines: list[Line] = []
+    for number, text in enumerate(texts, start=1):
         try:
-            line = _parsed(text, f"{path}:{number}")
-        except MtlReError:
-            if number == len(lines):
+            line = json.loads(text)
+        except ValueError as error:
+            if number == len(texts):
                 break
-            raise
+            raise MtlReError(f"{path}:{number}: not JSON ({error})") from error
         if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
             raise MtlReError(f"{path}:{number}: expected an object with 'kind' and 'step'")
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _scores(result: Mapping[str, Any]) -> list[str]:
     gate, intervals = result["gate"], result.get("ci") or {}
     step = f", the best model (step {result['step']:,})" if "step" in result else ""
     how = f"{result['n']:,} validation rows{step}; gate {result['gate_mode']}, prior {escape(result['prior'])}."
-    shown = {key: f"{bounds[0]:.2f}–{bounds[1]:.2f}" for key, bounds in intervals.items() if bounds is not None}
-    rows = [[name, percent(result[key]), shown.get(key, NONE)] for key, name in SCORE_NAMES.items()]
+    rows = [[name, percent(result[key]), interval(intervals.get(key))] for key, name in SCORE_NAMES.items()]
     rows.append(["coarse accuracy", percent(result["coarse"]["accuracy"]), NONE])
     rows += [[f"gate {key} (has a relation)", percent(gate[key]), NONE] for key in ("precision", "recall", "f1")]
     rows += [[f"accuracy inside {name}", percent(value), NONE] for name, value in result["fine"].items()]
@@ -123,7 +99,7 @@ def _scores(result: Mapping[str, Any]) -> list[str]:
 
 def _groups(run_dir: Path, result: Mapping[str, Any]) -> dict[str, str]:
     """Label → coarse class; empty where the run has no model to say it."""
-    taxonomy = _optional(run_dir / "model" / "config.json").get("taxonomy")
+    taxonomy = _read_optional(run_dir / "model" / "config.json").get("taxonomy")
     known = None if taxonomy is None else Taxonomy.from_dict(taxonomy)
     labels = result["per_label"]
     return {label: known.coarse_of(label) for label in labels} if known and set(labels) <= set(known.labels) else {}
@@ -132,7 +108,7 @@ def _groups(run_dir: Path, result: Mapping[str, Any]) -> dict[str, str]:
 def _curves(lines: Sequence[Line], folder: Path) -> list[str]:
     if not lines:
         return []
-    learning_curves(lines, folder / "curves.png")
+    draw_learning_curves(lines, folder / "curves.png")
     text = "Loss: of each head, unweighted; the mean over the rows that the head has a label for."
     heads = next((list(line["loss"]) for line in lines if line["kind"] == "train"), [])
     return ["## Learning curves", "", "![Learning curves](curves.png)", "", *undrawn("heads", heads), text, ""]
@@ -142,14 +118,12 @@ def _curves(lines: Sequence[Line], folder: Path) -> list[str]:
 
 
 def _confusion(result: Mapping[str, Any], folder: Path) -> list[str]:
-    found = result["coarse"]["confusion"]
-    names = list(found)
-    counts = np.array([[found[gold][predicted] for predicted in names] for gold in names])
+    confusion = result["coarse"]["confusion"]
+    names = list(confusion)
+    counts = np.array([[confusion[gold][predicted] for predicted in names] for gold in names])
     with picture(folder / "confusion.png", 2.6 + 1.25 * len(names), 1.5 + 0.75 * len(names)) as figure:
-        confusion(figure.add_subplot(), counts, names, "Coarse classes")
-    rows = [
-        [name, *[f"{count:,}" for count in line], f"{line.sum():,}"] for name, line in zip(names, counts, strict=True)
-    ]
+        confusion_heat_map(figure.add_subplot(), counts, names, "Coarse classes")
+    rows = [[name, *(f"{n:,}" for n in (*line, line.sum()))] for name, line in zip(names, counts, strict=True)]
     lines = ["## Coarse classes", "", "![Coarse confusion](confusion.png)", "", *undrawn("classes", names)]
     return [*lines, *table(["gold / predicted", *names, "all"], rows)]
 
@@ -233,17 +207,11 @@ def _rare(result: Mapping[str, Any], trained: Mapping[str, int] | None) -> list[
 def _configuration(path: Path) -> list[str]:
     if not path.exists():
         return []
-    import yaml
-
-    try:
-        options = yaml.safe_load(_text(path)) or {}
-        groups = {name: options[name] for name in HIGHLIGHTS if name in options}
-        rows = [
-            [name, ", ".join(f"{key} {_shown(group[key])}" for key in _told(name, group))]
-            for name, group in groups.items()
-        ]
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
-        raise MtlReError(f"{path}: not a configuration ({' '.join(str(error).split())})") from error
+    options = read_yaml(path)
+    groups = {name: group for name in HIGHLIGHTS if isinstance(group := options.get(name), dict)}
+    rows = [
+        [name, ", ".join(f"{key} {_shown(group[key])}" for key in _told(name, group))] for name, group in groups.items()
+    ]
     return ["## Configuration", "", "All options: `../config.yaml`.", "", *table(["group", "options"], rows)]
 
 
@@ -292,23 +260,5 @@ def _machine(manifest: Mapping[str, Any]) -> list[str]:
     return ["## Made with", "", *table(["", ""], rows)]
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
-def _optional(path: Path) -> dict[str, Any]:
+def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise MtlReError(f"{path}: cannot be read ({reason})") from error
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise MtlReError(f"{place}: not JSON ({error})") from error

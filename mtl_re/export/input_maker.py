@@ -1,8 +1,8 @@
 """Rows → model input without torch or transformers: what a service needs in front of `model.onnx`.
 
-Enters: an exported directory and rows in any form `data` reads. Leaves: numpy batches named like the graph's inputs.
-Marking, cutting and positions are `markers` and `features` themselves: `mtl-re export` copies this module and all it
-imports into the directory (as `mtl_re_input/`), so that no second implementation can drift.
+Enters: an exported directory, and rows in any format that `data.readers` reads. Leaves: numpy batches, named like the
+graph's inputs. Markers, truncation and positions come from `features`: `mtl-re export` copies this module and all that
+it imports into the directory (as `mtl_re_input/`), so there is no second implementation that could diverge.
 """
 
 from __future__ import annotations
@@ -25,60 +25,59 @@ class PlainTokenizer:
     """The part of a Hugging Face tokenizer that `Featurizer` uses, over `tokenizer.json` alone.
 
     Args:
-        folder: holds tokenizer.json and tokenizer_config.json.
+        directory: holds tokenizer.json and tokenizer_config.json.
 
     Raises:
-        MtlReError: they are not there, or are no tokenizer.
+        MtlReError: a file is missing, or does not hold a tokenizer.
     """
 
-    is_fast = True  # offsets are there
+    is_fast = True  # as transformers calls a tokenizer that gives offsets
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         from tokenizers import Tokenizer
 
         try:
-            self.core = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            self.core = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            names = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare exceptions
-            raise MtlReError(f"{folder}: no tokenizer there ({error}); give an exported directory") from error
+            raise MtlReError(f"{directory}: holds no tokenizer ({error}); give an exported directory") from error
         self.core.no_padding()
         self.core.no_truncation()
         self.pad_token_id, self.unk_token_id = (self._id(names.get(name)) for name in ("pad_token", "unk_token"))
 
     def _id(self, token: Any) -> int | None:
-        """The id of a special token, which older files write as a map."""
+        """Return the id of a special token, given as text or, in older files, as a map."""
         text = token.get("content") if isinstance(token, dict) else token
         return None if text is None else self.core.token_to_id(text)
 
     def __call__(
         self, text: str | list[str], pair: str | None = None, add_special_tokens: bool = True, **ignored: Any
     ) -> dict[str, Any]:
-        """Ids and character offsets of a text or pair, or lists of them for a list of texts."""
+        """Return ids and character offsets of a text or pair, or lists of them for a list of texts."""
         if isinstance(text, str):
-            coded = self.core.encode(text, pair, add_special_tokens=add_special_tokens)
-            return {"input_ids": coded.ids, "offset_mapping": coded.offsets}
-        many = self.core.encode_batch(text, add_special_tokens=add_special_tokens)
-        return {"input_ids": [coded.ids for coded in many], "offset_mapping": [coded.offsets for coded in many]}
+            encoding = self.core.encode(text, pair, add_special_tokens=add_special_tokens)
+            return {"input_ids": encoding.ids, "offset_mapping": encoding.offsets}
+        encodings = self.core.encode_batch(text, add_special_tokens=add_special_tokens)
+        return {"input_ids": [one.ids for one in encodings], "offset_mapping": [one.offsets for one in encodings]}
 
 
 class InputMaker:
     """Rows of any DATA file → numpy batches for one exported model.
 
     Args:
-        folder: an exported directory.
+        directory: an exported directory.
 
     Raises:
         MtlReError: it is not one.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        place = Path(folder)
+    def __init__(self, directory: str | Path) -> None:
         try:
-            self.config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            self.config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
             self.taxonomy = Taxonomy.from_dict(self.config["taxonomy"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MtlReError(f"{folder}: no config.json of an exported model there ({error})") from error
-        self.tokenizer = PlainTokenizer(place)
+            raise MtlReError(f"{directory}: holds no config.json of an exported model ({error})") from error
+        self.tokenizer = PlainTokenizer(Path(directory))
         config = self.config
         markers, query, length = config["markers"], config["query"], config["max_input_length"]
         self.featurizer = Featurizer(self.tokenizer, self.taxonomy, markers, query, length, config["entity_types"])
@@ -89,34 +88,34 @@ class InputMaker:
         return self.taxonomy.labels
 
     def read(self, data: str) -> Iterator[Example]:
-        """The rows of a .json, .jsonl or .csv file (each also .gz), labelled or not.
+        """Yield the rows of a .json, .jsonl or .csv file (each also .gz), labelled or not.
 
         Raises:
-            MtlReError: it cannot be read, or a row is bad.
+            MtlReError: the file cannot be read, or a row is invalid.
         """
         return read_examples(data, self.taxonomy)
 
     def batches(
         self, examples: Iterable[Example], batch_size: int, token_types: bool = False
     ) -> Iterator[tuple[list[Example], dict[str, np.ndarray]]]:
-        """Examples in order with what the graph reads of them.
+        """Yield batches of examples, in order, with the graph's inputs for them (see `pad_batch`).
 
         Args:
             token_types: whether the graph has the input `token_type_ids`.
 
         Raises:
-            MtlReError: a row cannot be made to fit.
+            MtlReError: the two entities of a row do not fit the model's longest input.
         """
         rows = self.featurizer.stream(examples)
         while chunk := list(islice(rows, batch_size)):
             features = [row for _, row in chunk]
-            yield [example for example, _ in chunk], padded(features, self.tokenizer.pad_token_id or 0, token_types)
+            yield [example for example, _ in chunk], pad_batch(features, self.tokenizer.pad_token_id or 0, token_types)
 
 
-def padded(rows: Sequence[Features], pad_id: int, token_types: bool) -> dict[str, np.ndarray]:
-    """One batch, padded to its longest row; the same as `collate.Collator` gives, as numpy int64.
+def pad_batch(rows: Sequence[Features], pad_id: int, token_types: bool) -> dict[str, np.ndarray]:
+    """Return one batch in int64, padded to its longest row: the arrays that `collate.Collator` makes as tensors.
 
-    Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4).
+    Shape: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4).
     """
     lengths = np.array([len(row.input_ids) for row in rows])
     ids = np.full((len(rows), lengths.max()), pad_id, np.int64)

@@ -11,10 +11,11 @@ import yaml
 
 from mtl_re import figures
 from mtl_re.errors import MtlReError
+from mtl_re.files import read_json
 from mtl_re.scoring import metrics
 from mtl_re.scoring.summary import evaluation_summary
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.training import report
+from mtl_re.training import learning_curves, run_report
 
 TAXONOMY = Taxonomy.from_prefixes()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -80,7 +81,7 @@ def undrawn(monkeypatch):
 
 def test_report_holds_the_run(tmp_path):
     result = result_of()
-    path = report.write_run_report(make_run(tmp_path / "run", result, log_lines(result)))
+    path = run_report.write_run_report(make_run(tmp_path / "run", result, log_lines(result)))
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "run" / "report" / "report.md"
     assert set(pictures(path.parent)) == {"curves.png", "confusion.png", "errors.png", "labels.png"}
@@ -104,13 +105,13 @@ def test_report_holds_the_run(tmp_path):
 def test_rare_labels_are_those_of_few_rows(tmp_path):
     result = result_of(rows=300, present=20)
     run = make_run(tmp_path / "run", result, log_lines(result))
-    text = report.write_run_report(run).read_text(encoding="utf-8").split("## Rare labels")[1].split("##")[0]
-    rare = {k: v for k, v in result["per_label"].items() if 0 < v["support"] <= report.RARE}
+    text = run_report.write_run_report(run).read_text(encoding="utf-8").split("## Rare labels")[1].split("##")[0]
+    rare = {k: v for k, v in result["per_label"].items() if 0 < v["support"] <= run_report.RARE}
     assert 0 < len(rare) < 20
     assert text.count("\n| ") == len(rare) + 2
     rows = sum(v["support"] for v in rare.values())
     mean = np.mean([v["auprc"] for v in rare.values()])
-    assert f"{len(rare)} of 30 labels have 1 to {report.RARE} validation rows ({rows} together)" in text
+    assert f"{len(rare)} of 30 labels have 1 to {run_report.RARE} validation rows ({rows} together)" in text
     assert f"rare {mean:.2f} over {len(rare)} label(s)" in text
 
 
@@ -118,14 +119,14 @@ def test_rare_labels_are_those_of_few_rows(tmp_path):
 def test_same_input_same_bytes(tmp_path):
     result = result_of()
     folders = [make_run(tmp_path / name / "run", result, log_lines(result)) for name in "ab"]
-    first, second = (report.write_run_report(folder).parent for folder in folders)
+    first, second = (run_report.write_run_report(folder).parent for folder in folders)
     assert pictures(first) == pictures(second)
     assert (first / "report.md").read_bytes() == (second / "report.md").read_bytes()
 
 
 def test_run_without_validation_has_curves_only(tmp_path):
     run = make_run(tmp_path / "run", None, log_lines(None, valid=False))
-    path = report.write_run_report(run)
+    path = run_report.write_run_report(run)
     assert set(pictures(path.parent)) == {"curves.png"}
     text = path.read_text(encoding="utf-8")
     assert "there are no scores" in text
@@ -133,12 +134,12 @@ def test_run_without_validation_has_curves_only(tmp_path):
 
 
 def test_long_log_with_changing_weights_and_an_empty_head(tmp_path):
-    lines = log_lines(result_of(resamples=0), steps=figures.SMOOTHED_FROM + 5)
+    lines = log_lines(result_of(resamples=0), steps=learning_curves.SMOOTHED_FROM + 5)
     for line in lines:
         if line["kind"] == "train":
             line["weights"]["org"] = 1 + line["step"] / 100
             line["labelled_rows"]["per"] = 0
-    figures.learning_curves(lines, tmp_path / "curves.png")
+    learning_curves.draw_learning_curves(lines, tmp_path / "curves.png")
     assert set(pictures(tmp_path)) == {"curves.png"}
 
 
@@ -149,7 +150,7 @@ def test_any_taxonomy_and_any_name(tmp_path, layout):
     taxonomy = Taxonomy(names, {"첫째": names[:2], "둘째 묶음": names[2:4], names[4]: names[4:]}, layout, None)
     result = result_of(taxonomy, resamples=0)
     lines = log_lines(result, heads=[head.name for head in taxonomy.heads])
-    path = report.write_run_report(make_run(tmp_path / "run", result, lines, taxonomy))
+    path = run_report.write_run_report(make_run(tmp_path / "run", result, lines, taxonomy))
     assert len(pictures(path.parent)) == 4
     text = path.read_text(encoding="utf-8")
     assert cells(text, r"a\|b\*c")[2] == str(result["per_label"]["a|b*c"]["support"])
@@ -161,7 +162,7 @@ def test_any_taxonomy_and_any_name(tmp_path, layout):
 def test_log_cut_short_is_read_up_to_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
-    assert report.read_log(path) == [{"kind": "train", "step": 1}]
+    assert run_report.read_log(path) == [{"kind": "train", "step": 1}]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_damaged_log_is_named(tmp_path, text, reason):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     with pytest.raises(MtlReError, match=f"metrics.jsonl{reason}"):
-        report.read_log(path)
+        run_report.read_log(path)
 
 
 @pytest.mark.parametrize(
@@ -184,118 +185,17 @@ def test_read_json_names_the_fault(tmp_path, content, reason):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(MtlReError, match=reason):
-        report.read_json(path)
+        read_json(path)
 
 
 def test_unwritable_report_is_named(tmp_path):
     run = make_run(tmp_path / "run", None, log_lines(None, valid=False))
     (run / "report").write_text("in the way")
     with pytest.raises(MtlReError, match=r"report.*cannot be written"):
-        report.write_run_report(run)
+        run_report.write_run_report(run)
 
 
 def test_text_needs_no_matplotlib():
-    modules = "mtl_re.scoring.summary, mtl_re.training.report, mtl_re.analysis.explore"
+    modules = "mtl_re.scoring.summary, mtl_re.training.run_report, mtl_re.analysis.explore"
     code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# ---- figures -----------------------------------------------------------------------------------------------------
-
-
-def write_font(path, family):
-    """A font with one syllable."""
-    from fontTools.fontBuilder import FontBuilder
-    from fontTools.ttLib.tables._g_l_y_f import Glyph
-
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "ga"])
-    builder.setupCharacterMap({ord("가"): "ga"})
-    builder.setupGlyf({".notdef": Glyph(), "ga": Glyph()})
-    builder.setupHorizontalMetrics({".notdef": (500, 0), "ga": (500, 0)})
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(path)
-
-
-@pytest.fixture
-def no_hangul_font(monkeypatch):
-    """A machine without a Korean font, of the system or of a package."""
-    from matplotlib import font_manager
-
-    fonts = [font for font in font_manager.fontManager.ttflist if font.name not in figures.HANGUL_FONTS]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
-    monkeypatch.setattr(figures, "FONT_PACKAGE", "no_such_package")
-    figures._fonts.cache_clear()
-    yield
-    figures._fonts.cache_clear()
-
-
-@pytest.fixture(params=["system", "package"])
-def hangul_font(request, no_hangul_font, tmp_path, monkeypatch):
-    """A font with one syllable: of the system, or brought by a package that must not be imported."""
-    from matplotlib import font_manager
-
-    if request.param == "system":
-        write_font(tmp_path / "font.ttf", figures.HANGUL_FONTS[0])
-        font_manager.fontManager.addfont(tmp_path / "font.ttf")
-        return
-    folder = tmp_path / "font_package"
-    (folder / "fonts").mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
-    write_font(folder / "fonts" / "NanumGothic.ttf", "NanumGothic")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(figures, "FONT_PACKAGE", folder.name)
-
-
-def test_hangul_is_drawn_where_a_font_has_it(tmp_path, hangul_font):
-    assert figures.drawable(["가", "나", "org"]) == ["가", "#2", "org"]
-    assert figures.undrawn("labels", ["가", "나", "org"])[0].endswith("#2 = 나.")
-    with figures.picture(tmp_path / "a.png", 3, 2) as figure:
-        figures.bars(figure.add_subplot(), ["가", "나"], {"가": [1, 2]}, {"가": ["", ""]})
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-
-
-def test_without_such_a_font_hangul_is_numbered(no_hangul_font):
-    assert figures.drawable(["per:title", "설립", "a\nb"]) == ["per:title", "#2", "#3"]
-    assert figures.undrawn("labels", ["per:title"]) == []
-
-
-def test_the_font_that_is_installed_with_mtl_re_has_hangul(no_hangul_font, monkeypatch):
-    monkeypatch.setattr(figures, "FONT_PACKAGE", "koreanize_matplotlib")
-    if figures._bundled_font() is None:
-        pytest.skip("koreanize-matplotlib is not installed here")
-    assert figures.drawable(["학습", "세종대왕", "뷁"]) == ["학습", "세종대왕", "뷁"]
-
-
-def test_names_are_shortened():
-    (name,) = figures.drawable(["x" * 300])
-    assert len(name) == figures.LONGEST
-    assert name.endswith("…")
-
-
-def test_table_aligns_numbers_and_escapes():
-    lines = figures.table(["name", "rows"], [["a|b\nc", "1,234"], ["d\\", "–"]])
-    assert lines == ["| name | rows |", "| :-- | --: |", r"| a\|b c | 1,234 |", r"| d\\ | – |", ""]
-
-
-def test_drawing_leaves_no_state(tmp_path):
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    with figures.picture(tmp_path / "a.png", 2, 2) as figure:
-        figure.add_subplot()
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_drawing_needs_no_pyplot(tmp_path):
-    code = f"""
-import pathlib, sys
-from mtl_re import figures
-with figures.picture(pathlib.Path({str(tmp_path / "a.png")!r}), 2, 2) as figure:
-    figures.bars(figure.add_subplot(), ["a"], {{"x": [1]}}, {{"x": ["1"]}})
-sys.exit("matplotlib.pyplot" in sys.modules)
-"""
     subprocess.run([sys.executable, "-c", code], check=True)

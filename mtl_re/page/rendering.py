@@ -1,8 +1,8 @@
-"""What the demo page shows, as pure functions: a draft of one question, and HTML for a prediction.
+"""What the page shows, as pure functions: the HTML of a draft, of a prediction and of an uploaded file.
 
-Enters: text and selections as a browser counts them (UTF-16 units), predictions. Leaves: Python spans and HTML in which
-every stranger's character is escaped, template signs (`${`, `{{`) as well. No gradio, no torch: all of it is tested
-without a browser. Nothing is told by colour alone: roles, the gate's choice and open or closed heads are also words.
+Enters: drafts and predictions. Leaves: HTML in which every character of a user's text is escaped, template signs
+(`${`, `{{`) included. No Gradio and no torch: all of it is tested without a browser. Nothing is shown by colour alone:
+roles, the gate's choice and open or closed heads are also given in words.
 """
 
 from __future__ import annotations
@@ -11,91 +11,30 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from mtl_re.config import Gate
-from mtl_re.page.texts import GLOSSES, TEXTS, TYPES, Language
+from mtl_re.page.draft import ROLES, Draft, Role
+from mtl_re.page.translations import GLOSSES, TEXTS, TYPES, Language
 from mtl_re.scoring.writers import Prediction
 from mtl_re.taxonomy import Taxonomy
 
-Role = Literal["subject", "object"]
-Span = tuple[int, int]
-ROLES: tuple[Role, Role] = ("subject", "object")
-SHOWN = 5
-"""Labels with a bar of their own, of a head and of all."""
+BARS_SHOWN = 5
+"""Labels that have a bar, in each head and in the list of all labels."""
 PARTICLE = re.compile(r"\S{1,8}(?!\S)")
-"""What stands behind a marked word without a blank, and stays on its line: a particle, a full stop."""
+"""What follows a marked word without a space and must stay on its line: a particle, a full stop."""
 TEMPLATE_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 
 def escaped(text: str) -> str:
-    """Text that HTML and the page's template engine both leave alone."""
+    """Escape text for HTML and for the page's template engine."""
     return html.escape(text).translate(TEMPLATE_SIGNS)
 
 
 # ---- the question --------------------------------------------------------------------------------------------------
 
 
-def python_span(text: str, start: int, stop: int) -> Span | None:
-    """A browser's selection → inclusive Python characters.
-
-    A browser counts UTF-16 units, two for an emoji; half a pair counts as the whole. Blanks at the ends are dropped (a
-    double click often takes the one behind the word); None if nothing is left.
-
-    Args:
-        start, stop: the selection [start, stop) in UTF-16 units.
-    """
-    first, last, units = len(text), -1, 0
-    for place, character in enumerate(text):
-        width = 2 if ord(character) > 0xFFFF else 1
-        if units < stop and units + width > start and not character.isspace():
-            first, last = min(first, place), place
-        units += width
-    return None if last < 0 else (first, last)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A sentence and what is marked in it so far."""
-
-    sentence: str = ""
-    subject: Span | None = None
-    object: Span | None = None
-
-    def span(self, role: Role) -> Span | None:
-        """Where the role's entity stands."""
-        return self.subject if role == "subject" else self.object
-
-    def edited(self, sentence: str) -> Draft:
-        """The draft after its sentence was changed: a mark stays with its word if the change lies beside it."""
-        before = self.sentence
-        if sentence == before:
-            return self
-        same = min(len(before), len(sentence))
-        head = next((place for place in range(same) if before[place] != sentence[place]), same)
-        tail = next((place for place in range(same - head) if before[-1 - place] != sentence[-1 - place]), same - head)
-        moved = len(sentence) - len(before)
-
-        def carried(span: Span | None) -> Span | None:
-            if span is None or span[1] < head:
-                return span
-            return (span[0] + moved, span[1] + moved) if span[0] >= len(before) - tail else None
-
-        return Draft(sentence, carried(self.subject), carried(self.object))
-
-    def marked(self, role: Role, span: Span) -> Draft:
-        """The draft with one more mark; the other one goes if they overlap."""
-
-        def kept(other: Span | None) -> Span | None:
-            return None if other is not None and other[0] <= span[1] and span[0] <= other[1] else other
-
-        if role == "subject":
-            return Draft(self.sentence, span, kept(self.object))
-        return Draft(self.sentence, kept(self.subject), span)
-
-
 def marked_html(draft: Draft, types: Mapping[Role, str], language: Language) -> str:
-    """The sentence with both entities boxed, each with its role and type in words."""
+    """Return the sentence with each marked entity in a box that names its role and type."""
     words, text, end = TEXTS[language], draft.sentence, 0
     if not text.strip():
         return f'<p class="re-hint">{words["empty"]}</p>'
@@ -121,7 +60,7 @@ def marked_html(draft: Draft, types: Mapping[Role, str], language: Language) -> 
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a bar chart: a probability, whether it was chosen, and the gates whose label it is."""
+    """One bar: a probability, whether a gate chose it, and the gates that chose it as the label."""
 
     name: str
     value: float
@@ -131,7 +70,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Branch:
-    """A fine head: p(label | coarse class), the most probable first; `open` if the hard gate let it speak."""
+    """A fine head: p(label | coarse class), the most probable first; `open` if the hard gate chose its class."""
 
     name: str
     open: bool
@@ -143,8 +82,8 @@ class View:
     """One prediction as the page shows it.
 
     Attributes:
-        label, score: by the checkpoint's own way of reading. hard, soft: the label of either gate.
-        gate: the coarse probabilities. branches: the fine heads. top: the most probable labels of all.
+        label, score: as the checkpoint's own settings decode it. hard, soft: the labels of the two gates.
+        gate: the coarse probabilities. branches: the fine heads. top: the most probable of all labels.
     """
 
     label: str
@@ -157,7 +96,13 @@ class View:
 
 
 def view_of(prediction: Prediction, hard: str, soft: str, taxonomy: Taxonomy) -> View:
-    """Arrange a prediction; everything follows from its product probabilities, so one flat head is shown alike."""
+    """Arrange a prediction for the page.
+
+    Everything is derived from the product probabilities, so a flat model is shown in the same way.
+
+    Args:
+        hard, soft: the labels that the two gates choose.
+    """
     passed = taxonomy.coarse_of(hard)
     gate = tuple(Bar(name, value, name == passed) for name, value in prediction.coarse.items())
     branches = []
@@ -166,11 +111,11 @@ def view_of(prediction: Prediction, hard: str, soft: str, taxonomy: Taxonomy) ->
             whole = prediction.coarse[name] or 1.0
             bars = _ranked({label: prediction.probs[label] / whole for label in labels})
             best = name == passed
-            shown = tuple(replace(bar, chosen=best and bar.name == hard) for bar in bars[:SHOWN])
+            shown = tuple(replace(bar, chosen=best and bar.name == hard) for bar in bars[:BARS_SHOWN])
             branches.append(Branch(name, best, shown))
     gates: tuple[tuple[Gate, str], ...] = (("hard", hard), ("soft", soft))
     top = []
-    for bar in _ranked(prediction.probs)[:SHOWN]:
+    for bar in _ranked(prediction.probs)[:BARS_SHOWN]:
         notes = tuple(name for name, label in gates if label == bar.name)
         top.append(replace(bar, chosen=bool(notes), notes=notes))
     return View(prediction.label, prediction.score, hard, soft, gate, tuple(branches), tuple(top))
@@ -181,7 +126,7 @@ def _ranked(probs: Mapping[str, float]) -> list[Bar]:
 
 
 def result_html(view: View, draft: Draft, language: Language) -> str:
-    """The whole answer: verdict, gate, fine heads, top labels."""
+    """Return the whole answer: label, gate, fine heads, most probable labels."""
     words = TEXTS[language]
     subject, object = (
         draft.sentence[span[0] : span[1] + 1] if (span := draft.span(role)) is not None else "" for role in ROLES
@@ -228,7 +173,7 @@ def _bar(bar: Bar, language: Language, chosen: str) -> str:
 
 
 def _breaking(label: str) -> str:
-    """A label that a narrow column may break behind its signs."""
+    """Escape a label, with a possible line break after each of its punctuation marks."""
     return "".join(f"{escaped(sign)}<wbr>" if sign in ":/_" else escaped(sign) for sign in label)
 
 
@@ -238,24 +183,24 @@ def _gloss(label: str, language: Language) -> str:
 
 
 def problem_html(text: str, language: Language) -> str:
-    """A fault of the input, in a box."""
+    """Return an error message in a box."""
     return f'<div class="re-problem" role="alert"><b>{TEXTS[language]["problem"]}</b> {escaped(text)}</div>'
 
 
 def hint_html(text: str) -> str:
-    """One of our own sentences."""
+    """Return one of the page's own sentences, unescaped."""
     return f'<p class="re-hint">{text}</p>'
 
 
 def file_html(name: str, labels: Mapping[str, int], language: Language) -> str:
-    """What was made of an uploaded file: rows, and the most frequent labels."""
+    """Return the summary of an uploaded file: its number of rows, and the most frequent labels."""
     rows = sum(labels.values())
-    ranked = sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
+    ranked = sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))[:BARS_SHOWN]
     bars = _bars([Bar(label, count / rows) for label, count in ranked], language)
     said = TEXTS[language]["file_done"].format(name=escaped(name), rows=f"{rows:,}")
     return f'<div class="re-result"><p id="re-rows">{said}</p><h3>{TEXTS[language]["file_labels"]}</h3>{bars}</div>'
 
 
 def type_choices(kinds: Sequence[str], language: Language) -> list[tuple[str, str]]:
-    """(shown, value) of each entity type the model knows."""
+    """Return (shown text, value) for each entity type of the model."""
     return [(f"{TYPES[language][kind]} · {kind}" if kind in TYPES[language] else kind, kind) for kind in kinds]

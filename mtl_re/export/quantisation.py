@@ -1,9 +1,9 @@
-"""`model.onnx` → `model.int8.onnx`, with what it costs measured on the same labelled rows, or not at all.
+"""`model.onnx` → `model.int8.onnx`, if its cost on labelled rows stays within bounds.
 
-Dynamic quantisation (onnxruntime): weights become int8 with one scale a channel, activations are scaled on the fly, so
-no calibration rows are needed. int8 is known to destroy models of this kind (GLiNER #218, #270): the loss of F1 and
-AUPRC and the share of changed labels are bounded. Recipes are tried from the smallest file on; the first inside the
-bounds is kept, and all that were tried are reported.
+Dynamic quantisation (onnxruntime): weights become int8 with one scale per channel and activations are scaled at run
+time, so no calibration rows are needed. int8 has broken models of this kind (GLiNER issues 218 and 270), therefore the
+loss of F1 and AUPRC and the share of changed labels are bounded. Recipes are tried from the smallest file on; the first
+one within the bounds is kept, and all that were tried are reported.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from mtl_re.data.validation import Example
 
 RECIPES: dict[str, list[str]] = {"weights and embeddings": ["MatMul", "Gather"], "weights": ["MatMul"]}
-"""Name → kinds of nodes that are quantised. The pair layer and the heads (`Gemm`) stay fp32: they are a thousandth of
-the arithmetic, and their rounding would go straight into the logits."""
+"""Name → operators that are quantised. The pair layer and the heads (`Gemm`) stay fp32: they are a thousandth of the
+arithmetic, and their rounding errors would reach the logits directly."""
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What int8 may cost: points of F1 and of AUPRC, and percent of rows with another label."""
+    """What int8 may cost: points of micro-F1 and of AUPRC, and percent of the rows whose label changes."""
 
     score: float
     changed: float
 
     def broken(self, cost: dict[str, Any]) -> list[str]:
-        """What of a recipe's cost is over the bounds, in words."""
+        """Return what exceeds the bounds, as phrases."""
         scores = {name: -cost[name]["difference"] for name in ("micro_f1", "auprc")}
-        found = [f"{name} {loss:.2f} points lower" for name, loss in scores.items() if not loss <= self.score]
+        phrases = [f"{name} {loss:.2f} points lower" for name, loss in scores.items() if not loss <= self.score]
         changed = cost["changed_labels"]
-        return found + ([f"{changed:.2f} % of the labels changed"] if not changed <= self.changed else [])
+        return phrases + ([f"{changed:.2f} % of the labels changed"] if not changed <= self.changed else [])
 
 
 def write_int8(
@@ -59,17 +59,18 @@ def write_int8(
     bounds: Bounds,
     force: bool,
 ) -> dict[str, Any]:
-    """Quantise a graph and measure the loss.
+    """Quantise a graph and measure the cost.
 
     Args:
-        examples: labelled rows. outputs: the fp32 graph's for them.
-        force: keep the last recipe's graph although it is over the bounds.
+        examples: labelled rows. outputs: of the fp32 graph for these rows.
+        force: keep the last recipe's graph even if it exceeds the bounds.
 
     Returns:
-        `recipe` that was kept, `tried` {recipe: cost}, `bounds`, `rows`, `over` (what is over the bounds, in words).
+        `recipe`: the one kept. `tried`: recipe → cost (see `quantisation_cost`) and `megabytes`. `bounds`, `rows`.
+        `over`: what exceeds the bounds, as phrases.
 
     Raises:
-        MtlReError: every recipe is over the bounds, or rows have no label.
+        MtlReError: every recipe exceeds the bounds, or a row has no label.
     """
     gold = gold_indices(examples, model.taxonomy)
     table, pad_id = featurizer_of(model, tokenizer).table(examples), tokenizer.pad_token_id
@@ -78,7 +79,7 @@ def write_int8(
     for recipe in RECIPES:
         quantise(source, target, recipe)
         changed = graph_outputs(OnnxModel(target, model.config), table, pad_id, BATCH_SIZES[0], target.name)
-        tried[recipe] = cost(gold, outputs, changed, model.taxonomy)
+        tried[recipe] = quantisation_cost(gold, outputs, changed, model.taxonomy)
         tried[recipe]["megabytes"] = round(_size(target) / 1e6, 1)
         if not (over := bounds.broken(tried[recipe])):
             break
@@ -109,16 +110,16 @@ def quantise(source: Path, target: Path, recipe: str) -> None:
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=large,
-                extra_options={"MatMulConstBOnly": True},  # attention's products of activations stay fp32
+                extra_options={"MatMulConstBOnly": True},  # products of two activations, in attention, stay fp32
             )
     except Exception as error:  # onnxruntime's quantiser raises bare exceptions
         raise MtlReError(f"--int8: onnxruntime cannot quantise this graph ({first_line(error)})") from error
 
 
-def cost(
+def quantisation_cost(
     gold: np.ndarray, before: dict[str, np.ndarray], after: dict[str, np.ndarray], taxonomy: Taxonomy
 ) -> dict[str, Any]:
-    """What a change of a graph's outputs costs on the same rows.
+    """Compare the outputs of two graphs for the same rows.
 
     Returns:
         For `micro_f1` and `auprc`: `before`, `after`, `difference` (after - before) and its paired 95 % interval `ci`;
@@ -144,5 +145,5 @@ def cost(
 
 
 def _size(path: Path) -> int:
-    """Bytes of a graph and of the weights beside it."""
+    """Return the bytes of a graph and of the weights beside it."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))

@@ -1,0 +1,103 @@
+"""Predictions .jsonl joined with the rows they were made of: what `errors` and `cooccurrence` analyse.
+
+Enters: predictions with gold labels, and optionally DATA, joined by id and order. Leaves: `Rows` of arrays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtl_re.config import ErrorsConfig
+from mtl_re.data.validation import Example, load_examples
+from mtl_re.errors import MtlReError
+from mtl_re.figures import LONGEST
+from mtl_re.scoring import significance
+from mtl_re.scoring.metrics import Floats, Indices
+from mtl_re.taxonomy import Taxonomy
+
+Mask = npt.NDArray[np.bool_]
+UNUSUAL = re.compile(r"[^\w /.→-]")
+"""Characters that a shown entity type must not hold: a type is any text of the data."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Predictions joined with their rows.
+
+    Attributes:
+        gold, pred: (N,), indices into `taxonomy.labels`. probs: (N, L).
+        examples: (N,), the rows of DATA; None if no DATA was given. left_out: number of invalid rows of DATA.
+    """
+
+    ids: Sequence[str]
+    gold: Indices
+    pred: Indices
+    probs: Floats
+    examples: Sequence[Example] | None
+    taxonomy: Taxonomy
+    left_out: int
+
+    def related(self) -> tuple[Mask, Mask]:
+        """Return whether the gold label and the predicted label of each row are relations. Shape: (N,), (N,)."""
+        relation = np.array([label != self.taxonomy.no_relation for label in self.taxonomy.labels])
+        return relation[self.gold], relation[self.pred]
+
+
+def read_joined(path: Path, options: ErrorsConfig) -> Rows:
+    """Read predictions, and the row of DATA from which each was made.
+
+    Args:
+        options: of these, `data`, `heads` and `on_bad_row` count.
+
+    Raises:
+        MtlReError: a file cannot be read, a row is malformed, a label set differs, or predictions and DATA do not hold
+            the same rows in the same order (names file and line).
+    """
+    taxonomy = Taxonomy.from_option(options.heads)
+    loaded = None if options.data is None else load_examples(options.data, taxonomy, options.on_bad_row)
+    examples, bad = loaded or (None, [])
+    index = {label: position for position, label in enumerate(taxonomy.labels)}
+    ids, labels, probs = [], [], []
+    for number, (where, row) in enumerate(significance.prediction_rows(path)):
+        if number == 0 and isinstance(given := row.get("probs"), dict) and (odd := sorted(given.keys() ^ index.keys())):
+            raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
+        row = row if examples is None else _joined(where, row, number, examples, str(options.data))
+        if row.get("gold") is None:
+            raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")
+        name, gold, pred, values = significance.parsed_row((where, row), index)
+        ids.append(str(name))
+        labels.append((gold, pred))
+        probs.append(values)
+    if not labels:
+        raise MtlReError(f"{path}: no rows")
+    if examples is not None and len(examples) > len(ids):
+        what = f"row {len(ids) + 1:,} of {options.data} (id {examples[len(ids)].id!r}) has no prediction"
+        raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
+    columns = np.array(labels).T
+    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
+
+
+def _joined(where: str, row: Mapping[str, Any], number: int, examples: Sequence[Example], data: str) -> dict[str, Any]:
+    """Return the prediction with a gold label: its own, or that of the row of DATA."""
+    if number >= len(examples):
+        raise MtlReError(f"{where}: id: {row.get('id')!r} has no row; {data} ends after {len(examples):,} row(s)")
+    example = examples[number]
+    gold = example.label if row.get("gold") is None else row["gold"]
+    differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
+    for key, (given, expected) in differs.items():
+        if given != expected:
+            what = f"{given!r}, but row {number + 1:,} of {data} has {expected!r}"
+            raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
+    return {**row, "gold": gold}
+
+
+def type_pair(example: Example) -> str:
+    """Return the entity types of a row as they are shown, with `?` for what is not part of a plain word."""
+    return UNUSUAL.sub("?", f"{example.subject.type}→{example.object.type}")[:LONGEST]
