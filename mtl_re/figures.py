@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtl_re.errors import MtlReError
+from mtl_re.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,11 +90,8 @@ def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     """
     with styled(width, height) as figure:
         yield figure
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Software": None})
-        except OSError as error:
-            raise MtlReError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with whole_file(path) as partial:
+            figure.savefig(partial, metadata={"Software": None})
 
 
 def bars(
@@ -346,8 +343,4 @@ def write_markdown(path: Path, lines: Sequence[str]) -> None:
     Raises:
         MtlReError: the place cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_text(path, "\n".join(lines).rstrip("\n") + "\n")

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: JSON, folders by rename, fsync, and the SHA-256 seal beside a model's weights.
+"""Files that appear whole or not at all, locks, YAML and JSON, and the SHA-256 seal beside a model's weights.
 
 A writer builds under a temporary name, flushes to the disk, and renames; a kill or a full disk leaves the old file or
-the new one, never half of either.
+the new one, never half of either. Locks are `filelock`'s, so that every operating system has them.
 """
 
 from __future__ import annotations
@@ -10,40 +10,108 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from mtl_re.errors import MtlReError
 
-_ASIDE = ".old-"
+PARTIAL, _ASIDE = ".partial-", ".old-"
 WEIGHTS, WEIGHTS_SEAL = "model.safetensors", "model.safetensors.sha256"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file at once or not at all.
+# ---- whole or not at all -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary path with the suffix of `path`; what the block writes there is at `path` when it ends.
+
+    Missing directories are made. After a fault the old file, if any, is as it was and the temporary one is gone.
+
+    Args:
+        shared: Several processes may write `path` at once; the last one wins. (Otherwise the temporary name is always
+            the same, so that what a kill leaves behind is overwritten the next time.)
 
     Raises:
-        MtlReError: the place cannot be written.
+        MtlReError: The file cannot be written.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8] + '-' if shared else ''}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        yield partial
+        sync(partial)
         os.replace(partial, path)
+        sync(path.parent)
     except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Give an empty directory beside `final`, which takes its place as a whole when the block ends.
+
+    After a fault the old directory, if any, stands where it stood and the new one is gone.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    build = final.with_name(f"{PARTIAL}{final.name}")
+    try:
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
+        yield build
+        publish_folder(build, final)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+
+
+def unwritable(path: Path, error: OSError) -> MtlReError:
+    """Return the system's refusal to write a file as a message to the user."""
+    return MtlReError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """Write a UTF-8 file through `whole_file`.
+
+    Raises:
+        MtlReError: The file cannot be written.
+    """
+    with whole_file(path, shared) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file through `whole_file`.
+
+    Raises:
+        MtlReError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write a YAML file through `whole_file`, keys in the order given.
+
+    Raises:
+        MtlReError: The file cannot be written.
+    """
+    write_text(path, yaml.safe_dump(value, allow_unicode=True, sort_keys=False))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The map that a YAML file holds.
+    """Return the map that a YAML file holds.
 
     Raises:
-        MtlReError: it cannot be read, or holds no map.
+        MtlReError: The file cannot be read, or holds no map.
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -54,6 +122,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MtlReError(f"{path}: expected a map of keys, found {type(value).__name__}")
     return value
+
+
+# ---- locks -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
+    """Hold a lock file, however the process ends; give None if another holds it and `wait` is off.
+
+    Yields:
+        The lock's file descriptor. Forked children lose it (so loader workers that outlive a killed run do not keep it
+        locked); hand a child `os.dup` of it to keep the lock until that child has ended too.
+
+    Raises:
+        MtlReError: The file cannot be made.
+    """
+    descriptors: list[int] = []
+    lock = FileLock(path, blocking=wait, preserve_lock_file=True, on_acquired=descriptors.append)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # filelock would take some faults of the file system for a lock that is held
+        with suppress(Timeout):
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield descriptors[0] if descriptors else None
+    finally:
+        lock.release()
+
+
+# ---- weights and directories -------------------------------------------------------------------------------------
 
 
 def seal_weights(folder: Path) -> None:
@@ -115,8 +215,10 @@ def recover(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file, or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
+    """fsync a file, or a directory's entries where the system can (Windows cannot)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

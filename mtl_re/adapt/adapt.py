@@ -27,8 +27,9 @@ from mtl_re.files import write_json
 from mtl_re.model.cpu import allocator
 from mtl_re.model.device import autocast
 from mtl_re.model.network import parameter_count
+from mtl_re.signals import stop_signals
 from mtl_re.training import loop
-from mtl_re.training.loop import MAX_SKIPPED, agreed_to_stop, due, leave, peers_named, stop_signals
+from mtl_re.training.loop import MAX_SKIPPED, agreed_to_stop, due, leave, peers_named
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
 from mtl_re.training.tracking import MetricsLog

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from mtl_re.data import validation as data
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP
-from mtl_re.files import write_json
+from mtl_re.files import write_json, write_yaml
 from mtl_re.model import encoders
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
@@ -250,13 +249,9 @@ def write_records(run: AdaptRun) -> None:
     """Write config.yaml, manifest.json and, if any, rejected.jsonl."""
     resolved = run.config.to_dict()
     resolved["train"]["run_dir"] = str(run.run_dir)
-    try:
-        text = yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False)
-        (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
-        if run.texts.bad:
-            data.write_rejected(run.run_dir / "rejected.jsonl", run.texts.bad)
-    except OSError as error:
-        raise MtlReError(f"{run.run_dir}: cannot be written ({error.strerror})") from error
+    write_yaml(run.run_dir / "config.yaml", resolved)
+    if run.texts.bad:
+        data.write_rejected(run.run_dir / "rejected.jsonl", run.texts.bad)
     described = {
         "source": run.config.data.train,
         "exclude": run.config.exclude,

@@ -9,7 +9,6 @@ test use templates and names that training never shows, and share no name with e
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from mtl_re.config import SampleConfig
 from mtl_re.data.sample_text import HELD_OUT, NAMES, TRAIN
 from mtl_re.errors import MtlReError
+from mtl_re.files import write_text
 from mtl_re.taxonomy import NO_RELATION
 
 Split = Literal["train", "valid", "test"]
@@ -263,19 +263,8 @@ def write(directory: str | Path, config: SampleConfig) -> list[Path]:
         path = Path(directory) / f"{split}.json"
         text = json.dumps(rows(split, size, config.seed), ensure_ascii=False, indent=1)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, text + "\n")
-        except OSError as error:
-            raise MtlReError(f"{path}: cannot be written ({error.strerror}); choose another directory") from error
+            write_text(path, text + "\n", shared=True)
+        except MtlReError as error:
+            raise MtlReError(f"{error}; choose another directory") from error
         paths.append(path)
     return paths
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

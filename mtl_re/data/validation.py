@@ -15,13 +15,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtl_re.data import spool
 from mtl_re.data.readers import file_digest as file_digest  # callers find it beside load_examples
 from mtl_re.data.readers import one_line, read_rows
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.files import whole_file
 from mtl_re.taxonomy import KLUE, Taxonomy
 
 if TYPE_CHECKING:
@@ -282,14 +283,11 @@ def parsed(spec: str, taxonomy: Taxonomy) -> Iterator[tuple[int, Example | BadRo
             yield raw.number, BadRow(raw.source, raw.number, error.field, one_line(error.reason))
 
 
-def write_rejected(path: str | PathLike[str], bad_rows: Iterable[BadRow]) -> None:
+def write_rejected(path: Path, bad_rows: Iterable[BadRow]) -> None:
     """Write bad rows as JSON, one a line."""
-    try:
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for bad in bad_rows:
-                file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise MtlReError(one_line(f"{path}: cannot be written ({error.strerror or error})")) from error
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for bad in bad_rows:
+            file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
 
 
 def label_counts(examples: Iterable[Example]) -> dict[str, int]:

@@ -78,7 +78,6 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
         card = model_card.render(source.model, report, model_card.gather(source.run, source.steps, options))
         (build / "README.md").write_text(card, encoding="utf-8")
         refuse_machine_paths(build, [ckpt, folder])
-        files.publish_folder(build, final)
     if options.push_to_hub is not None:
         push(final, options.push_to_hub, options.private)
     return report
@@ -166,17 +165,12 @@ def _check_place(final: Path, ckpt: str, overwrite: bool) -> None:
 
 @contextmanager
 def _building(final: Path) -> Iterator[Path]:
-    """A folder beside the final one; removed if anything goes wrong."""
-    build = final.absolute().with_name(f".partial-{final.absolute().name}")
+    """Give a directory that takes the final one's place when the block ends."""
     try:
-        final.absolute().parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(build, ignore_errors=True)
-        build.mkdir()
-        yield build
+        with files.whole_folder(final.absolute()) as build:
+            yield build
     except OSError as error:
-        raise MtlReError(f"{final}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
+        raise files.unwritable(final, error) from error
 
 
 def write_checkpoint(source: Source, build: Path) -> None:

@@ -26,13 +26,14 @@ from mtl_re import __version__
 from mtl_re.config import OnBadRow, PredictConfig
 from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.files import unwritable
 from mtl_re.predict.prediction_shards import Rejected, Shards, ShardWriter, Window
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.ranks import Ranks
 from mtl_re.scoring import evaluation
 from mtl_re.scoring.inference import Tick
 from mtl_re.scoring.scorer import Scorer
-from mtl_re.scoring.writers import IdDigest, check_suffix, encode, label_order, publish, unwritable
+from mtl_re.scoring.writers import IdDigest, check_suffix, encode, label_order, publish
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.scoring.writers import unwritable
+from mtl_re.files import unwritable
 
 Rejected = tuple[int, str, str]
 """A row left out: its number in the input, the field at fault, the reason."""

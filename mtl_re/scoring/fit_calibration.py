@@ -9,7 +9,6 @@ the threshold (applied where `--threshold stored` asks for it). The rows given h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
 from mtl_re.data.splits import load_splits
 from mtl_re.errors import MtlReError
-from mtl_re.files import read_yaml, write_json
+from mtl_re.files import read_yaml, whole_file, write_json
 from mtl_re.model.network import checkpoint_folder
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.evaluation import gold_indices, labelled_examples
@@ -156,14 +155,10 @@ def store(folder: Path, temperatures: dict[str, float], threshold: float | None)
         MtlReError: it cannot be written.
     """
     path = folder / "config.json"
-    partial = path.with_name(".partial-config.json")
-    try:
+    with whole_file(path) as partial:
         config = json.loads(path.read_text(encoding="utf-8"))
         config |= {"temperatures": temperatures, "relation_threshold": threshold}
         partial.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[list[float], list[float], list[int]]:

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import sync
+from mtl_re.files import whole_file
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -134,32 +133,17 @@ def publish(
     Raises:
         MtlReError: the place cannot be written, or the file fails its check; an old file stands.
     """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         with _SINKS[path.suffix](partial, taxonomy, order) as sink:
             for chunk in chunks:
                 sink.add(chunk)
         check_file(partial, path.suffix, order, expected())
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def check_suffix(path: Path) -> None:
     """Raise MtlReError unless predictions can be written in this form."""
     if path.suffix not in SUFFIXES:
         raise MtlReError(f"{path}: unknown kind of output {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-
-
-def unwritable(path: Path, error: OSError) -> MtlReError:
-    """The system's refusal to write an output, as the user's message."""
-    return MtlReError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 class IdDigest:

@@ -22,11 +22,10 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtl_re import files as store
 from mtl_re.errors import MtlReError
+from mtl_re.files import PARTIAL, digest, recover, whole_folder
 
 _NAME = re.compile(r"step-(\d{6,})")
-_TEMPORARY, _ASIDE = ".partial-", ".old-"
 MANIFEST, STATE = "manifest.json", "state.json"
 
 
@@ -69,23 +68,20 @@ def save(
         MtlReError: the disk is full or not writable; older checkpoints stand untouched.
     """
     final = folder / f"step-{step:06d}"
-    partial = folder / f"{_TEMPORARY}{final.name}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_TEMPORARY}*"):
+        for leftover in folder.glob(f"{PARTIAL}*"):  # of a kill
             shutil.rmtree(leftover)
-        partial.mkdir()
-        for stem, group in tensors.items():
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
-            save_file(contiguous, partial / f"{stem}.safetensors")
-        _write(partial / STATE, json.dumps(state, ensure_ascii=False, indent=1))
-        files = {
-            file.name: {"size": file.stat().st_size, "sha256": store.digest(file)} for file in sorted(partial.iterdir())
-        }
-        _write(partial / MANIFEST, json.dumps({"step": step, "files": files, "sha256": _seal(step, files)}, indent=1))
-        store.publish_folder(partial, final)
+        with whole_folder(final) as build:
+            for stem, group in tensors.items():
+                contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
+                save_file(contiguous, build / f"{stem}.safetensors")
+            (build / STATE).write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
+            files = {
+                file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(build.iterdir())
+            }
+            manifest = {"step": step, "files": files, "sha256": _seal(step, files)}
+            (build / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
     with suppress(OSError):  # what cannot be pruned now is pruned behind the next one
         _prune(folder, final, keep)
@@ -102,7 +98,7 @@ def _prune(folder: Path, final: Path, keep: int) -> None:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with each newer one."""
     faults: list[str] = []
-    store.recover(folder)
+    recover(folder)
     for path in whole_names(folder):
         try:
             return load(path), faults
@@ -126,7 +122,7 @@ def load(path: Path) -> Checkpoint:
             file = path / name
             if Path(name).name != name or not file.is_file():
                 raise MtlReError(f"{path}: {name} is missing")
-            if file.stat().st_size != expected["size"] or store.digest(file) != expected["sha256"]:
+            if file.stat().st_size != expected["size"] or digest(file) != expected["sha256"]:
                 raise MtlReError(f"{path}: {name} is damaged (size or SHA-256 differs from {MANIFEST})")
         if STATE not in files:
             raise MtlReError(f"{path}: {MANIFEST} does not list {STATE}")
@@ -165,7 +161,3 @@ def whole_names(folder: Path) -> list[Path]:
 def _seal(step: int, files: Mapping[str, Any]) -> str:
     """SHA-256 of what a manifest says: a file that it no longer lists would not be missed otherwise."""
     return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -6,8 +6,6 @@ A run here is a `prepare.Run` or an `adapt_run.AdaptRun`: both have `accelerator
 from __future__ import annotations
 
 import gc
-import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,34 +13,11 @@ from typing import Any
 
 import torch
 
-from mtl_re import files
 from mtl_re.errors import MtlReError, first_line
+from mtl_re.files import seal_weights, whole_folder
 
 MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying: the loop saves and leaves. A second one acts as usual."""
-    received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            before[signum] = signal.signal(signum, note)
-    except ValueError:  # not the main thread (a notebook, a study's worker thread): signals are not ours to take
-        before.clear()
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def agreed_to_stop(run: Any, state: Any, stopped: list[int]) -> bool:
@@ -69,15 +44,12 @@ def write_model(run_dir: Path, what: str, network: Any, tokenizer: Any) -> None:
     Raises:
         MtlReError: it cannot be written.
     """
-    build = run_dir / ".partial-model"
     try:
-        shutil.rmtree(build, ignore_errors=True)
-        network.save_pretrained(build)
-        files.seal_weights(build)
-        tokenizer.save_pretrained(build)
-        files.publish_folder(build, run_dir / "model")
+        with whole_folder(run_dir / "model") as build:
+            network.save_pretrained(build)
+            seal_weights(build)
+            tokenizer.save_pretrained(build)
     except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
-        shutil.rmtree(build, ignore_errors=True)
         fault = f"the {what} cannot be written ({first_line(error)}); the old one stands"
         raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
 

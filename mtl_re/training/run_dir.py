@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from mtl_re.config import Config
 from mtl_re.errors import MtlReError
+from mtl_re.files import locked
 from mtl_re.training import checkpoint
 
 
@@ -31,13 +30,13 @@ def claim_run_dir(config: Config, name: str, resources: ExitStack) -> Path:
     else:
         run_dir = _fresh(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / ".lock").touch()
-    except OSError as error:
-        raise MtlReError(f"train.run_dir: {run_dir} cannot be written ({error.strerror})") from error
+        held = resources.enter_context(locked(run_dir / ".lock"))
+    except MtlReError as error:
+        raise MtlReError(f"train.run_dir: {error}") from error
+    if held is None:
+        raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process")
     if resume is None and (run_dir / "metrics.jsonl").exists():
         raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
-    resources.enter_context(lock_run_dir(run_dir))
     return run_dir
 
 
@@ -46,19 +45,3 @@ def _fresh(path: Path) -> Path:
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate
-
-
-def lock_run_dir(run_dir: Path) -> IO[str]:
-    """Hold the run directory for this process; the system frees it however the process ends.
-
-    Raises:
-        MtlReError: another process holds it.
-    """
-    lock = (run_dir / ".lock").open("w")
-    try:
-        # lockf, not flock: loader workers must not inherit it, or a killed run stays locked until they notice
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise MtlReError(f"train.run_dir: {run_dir} is in use by another training process") from error
-    return lock

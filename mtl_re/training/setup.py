@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -32,7 +31,7 @@ from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP, Collator
 from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
-from mtl_re.files import write_json
+from mtl_re.files import write_json, write_yaml
 from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator
 from mtl_re.model.cpu.dropout import quicken
@@ -228,14 +227,9 @@ def write_records(run: Run) -> None:
         MtlReError: the run directory cannot be written.
     """
     config, rows = run.config, run.rows
-    try:
-        options = resolved(config, run.weights, run.run_dir)
-        text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
-        (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
-        if rows.bad:
-            data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
-    except OSError as error:
-        raise MtlReError(f"{run.run_dir}: cannot be written ({error.strerror})") from error
+    write_yaml(run.run_dir / "config.yaml", resolved(config, run.weights, run.run_dir))
+    if rows.bad:
+        data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
     described = {
         "train": _describe(config.data.train, rows.train),
         "valid": _describe(config.data.valid or f"split of {config.data.train}", rows.valid),

@@ -27,6 +27,7 @@ import numpy as np
 from mtl_re.config import TrackingConfig
 from mtl_re.errors import MtlReError
 from mtl_re.figures import FEW, confusion, styled
+from mtl_re.files import unwritable, whole_file
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
@@ -47,9 +48,8 @@ class MetricsLog:
         with self._faults():
             text = self.path.read_bytes() if self.path.exists() else b""
             kept = [line + b"\n" for line in text.split(b"\n") if _step(line) <= step] if step else []
-            partial = self.path.with_name(f".partial-{self.path.name}")
-            partial.write_bytes(b"".join(kept))
-            os.replace(partial, self.path)
+            with whole_file(self.path) as partial:
+                partial.write_bytes(b"".join(kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""
@@ -60,8 +60,8 @@ class MetricsLog:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            what = f"{self.path}: cannot be written ({error.strerror or error})"
+        except (OSError, MtlReError) as error:
+            what = unwritable(self.path, error) if isinstance(error, OSError) else error
             raise MtlReError(f"{what}; mend that and go on with --train.resume auto") from error
 
 

@@ -26,10 +26,11 @@ from mtl_re import files
 from mtl_re.config import Config
 from mtl_re.features.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
 from mtl_re.scoring import evaluation, inference
+from mtl_re.signals import stop_signals
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training import checkpoint, loop, report
 from mtl_re.training.bad_steps import BadStepError, check_step, roll_back
-from mtl_re.training.loop import agreed_to_stop, due, leave, peers_named, stop_signals
+from mtl_re.training.loop import agreed_to_stop, due, leave, peers_named
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main

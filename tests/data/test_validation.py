@@ -192,7 +192,7 @@ def test_several_bad_rows_are_one_line(tmp_path: Path) -> None:
     lines = (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
     assert [BadRow(**json.loads(line)) for line in lines] == bad
     with pytest.raises(MtlReError, match="cannot be written"):
-        write_rejected(tmp_path / "none" / "rejected.jsonl", bad)
+        write_rejected(tmp_path / "a.json" / "rejected.jsonl", bad)
 
 
 def test_no_good_row_is_an_error_under_skip_too(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from distributed_worker import (
 )
 
 from mtl_re.data import sample
+from mtl_re.files import locked
 from mtl_re.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -171,14 +172,8 @@ def test_a_fault_ends_all_processes_soon(rows, tmp_path, fault):
 
 
 def test_a_run_in_use_is_refused_to_all_processes(rows, tmp_path):
-    from mtl_re.training.run_dir import lock_run_dir
-
-    (tmp_path / "run").mkdir()
-    lock = lock_run_dir(tmp_path / "run")
-    try:
+    with locked(tmp_path / "run" / ".lock"):
         codes = run_group({"data.train": str(rows), "train.run_dir": str(tmp_path / "run")}, tmp_path, timeout=60)
-    finally:
-        lock.close()
     assert 0 not in codes
     assert "in use by another training process" in (tmp_path / "log-0").read_text()
 

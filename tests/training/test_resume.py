@@ -28,7 +28,6 @@ from distributed_worker import (
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import evaluation
-from mtl_re.training import loop
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -342,15 +341,6 @@ def test_signal_saves_and_exits_with_0(job, tmp_path, reference, number):
     assert not (tmp_path / "run" / "valid_metrics.json").exists()
     assert run_child(job | {"train.resume": "auto"}, log) == 0, log.read_text()
     assert_same_run(tmp_path / "run", reference())
-
-
-def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with loop.stop_signals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert received == [signal.SIGINT]
-        assert signal.getsignal(signal.SIGINT) is before[1]  # a second one acts as usual
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 # ---- what a run may not be resumed with ----------------------------------------------------------------------------

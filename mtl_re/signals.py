@@ -1,0 +1,40 @@
+"""Stop signals: a run that is told to stop saves what it has and leaves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def stop_signals(interrupt: bool = False) -> Iterator[list[int]]:
+    """Catch SIGTERM and SIGINT inside the block, which gives the list of those received; a second one acts as usual.
+
+    Outside the main thread (a notebook's, a study's worker thread) signals are left alone and the list stays empty.
+
+    Args:
+        interrupt: SIGTERM raises KeyboardInterrupt as Ctrl-C does, and a second signal (launchers send several) is
+            ignored, so that it does not disturb the clean-up.
+    """
+    received: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_IGN if interrupt else handler)
+        if interrupt:
+            raise KeyboardInterrupt
+
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, note)
+    except ValueError:  # not the main thread
+        before.clear()
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
