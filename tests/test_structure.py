@@ -113,7 +113,16 @@ def test_pure_modules_know_nothing_of_effects():
         assert not ours(MODULES[name], True) & effects, name
 
 
-LIGHT = ("taxonomy", "config", "errors", "files", "signals", "cli", "features.markers", *(n for n in MODULES if room(n) == "data"))
+LIGHT = (
+    "taxonomy",
+    "config",
+    "errors",
+    "files",
+    "signals",
+    "cli",
+    "features.markers",
+    *(n for n in MODULES if room(n) == "data"),
+)
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -17,24 +17,16 @@ from torch import Tensor
 
 from mtl_re.errors import MtlReError
 from mtl_re.training import checkpoint
-from mtl_re.training.loop import MAX_SKIPPED
+from mtl_re.training.loop import MAX_SKIPPED, BadStepError
 from mtl_re.training.processes import on_main
-from mtl_re.training.setup import Run
-from mtl_re.training.state import State, restore
+from mtl_re.training.setup import TrainRun
+from mtl_re.training.state import State, restore_training
 from mtl_re.training.tracking import MetricsLog
 
 _KNOWN, _ENOUGH = 50, 20  # norms that a spike is measured against, and how many of them it takes
 
 
-class BadStepError(MtlReError):
-    """A step must not be taken. Attributes: step: its number, from 0."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(what)
-        self.step = step
-
-
-def check_step(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> bool:
+def check_step(run: TrainRun, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> bool:
     """Look at a step's gradient norm before the update; whether fp16's scaler will skip it.
 
     Under fp16 an overflow is normal: the scaler skips the step and lowers its scale. Only a long run of them is not.
@@ -69,7 +61,7 @@ def _spikes(state: State, norm: float, factor: float) -> bool:
     return False
 
 
-def roll_back(run: Run, state: State, log: MetricsLog | None, bad: BadStepError) -> None:
+def roll_back(run: TrainRun, state: State, log: MetricsLog | None, bad: BadStepError) -> None:
     """Make run, state and log what they were at the newest whole checkpoint, the bad step marked as left out.
 
     Raises:
@@ -84,13 +76,13 @@ def roll_back(run: Run, state: State, log: MetricsLog | None, bad: BadStepError)
     run.optimizer.zero_grad()
     if run.accelerator.scaler is not None:
         run.accelerator.scaler.update()  # ends the step it has begun; its scale comes from the checkpoint
-    vars(state).update(vars(restore(run, path)), left_out=left_out)
+    vars(state).update(vars(restore_training(run, path)), left_out=left_out)
     if log is not None:
         log.forget(state.step)
     run.say(f"{bad}\nwent back to {path}; the rows of step {bad.step + 1} will be left out")
 
 
-def _newest(run: Run) -> Path:
+def _newest(run: TrainRun) -> Path:
     found, faults = checkpoint.newest(run.run_dir / "checkpoints")
     if found is None:
         raise MtlReError(f"{run.run_dir / 'checkpoints'}: no whole checkpoint to go back to ({'; '.join(faults)})")

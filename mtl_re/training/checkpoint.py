@@ -75,12 +75,12 @@ def save(
             for stem, group in tensors.items():
                 contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
                 save_file(contiguous, build / f"{stem}.safetensors")
-            (build / STATE).write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
+            _write(build / STATE, json.dumps(state, ensure_ascii=False, indent=1))
             files = {
                 file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(build.iterdir())
             }
             manifest = {"step": step, "files": files, "sha256": _seal(step, files)}
-            (build / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _write(build / MANIFEST, json.dumps(manifest, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
     with suppress(OSError):  # what cannot be pruned now is pruned behind the next one
@@ -161,3 +161,7 @@ def whole_names(folder: Path) -> list[Path]:
 def _seal(step: int, files: Mapping[str, Any]) -> str:
     """SHA-256 of what a manifest says: a file that it no longer lists would not be missed otherwise."""
     return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

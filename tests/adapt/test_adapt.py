@@ -447,8 +447,8 @@ def test_fp16_that_only_overflows_ends_with_a_word(small, monkeypatch, limit):
         run.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
         return run
 
-    real = adapt.prepare
-    monkeypatch.setattr(adapt, "prepare", prepared)
+    real = adapt.prepare_adaptation
+    monkeypatch.setattr(adapt, "prepare_adaptation", prepared)
     monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", overflowing)
     monkeypatch.setattr(adapt, "MAX_SKIPPED", limit)
     settings = small("run", train={"max_steps": 4}, data={"held_out": 0})

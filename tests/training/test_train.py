@@ -733,7 +733,7 @@ def test_gradient_that_is_not_finite_stops_the_run(go, monkeypatch):
 def test_global_counts_are_of_the_whole_step(plain_run, rows, tmp_path):
     options = {"data.train": str(rows), "train.run_dir": str(tmp_path / "counts"), "train.batch_size": 2}
     with ExitStack() as resources:
-        run = prepare_module.prepare(make_config(options), "x", resources)
+        run = prepare_module.prepare_training(make_config(options), "x", resources)
     chosen = np.array([0, 3, 5, 7, 11, 12, 20, 31])
     counts, labelled = train_module.global_counts(run, chosen)
     labels = [run.rows.train[row].label for row in chosen]
