@@ -171,6 +171,8 @@ def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> 
     blocks = [make_blocks(part, tokenizer, config) for part in (texts.train, texts.held_out)]
     if not len(blocks[0]):
         raise MtlReError("data.train: the texts have no token that this tokenizer knows of")
+    identity = _identity(config, blocks)
+    check_ranks_agree(accelerator, identity)
     if options.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     wrapped = MaskedLanguageModel(network).train()
@@ -191,13 +193,12 @@ def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> 
         optimizer=optimizer,
         trackers=Trackers(accelerator, config.tracking, run_dir, config.to_dict()),
         precision=accelerator.mixed_precision,
-        identity=_identity(config, blocks),
+        identity=identity,
         config=config,
         texts=texts,
         train=train,
         held_out=held_out,
     )
-    check_ranks_agree(run)
     _announce(run)
     return run
 

@@ -89,15 +89,17 @@ def seed_process(accelerator: Accelerator, seed: int, step: int = 0) -> None:
     torch.manual_seed(seed + 1_000_003 * accelerator.process_index + step)
 
 
-def check_ranks_agree(run: Run) -> None:
+def check_ranks_agree(accelerator: Accelerator, identity: Mapping[str, str]) -> None:
     """Check that all ranks read the same rows: each computes the batch order from its own.
+
+    Call it before DDP is made, which dies without a word where the ranks' networks differ.
 
     Raises:
         MtlReError: The ranks read different rows, or run under different options.
     """
-    if run.accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
         return
-    identities = gather_object([run.identity])
+    identities = gather_object([identity])
     for rank, other in enumerate(identities):
         if differ := [name for name, value in identities[0].items() if other[name] != value]:
             what = f"process {rank} of {len(identities)} has other {', '.join(differ)} than process 0"

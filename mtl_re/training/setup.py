@@ -94,6 +94,8 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
+    same = identity(config, weights, train_table, valid_table)
+    check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
     seed_process(accelerator, config.train.seed)
     no_targets = list(taxonomy.targets(None).values())
@@ -108,7 +110,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         optimizer=optimizer,
         trackers=Trackers(accelerator, config.tracking, run_dir, resolved(config, weights, run_dir)),
         precision=accelerator.mixed_precision,
-        identity=identity(config, weights, train_table, valid_table),
+        identity=same,
         config=config,
         taxonomy=taxonomy,
         rows=rows,
@@ -119,7 +121,6 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
     )
-    check_ranks_agree(run)
     _announce(run)
     return run
 

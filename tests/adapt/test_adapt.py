@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import time
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -371,6 +372,67 @@ def test_a_killed_run_goes_on_bit_for_bit(small, monkeypatch, at):
     assert exact(whole) == exact(cut)
     weights = [load_file(run / "model" / "model.safetensors") for run in (whole, cut)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_resumed_run_says_what_it_passed_over_and_what_is_not_exact(small, capsys):
+    settings = {"train": {"save_every": 1, "max_steps": 2, "keep": 3}}
+    folder = adapt.adapt(small("run", **settings)) / "checkpoints"
+    kept = checkpoint.load(folder / "step-000002")
+    (folder / "step-000002" / "state.json").unlink()
+    settings["train"] |= {"resume": "auto"}
+    adapt.adapt(small("run", **settings))
+    said = capsys.readouterr().err
+    assert "passed over: " in said
+    assert "step-000002: state.json is missing" in said
+    assert "going on from " in said
+    assert "step-000001" in said
+    checkpoint.save(folder, 2, kept.tensors, kept.state | {"processes": 3}, 3)
+    adapt.adapt(small("run", **settings))
+    assert "this run had 3 processes: going on, but not bit for bit" in capsys.readouterr().err
+    checkpoint.save(folder, 2, kept.tensors, {"step": 2}, 3)
+    with pytest.raises(MtlReError, match=r"is no checkpoint of such a run \(KeyError: 'identity'\)"):
+        adapt.adapt(small("run", **settings))
+
+
+def test_rates_after_a_resume_leave_out_what_was_counted_before(small, monkeypatch):
+    settings = {"train": {"save_every": 1, "max_steps": 6}, "data": {"held_out": 0}}
+    step, tokens = adapt._step, []
+
+    def watched(run, state, *rest):
+        if len(tokens) == 5:
+            tokens.append(0)
+            raise KilledError
+        before = state.tokens
+        time.sleep(0.1)
+        step(run, state, *rest)
+        tokens.append(state.tokens - before)
+
+    monkeypatch.setattr(adapt, "_step", watched)
+    with pytest.raises(KilledError):
+        adapt.adapt(small("run", **settings))
+    settings["train"] |= {"resume": "auto"}
+    (line,) = [line for line in lines(adapt.adapt(small("run", **settings))) if line["kind"] == "train"]
+    assert line["step"] == 6
+    assert line["tokens_per_s"] <= tokens[-1] / 0.1 < sum(tokens) / 0.1
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_text_are_told_apart(small, tmp_path):
+    """Each computes the order of blocks and their masks from its own copy."""
+    script = tmp_path / "each.py"
+    script.write_text(
+        "import os, sys\n"
+        "from mtl_re.cli import main\n"
+        "sys.exit(main(['adapt', '--config', sys.argv[1], '--data.split_seed', os.environ['RANK']]))\n"
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(asdict(small("two"))), encoding="utf-8")
+    command = [*launcher(), str(script), str(path)]
+    done = subprocess.run(command, env=launch_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "process 1 of 2 has other " in done.stderr, done.stderr[-3000:]
+    assert "than process 0; give every node the same files and options" in done.stderr
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 
 def test_a_resumed_run_must_be_the_same_run(small):
