@@ -2,8 +2,8 @@
 
 Gururangan et al. 2020 (arXiv 2004.10964): on the task's own sentences (TAPT) or on any text of its kind (DAPT). Leaves
 `RUN/model`, a Hugging Face directory with the masked-LM head, which `mtl-re train` takes as `model.encoder`. The loop
-is the training loop's smaller sister: the order of blocks and their masks are pure functions, a step's loss is divided
-by the hidden tokens of the whole step over all processes, and the model with the lowest held-out loss is kept.
+is `training.loop`'s: the order of blocks and their masks are pure functions, a step's loss is divided
+by the masked tokens of the whole step over all processes, and the model with the lowest held-out loss is kept.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
     """Run an adaptation and return its directory.
 
     Args:
-        config: validated options.
-        name: of the config, for the default run directory.
+        config: Validated options.
+        name: Of the config, for the default run directory.
 
     Raises:
-        MtlReError: anything at fault in options, text, encoder or directory, or a loss that is not finite.
+        MtlReError: Anything at fault in options, text, encoder or directory, or a loss that is not finite.
     """
     with ExitStack() as resources:
         run = prepare_adaptation(config, name, resources)
@@ -91,13 +91,13 @@ def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> Non
     cost = PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
     parts = step_parts(rows, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     own = parts[accelerator.process_index]
-    hidden = run.train.hidden(rows, state.epoch)  # of the whole step: every process knows all masks
+    masked = run.train.masked_tokens(rows, state.epoch)  # of the whole step: every process knows all masks
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, part in enumerate(own):
         with nullcontext() if number == len(own) - 1 else accelerator.no_sync(run.model):
             batch = {name: tensor.to(accelerator.device) for name, tensor in run.train.batch(part, state.epoch).items()}
             loss = run.model(**batch)
-            accelerator.backward(loss / max(hidden, 1) * accelerator.num_processes)  # DDP averages, we want the sum
+            accelerator.backward(loss / max(masked, 1) * accelerator.num_processes)  # DDP averages, we want the sum
         loss_sum += loss.detach()
     norm = accelerator.clip_grad_norm_(run.plain_model.parameters(), run.config.optim.max_grad_norm or math.inf)
     finite = bool(torch.isfinite(norm))
@@ -112,7 +112,7 @@ def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> Non
     state.skipped += not finite  # fp16: the scaler has left this step out and halves its scale
     state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
     state.loss += float(accelerator.reduce(loss_sum, "sum"))
-    state.hidden += hidden
+    state.hidden += masked
     state.tokens += int(lengths.sum())
 
 
@@ -139,7 +139,7 @@ def _evaluate(run: AdaptRun, state: AdaptState, log: MetricsLog | None) -> None:
 
 
 def held_out_loss(run: AdaptRun) -> float:
-    """Mean loss over the hidden tokens of the held-out texts; all processes share the work."""
+    """Return the mean loss over the masked tokens of the held-out texts; all processes share the work."""
     accelerator, device = run.accelerator, run.accelerator.device
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     batches = sorted_batches(run.held_out.blocks.lengths, run.config.train.batch_size)
@@ -149,12 +149,12 @@ def held_out_loss(run: AdaptRun) -> float:
             batch = {name: tensor.to(device) for name, tensor in run.held_out.batch(rows, 0).items()}
             sums += torch.stack([run.plain_model(**batch).double(), (batch["targets"] >= 0).sum().double()])
     run.plain_model.train()
-    total, hidden = accelerator.reduce(sums, "sum").tolist()
-    return float(total / max(hidden, 1))
+    total, masked = accelerator.reduce(sums, "sum").tolist()
+    return float(total / max(masked, 1))
 
 
 def perplexity(loss: float) -> float:
-    """exp of a mean loss, at most 1e9."""
+    """Return exp of a mean loss, at most 1e9."""
     return math.exp(min(loss, math.log(1e9)))
 
 

@@ -44,18 +44,18 @@ from mtl_re.training.run import (
 from mtl_re.training.tracking import MetricsLog, Trackers
 
 _ROOM = 512  # positions of a new encoder at least, so that a later training may read longer rows
-HIDDEN_STEP = 64
-"""Hidden tokens are padded to a multiple of this. Logits are as wide as the vocabulary: with another size at each
+MASKED_STEP = 64
+"""Masked tokens are padded to a multiple of this. Logits are as wide as the vocabulary: with another size at each
 pass, an allocator that keeps its pages (see `allocator`) grew by 15 MB a step, to 22 GB after a thousand."""
 _TRAIN, _HELD_OUT = 0, 1  # which masks a generator is for
 
 
 class MaskedLanguageModel(nn.Module):
-    """An encoder with its masked-LM head; gives the summed loss over the hidden tokens.
+    """An encoder with its masked-LM head, whose output is the loss summed over the masked tokens.
 
-    The head, as wide as the vocabulary, sees hidden tokens only: it works token by token in every family, so what the
-    encoder says of the other tokens is cut away before it. Parameters are named `encoder.*` and `network.*`, so that
-    `optim` finds the encoder's layers.
+    The head, as wide as the vocabulary, is applied to masked tokens only: it works token by token in every family, so
+    the encoder's states of the other tokens are cut away before it. Parameters are named `encoder.*` and `network.*`,
+    so that `optim` finds the encoder's layers.
     """
 
     def __init__(self, network: Any) -> None:
@@ -64,13 +64,13 @@ class MaskedLanguageModel(nn.Module):
         self.network = network
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross entropy, fp32.
+        """Return the sum of the cross entropy, a scalar in fp32.
 
-        Shapes: all (batch, length); targets are `IGNORE` where nothing is hidden.
+        Shapes: all (batch, length); targets are `IGNORE` where no token is masked.
         """
-        hidden = (targets != IGNORE).flatten().nonzero().squeeze(1)
-        spare = -len(hidden) % HIDDEN_STEP
-        chosen = F.pad(hidden, (0, spare))  # the spare places repeat the first token and count for nothing
+        masked = (targets != IGNORE).flatten().nonzero().squeeze(1)
+        spare = -len(masked) % MASKED_STEP
+        chosen = F.pad(masked, (0, spare))  # the padding repeats the first token and counts for nothing
 
         def cut(module: nn.Module, arguments: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[chosen].unsqueeze(0)  # (1, chosen, dim)
@@ -81,27 +81,27 @@ class MaskedLanguageModel(nn.Module):
             logits = self.network(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(0)
         finally:
             handle.remove()
-        wanted = F.pad(targets.flatten()[hidden], (0, spare), value=IGNORE)
+        wanted = F.pad(targets.flatten()[masked], (0, spare), value=IGNORE)
         return F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE, reduction="sum")
 
 
 class Masker:
-    """Rows of blocks → a padded batch with masks."""
+    """Makes padded batches with masks out of blocks."""
 
     def __init__(self, blocks: Blocks, rule: MaskRule, pad_id: int, seed: int, stream: int) -> None:
         self.blocks, self.rule, self.pad_id, self.seed, self.stream = blocks, rule, pad_id, seed, stream
 
     def masked(self, block: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of one block; a pure function of seed, epoch and block."""
+        """Return inputs and targets of one block; a pure function of seed, epoch and block."""
         generator = np.random.default_rng([self.seed, self.stream, epoch, block])
         return mask_tokens(*self.blocks[block], self.rule, generator)
 
-    def hidden(self, rows: np.ndarray, epoch: int) -> int:
-        """Hidden tokens of some blocks."""
+    def masked_tokens(self, rows: np.ndarray, epoch: int) -> int:
+        """Return the number of masked tokens in some blocks."""
         return sum(int((self.masked(int(row), epoch)[1] != IGNORE).sum()) for row in rows)
 
     def batch(self, rows: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """Tensors of `MaskedLanguageModel.forward`; without rows block 0 with nothing hidden, which adds exactly 0."""
+        """Return arguments of `MaskedLanguageModel`; without rows block 0 with no mask, whose loss is exactly 0."""
         chosen = [self.masked(int(row), epoch) for row in rows]
         if not chosen:
             ids = self.blocks[0][0].astype(np.int64)
@@ -123,7 +123,9 @@ class AdaptState:
 
     Attributes:
         step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
-        step_rows: blocks of a full step. loss, hidden, tokens: sums over the steps since the last logged line.
+        step_rows: Blocks of a full step.
+        loss, hidden, tokens: Sums over the steps since the last logged line (hidden: masked tokens; checkpoints have
+            the name).
         first, best, best_step: held-out loss before the first step, the lowest so far, and its step.
         evaluated_step: of the last evaluation. skipped: fp16 steps skipped for overflow, in all and in a row.
     """
@@ -145,7 +147,7 @@ class AdaptState:
 
 @dataclass
 class AdaptRun(Run):
-    """What an adaptation works with besides: text, and its blocks with masks to train on and to score."""
+    """What an adaptation works with besides: text, and its blocks with masks to train on and to evaluate on."""
 
     config: AdaptConfig
     texts: Texts
@@ -204,7 +206,7 @@ def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> 
 
 
 def mask_rule(config: AdaptConfig, tokenizer: Any) -> MaskRule:
-    """The options of `mask` for one tokenizer."""
+    """Return the options of `mask` for one tokenizer."""
     options = config.mask
     entities = options.probability if isinstance(options.entities, bool) else options.entities
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)

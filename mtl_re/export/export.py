@@ -123,7 +123,7 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
         )
     total: dict[str, torch.Tensor] = {}
     for path in paths:
-        weights = checkpoint.load(path).tensors.get("model", {})
+        weights = checkpoint.read_checkpoint(path).tensors.get("model", {})
         if total and set(weights) != set(total):
             raise MtlReError(f"{path}: other weights than the checkpoint before it; they cannot be averaged")
         for name, tensor in weights.items():

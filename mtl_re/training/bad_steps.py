@@ -1,9 +1,9 @@
 """Steps that would ruin the weights: found before the update, then the run stops, or goes back and leaves them out.
 
 A step is bad where the gradient's global norm is not finite, or far above the last ones' where `train.spike` asks for
-that; the norm is of the summed gradients, so all processes agree without a word. Going back means the newest whole
-checkpoint: the steps from there are the same steps again, bit for bit, up to the bad one, whose rows are left out. So a
-kill at any moment, and a resume, still ends as the uninterrupted run.
+that; the norm is of the summed gradients, so all processes agree without communication. Going back means the newest
+whole checkpoint: the steps from there are the same steps again, bit for bit, up to the bad one, whose rows are left
+out. So a kill at any moment, and a resume, still ends as the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _KNOWN, _ENOUGH = 50, 20  # norms that a spike is measured against, and how many
 
 
 def check_step(run: TrainRun, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> bool:
-    """Look at a step's gradient norm before the update; whether fp16's scaler will skip it.
+    """Check a step's gradient norm before the update; return whether fp16's scaler will skip it.
 
     Under fp16 an overflow is normal: the scaler skips the step and lowers its scale. Only a long run of them is not.
     (accelerate's `step_was_skipped` stays False with a fused optimizer, which leaves the weights alone by itself.)
 
     Raises:
-        BadStepError: naming the step's rows.
+        BadStepError: The step is bad; its rows are named.
     """
     if not torch.isfinite(norm):
         if run.precision == "fp16" and state.skipped_in_a_row < MAX_SKIPPED:
@@ -65,7 +65,7 @@ def roll_back(run: TrainRun, state: State, log: MetricsLog | None, bad: BadStepE
     """Make run, state and log what they were at the newest whole checkpoint, the bad step marked as left out.
 
     Raises:
-        MtlReError: rolling back is not asked for, too many steps are left out already, or no checkpoint is whole.
+        MtlReError: Rolling back is not asked for, too many steps are left out already, or no checkpoint is whole.
     """
     options = run.config.train
     if options.on_bad_step == "stop":

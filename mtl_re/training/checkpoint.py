@@ -1,9 +1,9 @@
 """Resumable training state on disk: whole or absent, never half.
 
 `checkpoints/step-000120/` holds safetensors files, `state.json` and a `manifest.json` with the size and SHA-256 of
-each and of itself, written last. The folder is built under a temporary name, every file is fsynced, then it is renamed,
-and only then are older ones pruned; so at every moment at least one good checkpoint lies there. Nothing here knows what
-the tensors mean: `train` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
+each and of itself, written last. The directory is built under a temporary name, every file is fsynced, then it is
+renamed, and only then are older ones pruned; so at every moment at least one good checkpoint is there. Nothing here
+knows what the tensors mean: `run` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Checkpoint:
     """A verified checkpoint.
 
     Attributes:
-        path: its folder. tensors: file stem → name → tensor (on CPU). state: JSON values.
+        path: Its directory. tensors: file stem → name → tensor (on CPU). state: JSON values.
     """
 
     path: Path
@@ -59,13 +59,13 @@ def save(
     """Write `folder/step-NNNNNN` and prune all but the newest `keep`.
 
     Args:
-        folder: the run's `checkpoints/`.
-        step: optimizer steps taken.
-        tensors: file stem → name → tensor, one safetensors file each.
+        folder: The run's `checkpoints/`.
+        step: Optimizer steps taken.
+        tensors: File stem → name → tensor, one safetensors file each.
         state: JSON values.
 
     Raises:
-        MtlReError: the disk is full or not writable; older checkpoints stand untouched.
+        MtlReError: The disk is full or not writable; older checkpoints stand untouched.
     """
     final = folder / f"step-{step:06d}"
     try:
@@ -96,22 +96,22 @@ def _prune(folder: Path, final: Path, keep: int) -> None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with each newer one."""
+    """Return the newest checkpoint that verifies, and what was wrong with each newer one."""
     faults: list[str] = []
     recover(folder)
     for path in whole_names(folder):
         try:
-            return load(path), faults
+            return read_checkpoint(path), faults
         except MtlReError as error:
             faults.append(str(error))
     return None, faults
 
 
-def load(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint after checking every file's size and hash.
 
     Raises:
-        MtlReError: naming the file that is missing or damaged.
+        MtlReError: A file, which is named, is missing or damaged.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -133,10 +133,10 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of one safetensors file, on CPU.
+    """Return the tensors of one safetensors file, on CPU.
 
     Raises:
-        MtlReError: it cannot be read.
+        MtlReError: It cannot be read.
     """
     try:
         return load_file(path)
@@ -146,14 +146,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        load(path)
+        read_checkpoint(path)
     except MtlReError:
         return False
     return True
 
 
 def whole_names(folder: Path) -> list[Path]:
-    """Folders that carry a checkpoint's name, the newest first."""
+    """Return the directories that carry a checkpoint's name, the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 

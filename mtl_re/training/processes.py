@@ -1,7 +1,7 @@
 """Processes that train in step: what accelerate makes of them, and how one of them decides for all.
 
 Rank 0 alone decides and writes (`on_main`); what it decides, or the fault it met, reaches every rank, so all go on or
-all stop. Processes that work apart, as those of `predict` do, are `ranks`.
+all stop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make_accelerator(precision: Precision, trackers: Sequence[str]) -> Accelerat
     """Make the accelerator; how many processes there are and on what is the launcher's decision.
 
     Raises:
-        MtlReError: a distributed mode other than data parallel, or a tracker that is not installed.
+        MtlReError: A distributed mode other than data parallel, or a tracker that is not installed.
     """
     for name in trackers:
         if find_spec(name) is None:
@@ -71,7 +71,7 @@ def on_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Do `work` on every rank and give each its own result; where one fails all raise, or the others would wait for it.
 
     Raises:
-        MtlReError: what `work` raised, naming the rank unless it raised the same on all.
+        MtlReError: What `work` raised, naming the rank unless it raised the same on all.
     """
     if accelerator.num_processes == 1:
         return work()

@@ -199,7 +199,7 @@ def loaded_checkpoint(
     Raises:
         MtlReError: It is damaged, or options or rows have changed since; what has is named, with both values.
     """
-    found = on_all(run.accelerator, lambda: checkpoint.load(path))
+    found = on_all(run.accelerator, lambda: checkpoint.read_checkpoint(path))
     with taken_for_a_run(path):
         before, changed = found.state["identity"], []
         for name, now in run.identity.items():

@@ -66,7 +66,7 @@ class TrainRun(Run):
 
     @property
     def trained_heads(self) -> list[str]:
-        """Heads whose weight is not 0."""
+        """The heads whose weight is not 0."""
         return [name for name, weight in self.weights.items() if weight > 0]
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -128,7 +128,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
 def _tables(
     config: Config, taxonomy: Taxonomy, rows: Splits, tokenizer: Any, model: MtlReModel, accelerator: Accelerator
 ) -> tuple[FeatureTable, FeatureTable]:
-    """Features of the training and validation rows; rows that do not fit leave `rows`."""
+    """Return features of the training and validation rows; rows that do not fit leave `rows`."""
     options = config.data
     featurizer = Featurizer(
         tokenizer, taxonomy, options.markers, options.query, options.max_length, model.config.entity_types
@@ -141,7 +141,7 @@ def _tables(
 
 
 def _placed(config: Config, model: MtlReModel, accelerator: Accelerator) -> tuple[Any, Any]:
-    """Put the model on its device, made as fast as it can be there; the wrapped model and its optimizer."""
+    """Put the model on its device and return it wrapped for its processes, with its optimizer."""
     if config.train.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     if config.train.compile:
@@ -178,7 +178,7 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
 
 
 def resolved(config: Config, weights: dict[str, float], run_dir: Path) -> dict[str, Any]:
-    """All options of a run as they apply: what config.yaml and the trackers hold."""
+    """Return all options of a run as they apply: what config.yaml and the trackers hold."""
     options = config.to_dict()
     options["loss"]["weights"], options["train"]["run_dir"] = weights, str(run_dir)
     return options
@@ -206,7 +206,7 @@ def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Accelerator) -> tuple[Any, MtlReModel]:
-    """Tokenizer and model with fresh heads."""
+    """Return a tokenizer and a model with fresh heads."""
     options, seed = config.data, config.train.seed
     types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
     name = config.model.encoder
@@ -231,7 +231,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
 
 
 def training_prior(examples: Sequence[Example], taxonomy: Taxonomy) -> list[float]:
-    """Shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
+    """Return the shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
     counts = Counter(taxonomy.coarse_of(example.label) for example in examples if example.label is not None)
     return [counts[name] / counts.total() for name in taxonomy.groups]
 
@@ -244,7 +244,7 @@ def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence
 def _featurize(
     examples: Sequence[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
 ) -> tuple[Sequence[Example], FeatureTable]:
-    """Features of the rows that fit; those that do not are bad rows like any others."""
+    """Return the rows that fit, with their features; those that do not are bad rows like any others."""
     lost: list[int] = []
 
     def reject(number: int, example: Example, error: RowError) -> None:
@@ -266,7 +266,7 @@ def check_entries(config: Config) -> None:
 
 
 def _check_names(config: Config, taxonomy: Taxonomy) -> None:
-    """Names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
+    """Check names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
     target = config.eval.target_prior
     if target is not None and len(target) != len(taxonomy.groups):
         names = ", ".join(taxonomy.groups)

@@ -62,8 +62,9 @@ class Window:
     """Sums over the steps since the last logged line, over all processes.
 
     Attributes:
-        losses: by head, raw loss sum. counts: by head, labelled rows. rows, tokens: as read, without
-            padding. norm: the last step's gradient norm. weights: of every step, where they move.
+        losses: By head, the raw loss sum. counts: By head, labelled rows.
+        rows, tokens: Of the steps, without padding.
+        norm: The last step's gradient norm. weights: Of every step, where they move.
     """
 
     losses: dict[str, Any] = field(default_factory=dict)  # tensors until they are read: no synchronisation a step

@@ -57,11 +57,11 @@ def train(config: Config, name: str = "train") -> Path:
     """Run a training and return its directory.
 
     Args:
-        config: validated options.
-        name: of the config, for the default run directory.
+        config: Validated options.
+        name: Of the config, for the default run directory.
 
     Raises:
-        MtlReError: anything at fault in options, rows, encoder, directory, or a loss that is not finite.
+        MtlReError: Anything at fault in options, rows, encoder, directory, or a loss that is not finite.
     """
     with ExitStack() as resources:
         run = prepare_training(config, name, resources)
@@ -140,25 +140,28 @@ class TrainingLoop(Loop):
 
 
 def own_parts(run: TrainRun, rows: np.ndarray) -> list[np.ndarray]:
-    """This process's forward passes over a step's rows. Rows that teach no head are not read at all: under fixed
-    weights a head of weight 0 is never taught, so one network a head costs what its own rows cost."""
+    """Return this process's forward passes over a step's rows.
+
+    Rows without a label for any trained head are left out: under fixed weights a head of weight 0 is never trained, so
+    one network a head costs what its own rows cost.
+    """
     columns = [head.name in run.trained_heads for head in run.taxonomy.heads]
-    taught = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
-    accelerator, lengths = run.accelerator, run.train_table.lengths[taught]
+    labelled = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
+    accelerator, lengths = run.accelerator, run.train_table.lengths[labelled]
     cost = (
         PASS_COST["unpadded"] if run.plain_model.unpadded else PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
     )
-    parts = step_parts(taught, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
+    parts = step_parts(labelled, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     return parts[accelerator.process_index]
 
 
 def step(run: TrainRun, state: State, rows: np.ndarray, batches: Sequence[Batch], total: int) -> None:
-    """One optimizer step: forward and backward over this process's passes, clip, update.
+    """Take one optimizer step: forward and backward over this process's passes, clip, update.
 
     Args:
-        rows: table rows of the whole step, over all processes and passes.
-        batches: this process's share of them.
-        total: steps of the run, for the schedule.
+        rows: Table rows of the whole step, over all processes and passes.
+        batches: This process's share of them.
+        total: Steps of the run, for the schedule.
     """
     accelerator, options = run.accelerator, run.config
     counts, labelled = global_counts(run, rows)
@@ -189,14 +192,14 @@ def step(run: TrainRun, state: State, rows: np.ndarray, batches: Sequence[Batch]
 
 
 def step_weights(run: TrainRun, step: int) -> dict[str, float]:
-    """Weights of a step: `loss.weights` times the weighting's factors, normalised."""
+    """Return the weights of a step: `loss.weights` times the weighting's factors, normalised."""
     factors = run.weighting.factors(step)
     heads = list(run.weights)
     return normalise({head: run.weights[head] * factors.get(head, 0.0) for head in heads}, heads)
 
 
 def _forward(run: TrainRun, batch: Batch) -> dict[str, HeadLoss]:
-    """Raw losses of one forward pass."""
+    """Return the raw losses of one forward pass."""
     device, options = run.accelerator.device, run.config.loss
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
     targets = moved.pop("targets")
@@ -230,7 +233,7 @@ def _update_weighting(run: TrainRun, batches: Sequence[Batch], sums: dict[str, T
 
 
 def global_counts(run: TrainRun, rows: np.ndarray) -> tuple[dict[str, int], int]:
-    """Labelled rows of a step by head, and rows that train anything, over all processes and forward passes.
+    """Return the labelled rows of a step by head, and rows that train anything, over all processes and passes.
 
     The only place where counts are made global. Every process knows the whole step, because the batch order is a pure
     function: no communication, and no difference between ranks.
@@ -242,7 +245,7 @@ def global_counts(run: TrainRun, rows: np.ndarray) -> tuple[dict[str, int], int]
 
 
 def _clip(run: TrainRun) -> Tensor:
-    """Unscale (fp16), clip, and give the gradients' global norm before clipping."""
+    """Unscale (fp16), clip, and return the gradients' global norm before clipping."""
     limit = run.config.optim.max_grad_norm or math.inf
     parameters = [parameter for parameter in run.plain_model.parameters() if parameter.requires_grad]
     norm: Tensor = run.accelerator.clip_grad_norm_(parameters, limit)
@@ -286,8 +289,11 @@ def _evaluate(run: TrainRun, state: State, log: MetricsLog | None) -> None:
 
 
 def _score_valid(run: TrainRun, accelerator: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (rows, labels) and gold labels (rows,) of the validation rows; all processes share the work if
-    their accelerator is given."""
+    """Return probabilities (rows, labels) and gold labels (rows,) of the validation rows.
+
+    Args:
+        accelerator: Of all processes, which then share the work; None: this one does it all.
+    """
     logits = inference.all_logits(
         run.plain_model,
         run.valid_table,
@@ -305,7 +311,7 @@ def keep_model(run: TrainRun) -> None:
 
 
 def _conclude(run: TrainRun, state: State) -> dict[str, Any]:
-    """valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
+    """Write valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
 
     Returns:
         The best model's validation scores; empty without validation rows.

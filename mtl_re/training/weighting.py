@@ -40,7 +40,7 @@ class Weighting:
         self.heads, self.seed = tuple(heads), seed
 
     def factors(self, step: int) -> dict[str, float]:
-        """Factor on each head's weight at a step, positive, summing to the number of heads."""
+        """Return the factor on each head's weight at a step, positive, summing to the number of heads."""
         return dict.fromkeys(self.heads, 1.0)
 
     def update(self, before: Losses, after: Losses | None) -> None:
@@ -50,11 +50,11 @@ class Weighting:
         """Learn from the epoch just finished."""
 
     def state(self) -> dict[str, Any]:
-        """JSON values from which `restore` continues exactly."""
+        """Return JSON values from which `restore` continues exactly."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`."""
+        """Do the inverse of `state`."""
 
     def _spread(self, values: np.ndarray) -> dict[str, float]:
         scaled = values * (len(self.heads) / values.sum())

@@ -330,7 +330,10 @@ def test_masks_are_new_each_epoch_and_the_same_each_time(tokenizer, examples):
 
     def hidden(seed, stream, epoch):
         masker = adapt_run.Masker(blocks, rule, tokenizer.pad_token_id, seed, stream)
-        assert masker.hidden(np.array([0, 1]), epoch) == (masker.batch(np.array([0, 1]), epoch)["targets"] >= 0).sum()
+        assert (
+            masker.masked_tokens(np.array([0, 1]), epoch)
+            == (masker.batch(np.array([0, 1]), epoch)["targets"] >= 0).sum()
+        )
         return masker.masked(0, epoch)[1].tolist()
 
     assert hidden(1, 0, 0) == hidden(1, 0, 0)
@@ -377,7 +380,7 @@ def test_a_killed_run_goes_on_bit_for_bit(small, monkeypatch, at):
 def test_a_resumed_run_says_what_it_passed_over_and_what_is_not_exact(small, capsys):
     settings = {"train": {"save_every": 1, "max_steps": 2, "keep": 3}}
     folder = adapt.adapt(small("run", **settings)) / "checkpoints"
-    kept = checkpoint.load(folder / "step-000002")
+    kept = checkpoint.read_checkpoint(folder / "step-000002")
     (folder / "step-000002" / "state.json").unlink()
     settings["train"] |= {"resume": "auto"}
     adapt.adapt(small("run", **settings))
@@ -461,7 +464,7 @@ def test_sigterm_saves_and_leaves(small, monkeypatch, capsys):
 
 
 def test_accumulation_does_not_change_the_gradient(small, monkeypatch):
-    """A step's loss is divided by the hidden tokens of the whole step, whatever passes it is cut into."""
+    """A step's loss is divided by the masked tokens of the whole step, whatever passes it is cut into."""
     quiet = dict.fromkeys(("attention_dropout", "mlp_dropout", "embedding_dropout"), 0.0)
     monkeypatch.setitem(encoders.SCRATCH_SIZES, "tiny", encoders.SCRATCH_SIZES["tiny"] | quiet)
     found = []
@@ -530,7 +533,7 @@ def test_a_first_evaluation_that_is_not_finite_is_no_record(small, monkeypatch):
 
 
 def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):
-    """The head sees hidden tokens only: the same sum as over all tokens."""
+    """The head sees masked tokens only: the same sum as over all tokens."""
     torch.manual_seed(3)
     network = encoders.scratch_masked_lm("scratch:tiny", tokenizer, 64, 0).eval()
     wrapped = adapt_run.MaskedLanguageModel(network)
@@ -558,7 +561,7 @@ def test_logits_come_in_few_sizes(tokenizer):
         targets = torch.full((96,), IGNORE)
         targets[:hidden] = 7
         assert wrapped(ids, torch.ones_like(ids), targets.view(3, 32)).item() > 0
-    assert sizes == {adapt_run.HIDDEN_STEP, 2 * adapt_run.HIDDEN_STEP}
+    assert sizes == {adapt_run.MASKED_STEP, 2 * adapt_run.MASKED_STEP}
 
 
 def test_an_encoder_without_a_masked_lm_head_is_refused(tokenizer, tmp_path):
