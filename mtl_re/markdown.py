@@ -10,9 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_re.files import write_text
-from mtl_re.errors import MtlReError
 from mtl_re.figures import drawable
+from mtl_re.files import write_text
 
 MARKUP = re.compile(r"[\\`*_\[\]~$|!]|:(?=//)")
 """What can start markup inside a line; `&`, `<` and `>` are left to HTML's own escapes."""
@@ -47,10 +46,7 @@ def write_markdown(path: Path, lines: Sequence[str]) -> None:
     Raises:
         MtlReError: the file cannot be written.
     """
-    write_text(path, "
-".join(lines).rstrip("
-") + "
-")
+    write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
 def undrawn(what: str, names: Sequence[str]) -> list[str]:

@@ -270,14 +270,14 @@ def checkpoint_faults(disk: Disk, folder: Path, step: int, keep: int, old: bool)
 
 def model_faults(disk: Disk, folder: Path, parts: tuple[Any, Any]) -> int:
     """The same for publishing a model: (model, tokenizer) over an older one."""
-    from mtl_re.training.train import write_model
+    from mtl_re.training.train import keep_model
 
     model, tokenizer = parts
     marker = model.config
 
     def publish(place: Path, number: int) -> None:
         marker.relation_threshold = number / 10  # tells the old one from the new one
-        write_model(SimpleNamespace(run_dir=place, plain_model=model, tokenizer=tokenizer))
+        keep_model(SimpleNamespace(run_dir=place, plain_model=model, tokenizer=tokenizer))
 
     def content(place: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (place / "model").iterdir()}

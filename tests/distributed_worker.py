@@ -217,7 +217,7 @@ def _child(job: Mapping[str, Any], log: str, environment: Mapping[str, str]) -> 
 def torchrun(
     job: Mapping[str, Any], folder: Path, processes: int = 2, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a job under torchrun on CPU; `accelerate launch --cpu` would start one process only (FIELD §5)."""
+    """Run a job under torchrun on CPU; `accelerate launch --cpu` would start one process only."""
     path = folder / f"job-{time.monotonic_ns()}.json"
     path.write_text(json.dumps(dict(job)), encoding="utf-8")
     return subprocess.run(

@@ -79,7 +79,7 @@ from mtl_re.files import locked
 with locked(Path(sys.argv[1])) as descriptor:
     if sys.argv[2] == "handed on":
         os.dup(descriptor)
-    if sys.argv[2] == "alone" or os.fork():
+    if sys.argv[2] == "alone" or not os.fork():  # a child says so when it has closed what forks close
         print("held", flush=True)
     time.sleep(float(sys.argv[3]))
 """

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import Clock, measured, own_memory
@@ -29,18 +28,17 @@ from mtl_re.model.network import drop_pooler
 from mtl_re.training import setup as prepare
 from mtl_re.training import train
 from mtl_re.training.state import State
-from mtl_re.training.step_log import Clock as TrainClock
 from mtl_re.training.tracking import MetricsLog
 
 NEVER = 1_000_000_000
 
 
 def ours(setting: Setting) -> Figures:
-    """`mtl_re.training.train.epoch`, whole: loader, passes, losses by head, clipping, checks, schedule, log."""
+    """Measure `TrainingLoop.epoch`, whole: loader, passes, losses by head, clipping, checks, schedule, log."""
     _tune(setting)
     with ExitStack() as resources:
         folder = resources.enter_context(tempfile.TemporaryDirectory(dir=setting.work))
-        run = prepare.prepare(_config(setting, Path(folder) / "run"), "bench", resources)
+        run = prepare.prepare_training(_config(setting, Path(folder) / "run"), "bench", resources)
         log = MetricsLog(run.run_dir / "metrics.jsonl", 0)
         _take(run, State(step_rows=setting.batch_size), log, setting.warmup)
         with measured() as figures:
@@ -73,13 +71,15 @@ def _tune(setting: Setting) -> None:
         collate.LENGTH_STEP = prepare.LENGTH_STEP = setting.length_step
 
 
-def _take(run: prepare.Run, state: State, log: MetricsLog, total: int) -> None:
-    """Steps of the loop up to `total`, as `train.fit` takes them."""
+def _take(run: prepare.TrainRun, state: State, log: MetricsLog, total: int) -> None:
+    """Take the steps of the loop up to `total`, as its `fit` does."""
+    loop = train.TrainingLoop(run, state, log)
+    loop.total = total
     while state.step < total:
-        train.epoch(run, state, log, total, tqdm(disable=True), [], TrainClock())
+        loop.epoch([])
 
 
-def _counted(run: prepare.Run, setting: Setting) -> Figures:
+def _counted(run: prepare.TrainRun, setting: Setting) -> Figures:
     """What the measured steps read; their order is a pure function, so it can be asked for again."""
     lengths, taken, epoch = run.train_table.lengths, list[np.ndarray](), 1
     while len(taken) < setting.steps:

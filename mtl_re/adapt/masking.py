@@ -1,8 +1,8 @@
-"""Which tokens of a text are hidden from the encoder, and what stands in their place (Devlin et al. 2019).
+"""Which tokens of a text are masked, and what replaces them (Devlin et al. 2019, arXiv 1810.04805).
 
 Enters: a text's words and entities with its tokens' character offsets, as `Units`; a seeded generator. Leaves: the
 inputs with masks and the targets. Masks are a pure function of seed, epoch and block: resuming, the number of
-processes and the order of batches cannot change them. A unit is hidden as a whole or not at all; it is a token, a word
+processes and the order of batches cannot change them. A unit is masked as a whole or not at all; it is a token, a word
 (a run of letters and digits, or one other sign: the same for every tokenizer), or an entity's span.
 """
 
@@ -23,11 +23,11 @@ UnitKind = Literal["token", "whole_word"]
 
 
 class Units(NamedTuple):
-    """What is hidden together.
+    """Tokens that are masked together.
 
     Attributes:
-        number: (tokens,) int32, tokens with one number share their fate; -1: never hidden.
-        entity: (tokens,) bool, the unit is an entity's span.
+        number: (tokens,) int32, tokens of one number are one unit; -1: never masked.
+        entity: (tokens,) bool, whether the unit is an entity's span.
     """
 
     number: np.ndarray
@@ -36,11 +36,11 @@ class Units(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How much is hidden, and by what.
+    """How much is masked, and by what.
 
     Attributes:
-        probability: of each unit. entities: of each unit that is an entity's span.
-        mask_id: of the mask token. ordinary: (n,) ids that may stand in by chance, no special token among them.
+        probability: To mask a unit. entities: To mask a unit that is an entity's span.
+        mask_id: The mask token. ordinary: (n,) ids of random replacements, no special token among them.
     """
 
     probability: float
@@ -50,22 +50,22 @@ class MaskRule:
 
 
 def word_numbers(text: str) -> np.ndarray:
-    """(characters,) the number of the word that each character belongs to; -1 for space."""
+    """Return (characters,) int32, the number of the word that each character belongs to; -1 for space."""
     numbers = np.full(len(text), -1, np.int32)
-    for number, found in enumerate(_WORD.finditer(text)):
-        numbers[found.start() : found.end()] = number
+    for number, word in enumerate(_WORD.finditer(text)):
+        numbers[word.start() : word.end()] = number
     return numbers
 
 
 def text_units(
     text: str, offsets: Sequence[tuple[int, int]], kind: UnitKind, entities: Sequence[tuple[int, int]]
 ) -> Units:
-    """The units of one text.
+    """Return the units of one text.
 
     Args:
-        offsets: characters [start, stop) of each token.
-        kind: what an ordinary unit is.
-        entities: characters [start, stop) of spans that are units of their own; where two overlap the later one has
+        offsets: Characters [start, stop) of each token.
+        kind: What an ordinary unit is.
+        entities: Characters [start, stop) of spans that are units of their own; where two overlap the later one has
             the tokens they share.
     """
     count = len(offsets)
@@ -92,20 +92,20 @@ def text_units(
 def mask_tokens(
     ids: np.ndarray, units: Units, rule: MaskRule, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide some units: of their tokens 80 % become the mask, 10 % any token, 10 % stay as they are.
+    """Mask some units: of their tokens 80 % become the mask, 10 % a random token, 10 % stay as they are.
 
     Args:
         ids: (tokens,) token ids.
         units: of the same tokens.
 
     Returns:
-        Inputs and targets (tokens,) int64; a target is `IGNORE` where nothing is to be guessed.
+        Inputs and targets, (tokens,) int64 each; a target is `IGNORE` where the token is not masked.
     """
     count = len(ids)
     draws = generator.random(int(units.number.max(initial=-1)) + 1)
     limit = np.where(units.entity, rule.entities, rule.probability)
-    hidden = (units.number >= 0) & (draws[units.number] < limit) if len(draws) else np.zeros(count, bool)
+    masked = (units.number >= 0) & (draws[units.number] < limit) if len(draws) else np.zeros(count, bool)
     fate, chance = generator.random(count), rule.ordinary[generator.integers(len(rule.ordinary), size=count)]
-    inputs = np.where(hidden & (fate < 0.8), rule.mask_id, ids)
-    inputs = np.where(hidden & (fate >= 0.8) & (fate < 0.9), chance, inputs)
-    return inputs.astype(np.int64), np.where(hidden, ids, IGNORE).astype(np.int64)
+    inputs = np.where(masked & (fate < 0.8), rule.mask_id, ids)
+    inputs = np.where(masked & (fate >= 0.8) & (fate < 0.9), chance, inputs)
+    return inputs.astype(np.int64), np.where(masked, ids, IGNORE).astype(np.int64)

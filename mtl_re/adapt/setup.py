@@ -1,55 +1,61 @@
-"""Options of `adapt` → everything the loop needs: text, masks, network, optimizer; and its state, on disk and back.
+"""Options of `adapt` → everything the loop needs: text, masks, network, optimizer; and the state of an adaptation.
 
-Checkpoints have the form of a training run's (`checkpoint`), with the network's parameters by name: tied ones once.
-A run is resumed only into the same options and the same blocks; equal states then continue equally.
+What any run needs, checkpoints among it, is in `training.run`. A run is resumed only into the same options and the same
+blocks; equal states then continue equally.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mtl_re import files
 from mtl_re.adapt.masking import MaskRule, mask_tokens
 from mtl_re.adapt.text import Blocks, Texts, make_blocks, select_texts
-from mtl_re.config import AdaptConfig, Config, TrainConfig
-from mtl_re.data import validation as data
+from mtl_re.config import AdaptConfig
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP
-from mtl_re.files import write_json, write_yaml
 from mtl_re.model import encoders
+from mtl_re.model.cpu import allocator
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training import checkpoint
+from mtl_re.training.loop import rows_of_a_step
 from mtl_re.training.optimizer import make_optimizer
-from mtl_re.training.processes import make_accelerator, on_all, on_main
-from mtl_re.training.run_dir import claim_run_dir
-from mtl_re.training.state import optimizer_tensors, put_optimizer, put_random, random_tensors, recorded
-from mtl_re.training.tracking import MetricsLog, Trackers, manifest
+from mtl_re.training.processes import on_all
+from mtl_re.training.run import (
+    Run,
+    begin,
+    check_ranks_agree,
+    chosen_checkpoint,
+    identity_of_options,
+    loaded_checkpoint,
+    open_log,
+    restore_run,
+    seed_process,
+    taken_for_a_run,
+    write_run_records,
+)
+from mtl_re.training.tracking import MetricsLog, Trackers
 
 _ROOM = 512  # positions of a new encoder at least, so that a later training may read longer rows
-HIDDEN_STEP = 64
-"""Hidden tokens are padded to a multiple of this. Logits are as wide as the vocabulary: with another size at each
+MASKED_STEP = 64
+"""Masked tokens are padded to a multiple of this. Logits are as wide as the vocabulary: with another size at each
 pass, an allocator that keeps its pages (see `allocator`) grew by 15 MB a step, to 22 GB after a thousand."""
 _TRAIN, _HELD_OUT = 0, 1  # which masks a generator is for
 
 
 class MaskedLanguageModel(nn.Module):
-    """An encoder with its masked-LM head; gives the summed loss over the hidden tokens.
+    """An encoder with its masked-LM head, whose output is the loss summed over the masked tokens.
 
-    The head, as wide as the vocabulary, sees hidden tokens only: it works token by token in every family, so what the
-    encoder says of the other tokens is cut away before it. Parameters are named `encoder.*` and `network.*`, so that
-    `optim` finds the encoder's layers.
+    The head, as wide as the vocabulary, is applied to masked tokens only: it works token by token in every family, so
+    the encoder's states of the other tokens are cut away before it. Parameters are named `encoder.*` and `network.*`,
+    so that `optim` finds the encoder's layers.
     """
 
     def __init__(self, network: Any) -> None:
@@ -58,13 +64,13 @@ class MaskedLanguageModel(nn.Module):
         self.network = network
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross entropy, fp32.
+        """Return the sum of the cross entropy, a scalar in fp32.
 
-        Shapes: all (batch, length); targets are `IGNORE` where nothing is hidden.
+        Shapes: all (batch, length); targets are `IGNORE` where no token is masked.
         """
-        hidden = (targets != IGNORE).flatten().nonzero().squeeze(1)
-        spare = -len(hidden) % HIDDEN_STEP
-        chosen = F.pad(hidden, (0, spare))  # the spare places repeat the first token and count for nothing
+        masked = (targets != IGNORE).flatten().nonzero().squeeze(1)
+        spare = -len(masked) % MASKED_STEP
+        chosen = F.pad(masked, (0, spare))  # the padding repeats the first token and counts for nothing
 
         def cut(module: nn.Module, arguments: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[chosen].unsqueeze(0)  # (1, chosen, dim)
@@ -75,27 +81,27 @@ class MaskedLanguageModel(nn.Module):
             logits = self.network(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(0)
         finally:
             handle.remove()
-        wanted = F.pad(targets.flatten()[hidden], (0, spare), value=IGNORE)
+        wanted = F.pad(targets.flatten()[masked], (0, spare), value=IGNORE)
         return F.cross_entropy(logits.float(), wanted, ignore_index=IGNORE, reduction="sum")
 
 
 class Masker:
-    """Rows of blocks → a padded batch with masks."""
+    """Makes padded batches with masks out of blocks."""
 
     def __init__(self, blocks: Blocks, rule: MaskRule, pad_id: int, seed: int, stream: int) -> None:
         self.blocks, self.rule, self.pad_id, self.seed, self.stream = blocks, rule, pad_id, seed, stream
 
     def masked(self, block: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of one block; a pure function of seed, epoch and block."""
+        """Return inputs and targets of one block; a pure function of seed, epoch and block."""
         generator = np.random.default_rng([self.seed, self.stream, epoch, block])
         return mask_tokens(*self.blocks[block], self.rule, generator)
 
-    def hidden(self, rows: np.ndarray, epoch: int) -> int:
-        """Hidden tokens of some blocks."""
+    def masked_tokens(self, rows: np.ndarray, epoch: int) -> int:
+        """Return the number of masked tokens in some blocks."""
         return sum(int((self.masked(int(row), epoch)[1] != IGNORE).sum()) for row in rows)
 
     def batch(self, rows: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """Tensors of `MaskedLanguageModel.forward`; without rows block 0 with nothing hidden, which adds exactly 0."""
+        """Return arguments of `MaskedLanguageModel`; without rows block 0 with no mask, whose loss is exactly 0."""
         chosen = [self.masked(int(row), epoch) for row in rows]
         if not chosen:
             ids = self.blocks[0][0].astype(np.int64)
@@ -117,7 +123,9 @@ class AdaptState:
 
     Attributes:
         step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
-        step_rows: blocks of a full step. loss, hidden, tokens: sums over the steps since the last logged line.
+        step_rows: Blocks of a full step.
+        loss, hidden, tokens: Sums over the steps since the last logged line (hidden: masked tokens; checkpoints have
+            the name).
         first, best, best_step: held-out loss before the first step, the lowest so far, and its step.
         evaluated_step: of the last evaluation. skipped: fp16 steps skipped for overflow, in all and in a row.
     """
@@ -138,75 +146,67 @@ class AdaptState:
 
 
 @dataclass
-class AdaptRun:
-    """Everything the loop works on."""
+class AdaptRun(Run):
+    """What an adaptation works with besides: text, and its blocks with masks to train on and to evaluate on."""
 
     config: AdaptConfig
-    accelerator: Accelerator
-    run_dir: Path
     texts: Texts
-    tokenizer: Any
-    model: Any
-    plain_model: MaskedLanguageModel
-    optimizer: Any
     train: Masker
     held_out: Masker
-    trackers: Trackers
-    precision: str
-    identity: dict[str, str]
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes."""
-        return bool(self.accelerator.is_main_process)
 
 
-def prepare(config: AdaptConfig, name: str, resources: ExitStack) -> AdaptRun:
-    """Set a run up.
+def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> AdaptRun:
+    """Set an adaptation up.
+
+    Args:
+        config: Validated options.
+        name: Of the config, for the default run directory.
+        resources: Holds the run directory's lock; the caller closes it when the run ends, however it ends.
 
     Raises:
-        MtlReError: anything at fault in the options, the text, the encoder or the directory.
+        MtlReError: Anything at fault in the options, the text, the encoder or the directory.
     """
     options = config.train
-    common = TrainConfig(run_dir=options.run_dir, resume=options.resume, precision=options.precision)
-    shared = Config(train=common, tracking=config.tracking)  # what a run of either kind needs first
-    accelerator = make_accelerator(shared)
-    run_dir = on_main(accelerator, lambda: claim_run_dir(shared, name, resources))
-    accelerator.project_configuration.logging_dir = str(run_dir)
+    accelerator, run_dir = begin(options, config.tracking, name, resources)
     texts = on_all(accelerator, lambda: select_texts(config))
     network, tokenizer = on_all(accelerator, lambda: _network(config, texts))
     blocks = [make_blocks(part, tokenizer, config) for part in (texts.train, texts.held_out)]
     if not len(blocks[0]):
         raise MtlReError("data.train: the texts have no token that this tokenizer knows of")
+    identity = _identity(config, blocks)
+    check_ranks_agree(accelerator, identity)
     if options.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     wrapped = MaskedLanguageModel(network).train()
     model, optimizer = accelerator.prepare(wrapped, make_optimizer(wrapped, config.optim))
-    torch.manual_seed(options.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
+    seed_process(accelerator, options.seed)
     rule = mask_rule(config, tokenizer)
-    maskers = [
+    train, held_out = (
         Masker(part, rule, tokenizer.pad_token_id, options.seed, stream)
         for part, stream in zip(blocks, (_TRAIN, _HELD_OUT), strict=True)
-    ]
-    return AdaptRun(
-        config=config,
+    )
+    run = AdaptRun(
+        options=options,
         accelerator=accelerator,
         run_dir=run_dir,
-        texts=texts,
         tokenizer=tokenizer,
         model=model,
         plain_model=accelerator.unwrap_model(model),
         optimizer=optimizer,
-        train=maskers[0],
-        held_out=maskers[1],
         trackers=Trackers(accelerator, config.tracking, run_dir, config.to_dict()),
         precision=accelerator.mixed_precision,
-        identity=_identity(config, blocks),
+        identity=identity,
+        config=config,
+        texts=texts,
+        train=train,
+        held_out=held_out,
     )
+    _announce(run)
+    return run
 
 
 def mask_rule(config: AdaptConfig, tokenizer: Any) -> MaskRule:
-    """The options of `mask` for one tokenizer."""
+    """Return the options of `mask` for one tokenizer."""
     options = config.mask
     entities = options.probability if isinstance(options.entities, bool) else options.entities
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
@@ -232,26 +232,31 @@ def _identity(config: AdaptConfig, blocks: list[Blocks]) -> dict[str, str]:
     """What must be the same for a resumed run to be the same run."""
     options = config.to_dict()
     del options["tracking"], options["exclude"], options["data"]["train"]  # the blocks tell what they led to
-    for name in ("run_dir", "resume", "keep", "save_every", "batch_size", "accumulate"):
-        del options["train"][name]
-    same = {
-        f"options {group}.{name}": json.dumps(value, ensure_ascii=False)
-        for group, values in options.items()
-        for name, value in values.items()
-    }
+    same = identity_of_options(options)
     return same | {"training text": blocks[0].digest(), "held-out text": blocks[1].digest()}
+
+
+def _announce(run: AdaptRun) -> None:
+    counts, blocks, parameters = run.texts.counts, run.train.blocks, parameter_count(run.plain_model)
+    run.say(
+        f"{counts['distinct_texts']} distinct texts, {counts['dropped_as_evaluation_text']} dropped as evaluation "
+        f"text, {counts['held_out']} held out; {len(blocks)} blocks of {blocks.lengths.mean():.0f} tokens on average\n"
+        f"{parameters / 1e6:.1f} M parameters; {run.accelerator.num_processes} process(es) on "
+        f"{run.accelerator.device.type}, precision {run.precision}; run directory {run.run_dir}"
+    )
+    if not run.config.exclude:
+        run.say("no --exclude: nothing guards against evaluation sentences in this text")
+    if hint := allocator.hint(run.accelerator.device.type, parameters):
+        run.say(hint)
 
 
 # ---- records and state -----------------------------------------------------------------------------------------
 
 
-def write_records(run: AdaptRun) -> None:
-    """Write config.yaml, manifest.json and, if any, rejected.jsonl."""
+def write_adaptation_records(run: AdaptRun) -> None:
+    """Write config.yaml, manifest.json and, if any, rejected.jsonl (see `write_run_records`)."""
     resolved = run.config.to_dict()
     resolved["train"]["run_dir"] = str(run.run_dir)
-    write_yaml(run.run_dir / "config.yaml", resolved)
-    if run.texts.bad:
-        data.write_rejected(run.run_dir / "rejected.jsonl", run.texts.bad)
     described = {
         "source": run.config.data.train,
         "exclude": run.config.exclude,
@@ -260,71 +265,22 @@ def write_records(run: AdaptRun) -> None:
         "tokens": {"train": len(run.train.blocks.ids), "held_out": len(run.held_out.blocks.ids)},
         "parameters": parameter_count(run.plain_model),
     }
-    device, processes = str(run.accelerator.device), run.accelerator.num_processes
-    write_json(
-        run.run_dir / "manifest.json", manifest(described, run.config.train.seed, processes, run.precision, device)
-    )
+    write_run_records(run, resolved, described, run.texts.bad)
 
 
-def save_state(run: AdaptRun, state: AdaptState) -> None:
-    """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes."""
-    generators, scaler = random_tensors(run.accelerator), run.accelerator.scaler
-    record = {
-        "state": asdict(state),
-        "processes": run.accelerator.num_processes,
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "identity": run.identity,
-    }
-    weights = {name: parameter.detach() for name, parameter in run.plain_model.named_parameters()}
-    tensors = {"model": weights, "optimizer": optimizer_tensors(run.optimizer), "random": generators}
-
-    def write() -> None:
-        if (log := run.run_dir / "metrics.jsonl").exists():
-            files.sync(log)
-        checkpoint.save(run.run_dir / "checkpoints", state.step, tensors, record, run.config.train.keep)
-
-    on_main(run.accelerator, write)
-
-
-def resume(run: AdaptRun) -> tuple[AdaptState, MetricsLog | None]:
-    """The state to start from: a checkpoint's, as `train.resume` asks, or a fresh one.
+def resume_adaptation(run: AdaptRun) -> tuple[AdaptState, MetricsLog | None]:
+    """Return the state to start from, a checkpoint's, as `train.resume` asks, or a fresh one; and the log.
 
     Raises:
-        MtlReError: the checkpoint is damaged, or belongs to other options or text.
+        MtlReError: The checkpoint is damaged, or belongs to other options or text.
     """
-    options = run.config.train
-    state = AdaptState(step_rows=options.batch_size * options.accumulate * run.accelerator.num_processes)
-    path = on_main(run.accelerator, lambda: _newest(run)) if options.resume == "auto" else options.resume
+    path = chosen_checkpoint(run)
+    state = AdaptState(step_rows=rows_of_a_step(run))
     if path is not None:
-        found = on_all(run.accelerator, lambda: checkpoint.load(Path(str(path))))
-        before, defaults = found.state["identity"], AdaptConfig().to_dict()
-        changed = [name for name, value in run.identity.items() if recorded(before, name, defaults) != value]
-        if changed:
-            raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(changed)}")
-        state = _restore(run, found)
-    log = on_main(run.accelerator, lambda: MetricsLog(run.run_dir / "metrics.jsonl", state.step))
-    return state, log if run.main else None
-
-
-def _newest(run: AdaptRun) -> str | None:
-    files.recover(run.run_dir)
-    found, _ = checkpoint.newest(run.run_dir / "checkpoints")
-    return None if found is None else str(found.path)
-
-
-def _restore(run: AdaptRun, found: checkpoint.Checkpoint) -> AdaptState:
-    """Make the run what it was at a checkpoint."""
-    try:
-        with torch.no_grad():
-            for name, parameter in run.plain_model.named_parameters():
-                parameter.copy_(found.tensors["model"][name])
-        put_optimizer(run.optimizer, found.tensors["optimizer"])
-        if run.accelerator.scaler is not None and found.state["scaler"] is not None:
-            run.accelerator.scaler.load_state_dict(found.state["scaler"])
-        if not put_random(run.accelerator, found):  # another number of processes: it goes on, not bit for bit
-            torch.manual_seed(
-                run.config.train.seed + 1_000_003 * run.accelerator.process_index + found.state["state"]["step"]
-            )
-        return AdaptState(**found.state["state"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # whole, but written by something else
-        raise MtlReError(f"{found.path}: is no checkpoint of such a run ({type(error).__name__}: {error})") from error
+        source = f"data.train: {run.config.data.train}, exclude: {', '.join(run.config.exclude) or 'none'}"
+        sources = dict.fromkeys(("training text", "held-out text"), source)
+        found = loaded_checkpoint(run, path, AdaptConfig().to_dict(), sources)
+        with taken_for_a_run(path):
+            restore_run(run, found)
+            state = AdaptState(**found.state["state"])
+    return state, open_log(run, state.step)

@@ -50,7 +50,7 @@ class Texts:
 
     @property
     def counts(self) -> dict[str, int]:
-        """For the manifest."""
+        """What the manifest says of them."""
         sizes = {"train": len(self.train), "held_out": len(self.held_out), "rejected_rows": len(self.bad)}
         return {"distinct_texts": self.read, "dropped_as_evaluation_text": self.leaked, **sizes}
 
@@ -125,7 +125,7 @@ def _lines(path: Path) -> Iterator[Text]:
 
 
 def _row_texts(fields: Mapping[str, Any], taxonomy: Taxonomy) -> Iterator[Text]:
-    """A relation row gives its sentence with both spans, whatever its label; another row the lines of its text."""
+    """Give a relation row's sentence with both spans, whatever its label, or the lines of another row's text."""
     if fields.get("subject_entity") is not None:
         row = parse_row({**fields, "label": None}, taxonomy)
         yield Text(row.sentence, tuple((entity.start, entity.end + 1) for entity in (row.subject, row.object)))
@@ -144,7 +144,7 @@ def _row_texts(fields: Mapping[str, Any], taxonomy: Taxonomy) -> Iterator[Text]:
 
 
 def merged(texts: Iterable[Text]) -> list[Text]:
-    """Each text once, in the order of first appearance, with the spans of all its appearances."""
+    """Return each text once, in the order of first appearance, with the spans of all its appearances."""
     spans: dict[str, set[Span]] = {}
     for text in texts:
         spans.setdefault(text.text, set()).update(text.spans)
@@ -167,13 +167,14 @@ def hold_out(texts: Sequence[Text], share: float, seed: int) -> tuple[list[Text]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text as far as leakage is concerned: case, spacing, punctuation and composition do not count."""
+    """Return the words of a text as far as leakage is concerned: case, spacing, punctuation and
+    composition do not count."""
     whole = unicodedata.normalize("NFKC", text).casefold()
     return re.findall(r"\w+", whole) or whole.split()
 
 
 class LeakGuard:
-    """Knows the word sequences of evaluation sentences.
+    """The word sequences of evaluation sentences.
 
     A text leaks if it shares `size` consecutive words with one of them; a sentence of fewer words is looked for as a
     whole, anywhere in a text. So an evaluation sentence itself never passes.
@@ -188,7 +189,7 @@ class LeakGuard:
                 self.known.setdefault(length, set()).update(_runs(words, length))
 
     def leaks(self, text: str) -> bool:
-        """Whether a text shares words with an evaluation sentence."""
+        """Return whether a text shares words with an evaluation sentence."""
         words = words_of(text)
         return any(run in known for length, known in self.known.items() for run in _runs(words, length))
 
@@ -226,7 +227,7 @@ class Blocks:
         return np.diff(self.starts)
 
     def digest(self) -> str:
-        """SHA-256 of everything that training sees."""
+        """Return the SHA-256 of everything that training sees."""
         found = hashlib.sha256()
         for array in (self.ids, *self.units, self.starts):
             found.update(np.ascontiguousarray(array).tobytes())
@@ -240,7 +241,7 @@ Piece = tuple[int, int, int]
 def pack(
     lengths: Sequence[int], capacity: int, gap: int, mode: Literal["greedy", "none"] = "greedy"
 ) -> list[list[Piece]]:
-    """Lay texts into blocks, in their order.
+    """Pack texts into blocks, in their order.
 
     A text joins the block before it where it fits whole; one longer than a block is cut.
 
@@ -266,7 +267,7 @@ def pack(
 
 
 def make_blocks(texts: Sequence[Text], tokenizer: Any, config: AdaptConfig) -> Blocks:
-    """Tokenise texts and lay them into blocks of `data.max_length`.
+    """Tokenise texts and pack them into blocks of `data.max_length`.
 
     Texts in one block are kept apart by the tokenizer's own separator and may attend to each other (as RoBERTa's
     full-sentences inputs do).
@@ -307,7 +308,7 @@ def _cut(ids: np.ndarray, units: Units, start: int, stop: int) -> tuple[np.ndarr
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, Units]], frame: Frame, gap: Sequence[int]) -> tuple[np.ndarray, Units]:
-    """One block: pieces with separators between and the frame around; units numbered through, from 0 without holes."""
+    """Join pieces into one block, separators between and the frame around; units are numbered from 0 without gaps."""
     parts, taken = [_special(frame.before)], 0
     for index, (ids, units) in enumerate(pieces):
         if index:
@@ -321,5 +322,5 @@ def _joined(pieces: Sequence[tuple[np.ndarray, Units]], frame: Frame, gap: Seque
 
 
 def _special(ids: Sequence[int]) -> tuple[np.ndarray, Units]:
-    """Tokens that are never hidden."""
+    """Return tokens that are never masked."""
     return np.array(ids, np.int32), Units(np.full(len(ids), -1), np.zeros(len(ids), bool))

@@ -123,7 +123,7 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
         )
     total: dict[str, torch.Tensor] = {}
     for path in paths:
-        weights = checkpoint.load(path).tensors.get("model", {})
+        weights = checkpoint.read_checkpoint(path).tensors.get("model", {})
         if total and set(weights) != set(total):
             raise MtlReError(
                 f"{path}: its tensors differ from those of the checkpoint before it; they cannot be averaged"

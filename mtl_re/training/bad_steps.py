@@ -1,9 +1,9 @@
 """Steps that would ruin the weights: found before the update, then the run stops, or goes back and leaves them out.
 
 A step is bad where the gradient's global norm is not finite, or far above the last ones' where `train.spike` asks for
-that; the norm is of the summed gradients, so all processes agree without a word. Going back means the newest whole
-checkpoint: the steps from there are the same steps again, bit for bit, up to the bad one, whose rows are left out. So a
-kill at any moment, and a resume, still ends as the uninterrupted run.
+that; the norm is of the summed gradients, so all processes agree without communication. Going back means the newest
+whole checkpoint: the steps from there are the same steps again, bit for bit, up to the bad one, whose rows are left
+out. So a kill at any moment, and a resume, still ends as the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -17,31 +17,23 @@ from torch import Tensor
 
 from mtl_re.errors import MtlReError
 from mtl_re.training import checkpoint
-from mtl_re.training.loop import MAX_SKIPPED
+from mtl_re.training.loop import MAX_SKIPPED, BadStepError
 from mtl_re.training.processes import on_main
-from mtl_re.training.setup import Run
-from mtl_re.training.state import State, restore
+from mtl_re.training.setup import TrainRun
+from mtl_re.training.state import State, restore_training
 from mtl_re.training.tracking import MetricsLog
 
 _KNOWN, _ENOUGH = 50, 20  # norms that a spike is measured against, and how many of them it takes
 
 
-class BadStepError(MtlReError):
-    """A step must not be taken. Attributes: step: its number, from 0."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(what)
-        self.step = step
-
-
-def check_step(run: Run, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> bool:
-    """Look at a step's gradient norm before the update; whether fp16's scaler will skip it.
+def check_step(run: TrainRun, state: State, norm: Tensor, sums: dict[str, Tensor], rows: np.ndarray) -> bool:
+    """Check a step's gradient norm before the update; return whether fp16's scaler will skip it.
 
     Under fp16 an overflow is normal: the scaler skips the step and lowers its scale. Only a long run of them is not.
     (accelerate's `step_was_skipped` stays False with a fused optimizer, which leaves the weights alone by itself.)
 
     Raises:
-        BadStepError: naming the step's rows.
+        BadStepError: The step is bad; its rows are named.
     """
     if not torch.isfinite(norm):
         if run.precision == "fp16" and state.skipped_in_a_row < MAX_SKIPPED:
@@ -69,11 +61,11 @@ def _spikes(state: State, norm: float, factor: float) -> bool:
     return False
 
 
-def roll_back(run: Run, state: State, log: MetricsLog | None, bad: BadStepError) -> None:
+def roll_back(run: TrainRun, state: State, log: MetricsLog | None, bad: BadStepError) -> None:
     """Make run, state and log what they were at the newest whole checkpoint, the bad step marked as left out.
 
     Raises:
-        MtlReError: rolling back is not asked for, too many steps are left out already, or no checkpoint is whole.
+        MtlReError: Rolling back is not asked for, too many steps are left out already, or no checkpoint is whole.
     """
     options = run.config.train
     if options.on_bad_step == "stop":
@@ -84,13 +76,13 @@ def roll_back(run: Run, state: State, log: MetricsLog | None, bad: BadStepError)
     run.optimizer.zero_grad()
     if run.accelerator.scaler is not None:
         run.accelerator.scaler.update()  # ends the step it has begun; its scale comes from the checkpoint
-    vars(state).update(vars(restore(run, path)), left_out=left_out)
+    vars(state).update(vars(restore_training(run, path)), left_out=left_out)
     if log is not None:
         log.forget(state.step)
     run.say(f"{bad}\nwent back to {path}; the rows of step {bad.step + 1} will be left out")
 
 
-def _newest(run: Run) -> Path:
+def _newest(run: TrainRun) -> Path:
     found, faults = checkpoint.newest(run.run_dir / "checkpoints")
     if found is None:
         raise MtlReError(f"{run.run_dir / 'checkpoints'}: no whole checkpoint to go back to ({'; '.join(faults)})")

@@ -1,9 +1,9 @@
 """Resumable training state on disk: whole or absent, never half.
 
 `checkpoints/step-000120/` holds safetensors files, `state.json` and a `manifest.json` with the size and SHA-256 of
-each and of itself, written last. The folder is built under a temporary name, every file is fsynced, then it is renamed,
-and only then are older ones pruned; so at every moment at least one good checkpoint lies there. Nothing here knows what
-the tensors mean: `train` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
+each and of itself, written last. The directory is built under a temporary name, every file is fsynced, then it is
+renamed, and only then are older ones pruned; so at every moment at least one good checkpoint is there. Nothing here
+knows what the tensors mean: `run` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Checkpoint:
     """A verified checkpoint.
 
     Attributes:
-        path: its folder. tensors: file stem → name → tensor (on CPU). state: JSON values.
+        path: Its directory. tensors: file stem → name → tensor (on CPU). state: JSON values.
     """
 
     path: Path
@@ -59,13 +59,13 @@ def save(
     """Write `folder/step-NNNNNN` and prune all but the newest `keep`.
 
     Args:
-        folder: the run's `checkpoints/`.
-        step: optimizer steps taken.
-        tensors: file stem → name → tensor, one safetensors file each.
+        folder: The run's `checkpoints/`.
+        step: Optimizer steps taken.
+        tensors: File stem → name → tensor, one safetensors file each.
         state: JSON values.
 
     Raises:
-        MtlReError: the disk is full or not writable; older checkpoints stand untouched.
+        MtlReError: The disk is full or not writable; older checkpoints stand untouched.
     """
     final = folder / f"step-{step:06d}"
     try:
@@ -75,12 +75,12 @@ def save(
             for stem, group in tensors.items():
                 contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
                 save_file(contiguous, build / f"{stem}.safetensors")
-            (build / STATE).write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
+            _write(build / STATE, json.dumps(state, ensure_ascii=False, indent=1))
             files = {
                 file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(build.iterdir())
             }
             manifest = {"step": step, "files": files, "sha256": _seal(step, files)}
-            (build / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _write(build / MANIFEST, json.dumps(manifest, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise MtlReError(f"{final}: checkpoint not written ({error}); older checkpoints are untouched") from error
     with suppress(OSError):  # what cannot be pruned now is pruned behind the next one
@@ -96,22 +96,22 @@ def _prune(folder: Path, final: Path, keep: int) -> None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with each newer one."""
+    """Return the newest checkpoint that verifies, and what was wrong with each newer one."""
     faults: list[str] = []
     recover(folder)
     for path in whole_names(folder):
         try:
-            return load(path), faults
+            return read_checkpoint(path), faults
         except MtlReError as error:
             faults.append(str(error))
     return None, faults
 
 
-def load(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint after checking every file's size and hash.
 
     Raises:
-        MtlReError: naming the file that is missing or damaged.
+        MtlReError: A file, which is named, is missing or damaged.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -133,10 +133,10 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of one safetensors file, on CPU.
+    """Return the tensors of one safetensors file, on CPU.
 
     Raises:
-        MtlReError: it cannot be read.
+        MtlReError: It cannot be read.
     """
     try:
         return load_file(path)
@@ -146,14 +146,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        load(path)
+        read_checkpoint(path)
     except MtlReError:
         return False
     return True
 
 
 def whole_names(folder: Path) -> list[Path]:
-    """Folders that carry a checkpoint's name, the newest first."""
+    """Return the directories that carry a checkpoint's name, the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -161,3 +161,7 @@ def whole_names(folder: Path) -> list[Path]:
 def _seal(step: int, files: Mapping[str, Any]) -> str:
     """SHA-256 of what a manifest says: a file that it no longer lists would not be missed otherwise."""
     return hashlib.sha256(json.dumps([step, files], sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,27 +1,192 @@
-"""What both training loops share (`train`, `adapt`): stop signals, when something is due, writing the model, leaving.
+"""The loop of any run, of training and of adaptation: what happens between two steps, and when.
 
-A run here is a `prepare.Run` or an `adapt_run.AdaptRun`: both have `accelerator`, `model`, `optimizer` and `run_dir`.
+A kind of run says what its steps, lines, evaluations and checkpoints are (`Loop`'s methods); when each is due, what a
+stop signal does, and what counts as time of training is said here.
 """
 
 from __future__ import annotations
 
-import gc
+import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
-from mtl_re.errors import MtlReError, first_line
-from mtl_re.files import seal_weights, whole_folder
+from mtl_re.errors import MtlReError
+from mtl_re.signals import stop_signals
+from mtl_re.training.run import Run
 
 MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
-def agreed_to_stop(run: Any, state: Any, stopped: list[int]) -> bool:
-    """Whether any process was told to stop; asked for at the same steps on all of them."""
+class Progress(Protocol):
+    """Where a run stands.
+
+    Attributes:
+        step: Optimizer steps taken. epoch, position: The next step is number `position` of `epoch`.
+        step_rows: Rows of a full step, over all processes and passes.
+        evaluated_step: The step of the last evaluation; -1: there was none.
+    """
+
+    step: int
+    epoch: int
+    position: int
+    step_rows: int
+    evaluated_step: int
+
+
+class BadStepError(MtlReError):
+    """A step must not be taken. Attributes: step: its number, from 0."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(what)
+        self.step = step
+
+
+@dataclass
+class Clock:
+    """Time since the last logged line, evaluations and checkpoints left out.
+
+    Attributes:
+        rows, tokens: Counted since the last line before this clock started (before a resume): not in its time.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens inside."""
+        stopped = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - stopped
+
+    def rates(self, rows: int, tokens: int) -> tuple[float, float]:
+        """Return rows and tokens a second, of the sums since the last line; the clock starts anew."""
+        now = time.perf_counter()
+        seconds = max(now - self.began, 1e-9)
+        found = (rows - self.rows) / seconds, (tokens - self.tokens) / seconds
+        self.rows, self.tokens, self.began = 0, 0, now
+        return found
+
+
+class Loop(ABC):
+    """All remaining steps of a run.
+
+    Args:
+        rows: Of an epoch.
+        log_every: Steps between two lines of metrics.jsonl.
+        evaluate_every: Steps between two evaluations, or "epoch".
+    """
+
+    def __init__(self, run: Run, state: Progress, rows: int, log_every: int, evaluate_every: int | str) -> None:
+        self._run, self._state, self.log_every, self.evaluate_every = run, state, log_every, evaluate_every
+        self.total, self.per_epoch = planned_steps(run, state, rows)
+        self.clock, self.bar = self.new_clock(), tqdm(disable=True)
+
+    @abstractmethod
+    def steps(self) -> Iterator[None]:
+        """Take the remaining steps of the epoch, one at each iteration."""
+
+    @abstractmethod
+    def write_line(self) -> None:
+        """Write what was summed since the last line, if anything, to metrics.jsonl."""
+
+    @abstractmethod
+    def evaluate(self) -> None:
+        """Score the held-out rows and keep the best model."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write a resumable checkpoint."""
+
+    @abstractmethod
+    def new_clock(self) -> Clock:
+        """Return a clock that leaves out what was summed before."""
+
+    def start(self) -> None:  # noqa: B027
+        """Do what comes before the first step."""
+
+    def end_epoch(self) -> None:  # noqa: B027
+        """Do what comes after the last step of an epoch."""
+
+    def gave_up(self) -> bool:
+        """Return whether to stop early."""
+        return False
+
+    def go_back(self, bad: BadStepError) -> None:
+        """Make run and state what they were before a bad step, or raise it."""
+        raise bad
+
+    def fit(self) -> bool:
+        """Take all steps; return False if a signal ended them early (a checkpoint of that moment stands)."""
+        state, shown = self._state, {"dynamic_ncols": True, "smoothing": 0.05, "disable": not self._run.main}
+        self.bar = tqdm(total=self.total, initial=state.step, unit="step", **shown)
+        with stop_signals() as stopped, self.bar:
+            self.start()
+            self.clock = self.new_clock()
+            while state.step < self.total and not self.gave_up():
+                self.bar.set_description(f"epoch {state.epoch + 1}/{math.ceil(self.total / self.per_epoch)}")
+                try:
+                    going = self.epoch(stopped)
+                except BadStepError as bad:
+                    self.go_back(bad)
+                    self.clock, self.bar.n = self.new_clock(), state.step
+                    continue
+                if not going:
+                    self.save()
+                    self._run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
+                    return False
+        self.write_line()
+        if state.evaluated_step != state.step:
+            self.evaluate()
+        self.save()
+        return True
+
+    def epoch(self, stopped: list[int]) -> bool:
+        """Take the rest of one epoch; return False if a signal asks to stop."""
+        state = self._state
+        for _ in self.steps():
+            state.position += 1
+            if finished := state.position == self.per_epoch:
+                state.epoch, state.position = state.epoch + 1, 0
+                self.end_epoch()
+            if state.step % self.log_every == 0 or state.step == self.total:
+                self.write_line()
+            self.bar.update(1)
+            with self.clock.paused():
+                if due(self.evaluate_every, state.step, finished):
+                    self.evaluate()
+                if due(self._run.options.save_every, state.step, finished):
+                    self.save()
+            if agreed_to_stop(self._run, state, stopped):
+                return False
+            if state.step >= self.total or self.gave_up():
+                break
+        return True
+
+
+def planned_steps(run: Run, state: Progress, rows: int) -> tuple[int, int]:
+    """Return the steps of the whole run and of an epoch."""
+    per_epoch = math.ceil(rows / state.step_rows)
+    most = run.options.max_steps
+    return per_epoch * run.options.epochs if most is None else most, per_epoch
+
+
+def rows_of_a_step(run: Run) -> int:
+    """Return the rows of a full step, over all processes and passes."""
+    return run.options.batch_size * run.options.accumulate * run.accelerator.num_processes
+
+
+def agreed_to_stop(run: Run, state: Progress, stopped: list[int]) -> bool:
+    """Return whether any process was told to stop; asked for at the same steps on all of them."""
     if run.accelerator.num_processes == 1:
         return bool(stopped)
     if state.step % _FLAG_EVERY:
@@ -31,46 +196,15 @@ def agreed_to_stop(run: Any, state: Any, stopped: list[int]) -> bool:
 
 
 def due(every: int | str, step: int, epoch_finished: bool) -> bool:
-    """Whether something that happens every so many steps, or every "epoch", happens now."""
+    """Return whether something that happens every so many steps, or every "epoch", happens now."""
     return epoch_finished if every == "epoch" else step % int(every) == 0
 
 
-def write_model(run_dir: Path, what: str, network: Any, tokenizer: Any) -> None:
-    """A network and its tokenizer as a Hugging Face directory in `model/`, all of it or nothing.
-
-    Args:
-        what: the network is called in a message.
-
-    Raises:
-        MtlReError: it cannot be written.
-    """
-    try:
-        with whole_folder(run_dir / "model") as build:
-            network.save_pretrained(build)
-            seal_weights(build)
-            tokenizer.save_pretrained(build)
-    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
-        fault = f"the {what} cannot be written ({first_line(error)}); the old one stands"
-        raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
+def epoch_reached(state: Progress, rows: int) -> float:
+    """Return the epochs done, as a fraction, of so many rows each."""
+    return round(state.epoch + state.position * state.step_rows / rows, 4)
 
 
-@contextmanager
-def peers_named(run: Any) -> Iterator[None]:
-    """Say in words what gloo and NCCL say when a process that they talk to is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        gone = ("Connection closed", "Connection reset", "onnection was closed", "roken pipe", "imed out", "NCCL")
-        if run.accelerator.num_processes == 1 or not any(word in str(error) for word in gone):
-            raise
-        what = f"another process of this run has ended or stands still ({first_line(error)})"
-        raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
-
-
-def leave(run: Any) -> None:
-    """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
-    if run.accelerator.num_processes > 1:
-        run.model = run.optimizer = None
-        run.accelerator.free_memory()
-        gc.collect()
-        torch.distributed.destroy_process_group()
+def show(bar: Any, values: dict[str, float], tokens_per_s: float) -> None:
+    """Show losses and speed on the progress bar."""
+    bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()} | {"tok/s": f"{tokens_per_s:.0f}"})

@@ -9,7 +9,7 @@ the only place where a loss weight is multiplied:
 N and N_h are counted over all processes and forward passes of the step, so that splitting a step changes nothing.
 With unit weights `joint` is the mean negative log-likelihood of the product distribution p(coarse)·p(fine | coarse):
 for a row with a fine head, -log p(c) - log p(f|c); without one, -log p(c). `per_head` multiplies head h by N / N_h:
-a hidden loss weight.
+a loss weight that no option shows.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal}
 
 
 def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConfig) -> dict[str, HeadLoss]:
-    """Raw loss of every head.
+    """Return the raw loss of every head.
 
     Args:
-        logits: by head, in taxonomy order, (views · batch, classes of the head): one or more readings of each row, view
-            by view; their losses are averaged.
+        logits: By head, in taxonomy order, (views · batch, classes of the head): one or more forward passes of each
+            row under different dropout, view by view; their losses are averaged.
         targets: (batch, heads), columns in the same order.
         options: which loss and its parameters.
     """
@@ -88,11 +88,11 @@ def head_losses(logits: Mapping[str, Tensor], targets: Tensor, options: LossConf
 
 
 def divergence(scores: Tensor, targets: Tensor) -> Tensor:
-    """Symmetric KL divergence ½ (KL(p‖q) + KL(q‖p)) of two readings of each row, summed over the labelled rows (R-Drop,
-    Liang et al. 2021, arXiv 2106.14448).
+    """Return the symmetric KL divergence ½ (KL(p‖q) + KL(q‖p)) of two forward passes of each row, summed over the
+    labelled rows (R-Drop, Liang et al. 2021, arXiv 2106.14448).
 
     Args:
-        scores: (2 · n · batch, classes) logits, the two readings in turn, n views of each.
+        scores: (2 · n · batch, classes) logits, the two passes in turn, n views of each.
         targets: (batch,).
     """
     one, other = scores.log_softmax(-1).view(-1, 2, len(targets), scores.shape[-1]).unbind(1)
@@ -103,7 +103,7 @@ def divergence(scores: Tensor, targets: Tensor) -> Tensor:
 def combine(
     losses: Mapping[str, HeadLoss], counts: Mapping[str, int], rows: int, weights: Mapping[str, float], reduction: str
 ) -> Tensor:
-    """The scalar to differentiate: this pass's share of the step's loss.
+    """Return the scalar to differentiate: this pass's share of the step's loss.
 
     Args:
         losses: raw losses of one forward pass.
@@ -123,13 +123,13 @@ def combine(
 
 
 def normalise(weights: Mapping[str, float], heads: Sequence[str]) -> dict[str, float]:
-    """Weights of all heads, scaled to sum to the number of heads; a head not named counts as 1.
+    """Return the weights of all heads, scaled to sum to the number of heads; a head not named counts as 1.
 
     Scaling all weights alike changes the size of the loss and nothing else that Adam sees (except its epsilon), so
     only ratios are kept: an ablation moves on the simplex.
 
     Raises:
-        MtlReError: a name is no head of this taxonomy, or all weights are 0.
+        MtlReError: A name is no head of this taxonomy, or all weights are 0.
     """
     if unknown := set(weights) - set(heads):
         raise MtlReError(f"loss.weights: no head is called {sorted(unknown)[0]!r}; the heads are {', '.join(heads)}")

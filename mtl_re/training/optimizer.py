@@ -20,7 +20,7 @@ _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 def parameter_groups(model: nn.Module, options: OptimConfig) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters by peak rate and decay.
+    """Return groups of the trainable parameters by peak rate and decay.
 
     The encoder's rate falls by `layer_decay` for each layer further from the heads (the embeddings lie below layer 0;
     what comes after the last layer counts as the top). Parameters that take no gradient are left out, so neither decay
@@ -54,16 +54,16 @@ def _peak(name: str, layers: int, options: OptimConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over `parameter_groups`, fused where torch has a fused kernel."""
+    """Return AdamW (Loshchilov & Hutter 2019) over `parameter_groups`, fused where torch has a fused kernel."""
     return torch.optim.AdamW(parameter_groups(model, options), lr=options.lr, betas=(0.9, options.beta2), fused=True)
 
 
 def rate_factor(step: int, total: int, options: OptimConfig) -> float:
-    """Factor on every peak rate at a step.
+    """Return the factor on every peak rate at a step.
 
     Args:
-        step: steps already taken, from 0.
-        total: steps of the whole run.
+        step: Steps already taken, from 0.
+        total: Steps of the whole run.
     """
     warmup = math.ceil(total * options.warmup)
     if step < warmup:

@@ -1,12 +1,12 @@
 """Processes that train in step: what accelerate makes of them, and how one of them decides for all.
 
 Rank 0 alone decides and writes (`on_main`); what it decides, or the fault it met, reaches every rank, so all go on or
-all stop. Processes that work apart, as those of `predict` do, are `ranks`.
+all stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
-from mtl_re.config import Config
+from mtl_re.config import Precision
 from mtl_re.errors import MtlReError
 from mtl_re.model.device import resolve_precision
 
@@ -24,21 +24,21 @@ T = TypeVar("T")
 _PATIENCE = timedelta(minutes=10)  # a rank that waits longer for another gives up
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator; how many processes there are and on what is the launcher's decision.
+def make_accelerator(precision: Precision, trackers: Sequence[str]) -> Accelerator:
+    """Make the accelerator; how many processes there are and on what is the launcher's decision.
 
     Raises:
-        MtlReError: a distributed mode other than data parallel, or a tracker that is not installed.
+        MtlReError: A distributed mode other than data parallel, or a tracker that is not installed.
     """
-    for name in config.tracking.trackers:
+    for name in trackers:
         if find_spec(name) is None:
             raise MtlReError(f"tracking.trackers: {name} is not installed (pip install -c constraints.txt {name})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
     accelerator = Accelerator(
-        mixed_precision=resolve_precision(config.train.precision, device),
-        log_with=list(config.tracking.trackers) or None,
-        project_dir="." if config.tracking.trackers else None,
+        mixed_precision=resolve_precision(precision, device),
+        log_with=list(trackers) or None,
+        project_dir="." if trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     kind = str(accelerator.distributed_type).removeprefix("DistributedType.")
@@ -51,7 +51,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Do `work` on rank 0 and give its result, or its fault, to every rank.
 
     Raises:
-        MtlReError: what `work` raised, on all ranks.
+        MtlReError: What `work` raised, on all ranks.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -71,7 +71,7 @@ def on_all(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Do `work` on every rank and give each its own result; where one fails all raise, or the others would wait for it.
 
     Raises:
-        MtlReError: what `work` raised, naming the rank unless it raised the same on all.
+        MtlReError: What `work` raised, naming the rank unless it raised the same on all.
     """
     if accelerator.num_processes == 1:
         return work()

@@ -6,21 +6,24 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from mtl_re.config import Config
 from mtl_re.errors import MtlReError
 from mtl_re.files import locked
 from mtl_re.training import checkpoint
 
 
-def claim_run_dir(config: Config, name: str, resources: ExitStack) -> Path:
+def claim_run_dir(option: str | None, resume: str | None, name: str, resources: ExitStack) -> Path:
     """Choose, make and lock the run's directory.
 
+    Args:
+        option: `train.run_dir`. resume: `train.resume`.
+        name: Of the config, for the default directory.
+        resources: Holds the lock.
+
     Raises:
-        MtlReError: it holds another run and `train.resume` is not set, or cannot be made.
+        MtlReError: The directory holds another run and `train.resume` is not set, is in use, or cannot be made.
     """
-    option, resume = config.train.run_dir, config.train.resume
     if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
-        raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a folder checkpoints/step-NNNNNN")
+        raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a directory checkpoints/step-NNNNNN")
     if option is not None:
         run_dir = Path(option)
     elif resume is not None and resume != "auto":

@@ -1,14 +1,11 @@
-"""Config → everything a run needs before its first step: accelerator, run directory, rows, model, optimizer.
+"""Config → everything a training needs before its first step: rows, features, model, optimizer, heads' weights.
 
-Rank 0 alone decides and writes (`processes.on_main`); what it decides, or the fault it met, reaches every rank, so all
-go on or all stop. Rows are read by every rank: the batch order is computed from them, not communicated.
+What any run needs is in `run`. Rows are read by every rank: the batch order is computed from them, not communicated.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from mtl_re.config import Config
 from mtl_re.data import spool
@@ -31,7 +27,6 @@ from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP, Collator
 from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
-from mtl_re.files import write_json, write_yaml
 from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator
 from mtl_re.model.cpu.dropout import quicken
@@ -41,170 +36,139 @@ from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, normalise
 from mtl_re.training.optimizer import make_optimizer
-from mtl_re.training.processes import make_accelerator, on_all, on_main
-from mtl_re.training.run_dir import claim_run_dir
-from mtl_re.training.tracking import Trackers, manifest
+from mtl_re.training.processes import on_all, on_main
+from mtl_re.training.run import Run, begin, check_ranks_agree, identity_of_options, seed_process, write_run_records
+from mtl_re.training.tracking import Trackers
 from mtl_re.training.weighting import WEIGHTINGS, Weighting
 
 _BAD_STEPS = ("on_bad_step", "spike", "max_rollbacks")  # a run that stopped at one may go on by leaving it out
 
 
 @dataclass
-class Run:
-    """Everything the training loop works on."""
+class TrainRun(Run):
+    """What a training works with besides.
+
+    Attributes:
+        rows: Training and validation rows; train_table, valid_table: their features.
+        average: The averaged weights (`train.ema`).
+        weights: By head, `loss.weights` normalised. weighting: How they move.
+    """
 
     config: Config
-    accelerator: Accelerator
-    run_dir: Path
     taxonomy: Taxonomy
     rows: Splits
     train_table: FeatureTable
     valid_table: FeatureTable
-    tokenizer: Any
-    model: Any
-    plain_model: MtlReModel
-    optimizer: Any
     average: WeightAverage | None
     weights: dict[str, float]
     weighting: Weighting
     collate: Collator
-    trackers: Trackers
-    precision: str
-    identity: dict[str, str]
 
     @property
-    def taught(self) -> list[str]:
-        """Heads that are trained: those whose weight is not 0."""
+    def trained_heads(self) -> list[str]:
+        """The heads whose weight is not 0."""
         return [name for name, weight in self.weights.items() if weight > 0]
 
-    @property
-    def main(self) -> bool:
-        """Whether this process writes."""
-        return bool(self.accelerator.is_main_process)
-
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model has its averaged weights, if the run keeps an average."""
+        """Give the model its averaged weights inside the block, if the run keeps an average."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def say(self, text: str) -> None:
-        """A line for the person watching, once."""
-        if self.main:
-            print(text, file=sys.stderr, flush=True)
 
-
-def prepare(config: Config, name: str, resources: ExitStack) -> Run:
-    """Set a run up.
+def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRun:
+    """Set a training up.
 
     Args:
-        config: validated options.
-        name: of the config, for the default run directory.
-        resources: holds the run directory's lock; the caller closes it when the run ends, however it ends.
+        config: Validated options.
+        name: Of the config, for the default run directory.
+        resources: Holds the run directory's lock; the caller closes it when the run ends, however it ends.
 
     Raises:
-        MtlReError: anything at fault in the options, the rows, the encoder or the directory.
+        MtlReError: Anything at fault in the options, the rows, the encoder or the directory.
     """
     taxonomy = Taxonomy.from_option(config.model.heads)
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
-    accelerator = make_accelerator(config)
-    run_dir = on_main(accelerator, lambda: claim_run_dir(config, name, resources))
-    accelerator.project_configuration.logging_dir = str(run_dir)  # TensorBoard writes there
+    accelerator, run_dir = begin(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
-    featurizer = Featurizer(
-        tokenizer,
-        taxonomy,
-        config.data.markers,
-        config.data.query,
-        config.data.max_length,
-        model.config.entity_types,
-    )
-    rows.train, train_table = on_all(accelerator, lambda: _featurize(rows.train, featurizer, config, rows.bad))
-    rows.valid, valid_table = on_all(accelerator, lambda: _featurize(rows.valid, featurizer, config, rows.bad))
-    if not rows.train:
-        raise MtlReError("data.train: no row fits data.max_length; raise it")
+    train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
-    if config.train.gradient_checkpointing:
-        model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.train.compile:
-        model.encoder.compile(dynamic=True)
-    precision = accelerator.mixed_precision
-    prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
-    model.dropout_samples = config.model.dropout_samples
-    model.unpad()  # after it has come to its device
-    if accelerator.device.type == "cpu" and not config.train.compile:
-        quicken(model)
-    torch.manual_seed(config.train.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
+    same = identity(config, weights, train_table, valid_table)
+    check_ranks_agree(accelerator, same)
+    wrapped, optimizer = _placed(config, model, accelerator)
+    seed_process(accelerator, config.train.seed)
     no_targets = list(taxonomy.targets(None).values())
-    run = Run(
-        config=config,
+    make_weighting = entry("loss.weighting", config.loss.weighting, WEIGHTINGS)
+    run = TrainRun(
+        options=config.train,
         accelerator=accelerator,
         run_dir=run_dir,
+        tokenizer=tokenizer,
+        model=wrapped,
+        plain_model=accelerator.unwrap_model(wrapped),
+        optimizer=optimizer,
+        trackers=Trackers(accelerator, config.tracking, run_dir, resolved(config, weights, run_dir)),
+        precision=accelerator.mixed_precision,
+        identity=same,
+        config=config,
         taxonomy=taxonomy,
         rows=rows,
         train_table=train_table,
         valid_table=valid_table,
-        tokenizer=tokenizer,
-        model=prepared,
-        plain_model=accelerator.unwrap_model(prepared),
-        optimizer=optimizer,
         average=WeightAverage(model, config.train.ema) if config.train.ema else None,
         weights=weights,
-        weighting=entry("loss.weighting", config.loss.weighting, WEIGHTINGS)(
-            [head for head, weight in weights.items() if weight > 0], config.train.seed
-        ),
+        weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
-        trackers=Trackers(accelerator, config.tracking, run_dir, resolved(config, weights, run_dir)),
-        precision=precision,
-        identity=identity(config, weights, train_table, valid_table),
     )
-    _same_everywhere(run)
     _announce(run)
     return run
 
 
-def _same_everywhere(run: Run) -> None:
-    """Every rank computes the batch order from its own rows: different rows would train in silence on nonsense.
+def _tables(
+    config: Config, taxonomy: Taxonomy, rows: Splits, tokenizer: Any, model: MtlReModel, accelerator: Accelerator
+) -> tuple[FeatureTable, FeatureTable]:
+    """Return features of the training and validation rows; rows that do not fit leave `rows`."""
+    options = config.data
+    featurizer = Featurizer(
+        tokenizer, taxonomy, options.markers, options.query, options.max_length, model.config.entity_types
+    )
+    rows.train, train = on_all(accelerator, lambda: _featurize(rows.train, featurizer, config, rows.bad))
+    rows.valid, valid = on_all(accelerator, lambda: _featurize(rows.valid, featurizer, config, rows.bad))
+    if not rows.train:
+        raise MtlReError("data.train: no row fits data.max_length; raise it")
+    return train, valid
 
-    Raises:
-        MtlReError: the ranks read different rows, or run under different options.
-    """
-    if run.accelerator.num_processes == 1:
-        return
-    identities = gather_object([run.identity])
-    for rank, other in enumerate(identities):
-        if differ := [name for name, value in identities[0].items() if other[name] != value]:
-            what = f"process {rank} of {len(identities)} has other {', '.join(differ)} than process 0"
-            raise MtlReError(f"{what}; give every node the same files and options")
+
+def _placed(config: Config, model: MtlReModel, accelerator: Accelerator) -> tuple[Any, Any]:
+    """Put the model on its device and return it wrapped for its processes, with its optimizer."""
+    if config.train.gradient_checkpointing:
+        model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.train.compile:
+        model.encoder.compile(dynamic=True)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
+    model.dropout_samples = config.model.dropout_samples
+    model.unpad()  # after it has come to its device
+    if accelerator.device.type == "cpu" and not config.train.compile:
+        quicken(model)
+    return wrapped, optimizer
 
 
 def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
-    """All that must be the same for a resumed run to be the same run, as text: options that change the result, and
-    digests of the rows as the model reads them (which covers data, tokenizer, markers and cuts)."""
+    """Return all that must be the same for a resumed run to be the same run, as text.
+
+    That is options that change the result, and digests of the rows as the model reads them (which covers data,
+    tokenizer, markers and cuts).
+    """
     options = config.to_dict()
     options["loss"]["weights"] = weights  # normalised: equal ratios are the same run
     for name in ("trackers", "project", "group", "artifact"):
         del options["tracking"][name]
     del options["eval"]["batch_size"]
-    for name in (
-        "run_dir",
-        "resume",
-        "keep",
-        "save_every",
-        "workers",
-        "compile",
-        "batch_size",
-        "accumulate",
-        *_BAD_STEPS,
-    ):
-        del options["train"][name]  # batch_size and accumulate: the checkpoint keeps the rows of a step
+    for name in ("workers", "compile", *_BAD_STEPS):
+        del options["train"][name]
     del options["data"]["train"], options["data"]["valid"]  # files may move; their rows may not change
-    same = {
-        f"options {group}.{name}": json.dumps(value, sort_keys=True, ensure_ascii=False)
-        for group, values in options.items()
-        for name, value in values.items()
-    }
+    same = identity_of_options(options)
     for name, table in (("training rows", train), ("validation rows", valid)):
         digest = hashlib.sha256()
         for array in (table.ids, table.starts, table.positions, table.targets):
@@ -214,31 +178,22 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
 
 
 def resolved(config: Config, weights: dict[str, float], run_dir: Path) -> dict[str, Any]:
-    """All options of a run as they apply: what config.yaml and the trackers hold."""
+    """Return all options of a run as they apply: what config.yaml and the trackers hold."""
     options = config.to_dict()
     options["loss"]["weights"], options["train"]["run_dir"] = weights, str(run_dir)
     return options
 
 
-def write_records(run: Run) -> None:
-    """Write config.yaml, manifest.json and, if any, rejected.jsonl: once it is certain that this run may go on.
-
-    Raises:
-        MtlReError: the run directory cannot be written.
-    """
+def write_training_records(run: TrainRun) -> None:
+    """Write config.yaml, manifest.json and, if any, rejected.jsonl (see `write_run_records`)."""
     config, rows = run.config, run.rows
-    write_yaml(run.run_dir / "config.yaml", resolved(config, run.weights, run.run_dir))
-    if rows.bad:
-        data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
     described = {
         "train": _describe(config.data.train, rows.train),
         "valid": _describe(config.data.valid or f"split of {config.data.train}", rows.valid),
         "rejected": len(rows.bad),
         "dropped_overlap": rows.overlap,
     }
-    device = str(run.accelerator.device)
-    written = manifest(described, config.train.seed, run.accelerator.num_processes, run.precision, device)
-    write_json(run.run_dir / "manifest.json", written)
+    write_run_records(run, resolved(config, run.weights, run.run_dir), described, rows.bad)
 
 
 def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
@@ -251,7 +206,7 @@ def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Accelerator) -> tuple[Any, MtlReModel]:
-    """Tokenizer and model with fresh heads."""
+    """Return a tokenizer and a model with fresh heads."""
     options, seed = config.data, config.train.seed
     types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
     name = config.model.encoder
@@ -276,7 +231,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
 
 
 def training_prior(examples: Sequence[Example], taxonomy: Taxonomy) -> list[float]:
-    """Shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
+    """Return the shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
     counts = Counter(taxonomy.coarse_of(example.label) for example in examples if example.label is not None)
     return [counts[name] / counts.total() for name in taxonomy.groups]
 
@@ -289,7 +244,7 @@ def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence
 def _featurize(
     examples: Sequence[Example], featurizer: Featurizer, config: Config, bad: list[BadRow]
 ) -> tuple[Sequence[Example], FeatureTable]:
-    """Features of the rows that fit; those that do not are bad rows like any others."""
+    """Return the rows that fit, with their features; those that do not are bad rows like any others."""
     lost: list[int] = []
 
     def reject(number: int, example: Example, error: RowError) -> None:
@@ -311,7 +266,7 @@ def check_entries(config: Config) -> None:
 
 
 def _check_names(config: Config, taxonomy: Taxonomy) -> None:
-    """Names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
+    """Check names that registries own, and shares that must fit the taxonomy, before anything is loaded."""
     target = config.eval.target_prior
     if target is not None and len(target) != len(taxonomy.groups):
         names = ", ".join(taxonomy.groups)
@@ -319,7 +274,7 @@ def _check_names(config: Config, taxonomy: Taxonomy) -> None:
     check_entries(config)
 
 
-def _announce(run: Run) -> None:
+def _announce(run: TrainRun) -> None:
     rows, table = run.rows, run.train_table
     if rows.bad:
         run.say(f"{len(rows.bad)} bad rows left out (see {run.run_dir / 'rejected.jsonl'})")

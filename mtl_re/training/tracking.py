@@ -36,7 +36,7 @@ class MetricsLog:
     """Appends lines to metrics.jsonl; after a resume it first drops the lines behind the resumed step.
 
     Raises:
-        MtlReError: the file cannot be read or written.
+        MtlReError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
@@ -66,7 +66,7 @@ class MetricsLog:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line; a line cut short by a kill is behind every step."""
+    """Return the step of a line; a line cut short by a kill is behind every step."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -74,7 +74,7 @@ def _step(line: bytes) -> float:
 
 
 def manifest(data: Mapping[str, Any], seed: int, processes: int, precision: str, device: str) -> dict[str, Any]:
-    """What one must know to run this again. Environment variables stay out: they hold keys."""
+    """Return what one must know to run this again. Environment variables stay out: they hold keys."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_state(),
@@ -92,7 +92,7 @@ def manifest(data: Mapping[str, Any], seed: int, processes: int, precision: str,
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has uncommitted changes; None outside a repository."""
+    """Return the commit of the working directory and whether it has uncommitted changes; None outside a repository."""
     try:
         run = {"capture_output": True, "text": True, "check": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
@@ -168,7 +168,7 @@ class Trackers:
 
     @contextmanager
     def _forgiven(self, what: str) -> Iterator[None]:
-        """A finished training is not lost to a dashboard (no room for its copy of the model, a read-only home)."""
+        """Do not lose a finished training to a dashboard (no room for its copy of the model, a read-only home)."""
         try:
             yield
         except Exception as error:  # wandb raises its own kinds, and those of the libraries below it
@@ -195,7 +195,7 @@ class Answers:
     probs: np.ndarray
 
     def by_classes(self) -> dict[str, tuple[str, list[str], np.ndarray, np.ndarray]]:
-        """For the coarse classes and for the labels: what they are called, their names, (rows,) gold and predicted."""
+        """Return, for the coarse classes and for the labels, a title, their names, and (rows,) gold and predicted."""
         groups = list(dict.fromkeys(self.coarse[label] for label in self.labels))
         group_of = np.array([groups.index(self.coarse[label]) for label in self.labels])
         return {
@@ -245,7 +245,7 @@ def _wandb_artifact(model: Path, scores: Mapping[str, Any]) -> Any:
 
 
 def _wandb_offline() -> str | None:
-    """Why wandb should run offline, or None if it can reach its server (or the user set WANDB_MODE)."""
+    """Return why wandb should run offline, or None if it can reach its server (or the user set WANDB_MODE)."""
     if os.environ.get("WANDB_MODE"):
         return None
     from netrc import NetrcParseError, netrc
@@ -266,7 +266,7 @@ def _wandb_offline() -> str | None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names joined by '/', lists as text: what every tracker can store."""
+    """Return nested names joined by '/', lists as text: what every tracker can store."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

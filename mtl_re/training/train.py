@@ -1,17 +1,18 @@
-"""Training, written out: `fit` → `epoch` → `step`, one code path for one process, several, and accumulation.
+"""Training, written out: what its steps are, one code path for one process, several, and accumulation.
 
 A step's rows are fixed by `collate.epoch_steps`; they are dealt to the processes and their forward passes, and every
 loss is divided by counts over the whole step (`global_counts`). So the gradient of a step does not depend on how the
 step was split. DDP averages gradients over processes where the algebra wants their sum: the loss is multiplied by the
 number of processes once, in `step`.
 
-What the loop needs to go on after a kill is in `train_state`, what it says of itself in `train_log`.
+When a step, a line, an evaluation or a checkpoint is due is in `loop`, what the loop needs to go on after a kill in
+`run` and `state`, what it says of itself in `step_log`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mtl_re import files
 from mtl_re.config import Config
@@ -28,17 +28,17 @@ from mtl_re.features.collate import PASS_COST, Batch, Collator, epoch_steps, ste
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
-from mtl_re.signals import stop_signals
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training import checkpoint, loop, run_report
-from mtl_re.training.bad_steps import BadStepError, check_step, roll_back
-from mtl_re.training.loop import agreed_to_stop, due, leave, peers_named
+from mtl_re.training import checkpoint, run_report
+from mtl_re.training.bad_steps import check_step, roll_back
+from mtl_re.training.loop import BadStepError, Clock, Loop
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
-from mtl_re.training.setup import Run, prepare, write_records
-from mtl_re.training.state import State, resume, save_state
-from mtl_re.training.step_log import Clock, add_step, write_window
+from mtl_re.training.run import live, write_network
+from mtl_re.training.setup import TrainRun, prepare_training, write_training_records
+from mtl_re.training.state import State, resume_training, save_training
+from mtl_re.training.step_log import add_step, write_window
 from mtl_re.training.tracking import Answers, MetricsLog
 
 
@@ -59,132 +59,111 @@ def train(config: Config, name: str = "train") -> Path:
     """Run a training and return its directory.
 
     Args:
-        config: validated options.
-        name: of the config, for the default run directory.
+        config: Validated options.
+        name: Of the config, for the default run directory.
 
     Raises:
-        MtlReError: anything at fault in options, rows, encoder, directory, or a loss that is not finite.
+        MtlReError: Anything at fault in options, rows, encoder, directory, or a loss that is not finite.
     """
     with ExitStack() as resources:
-        run = prepare(config, name, resources)
-        state, log = resume(run)
-        on_main(run.accelerator, lambda: write_records(run))
-        with peers_named(run):
-            finished = fit(run, state, log)
-            scores = on_main(run.accelerator, lambda: _conclude(run, state)) if finished else {}
-            run.accelerator.wait_for_everyone()
-        run.trackers.finish(scores, state.step, finished)
-        leave(run)
-        return run.run_dir
+        run = prepare_training(config, name, resources)
+        state, log = resume_training(run)
+        on_main(run.accelerator, lambda: write_training_records(run))
+        return live(run, state, lambda: fit(run, state, log), lambda: _conclude(run, state))
 
 
-def fit(run: Run, state: State, log: MetricsLog | None) -> bool:
-    """All remaining epochs; False if a signal ended them early (a checkpoint of that moment stands)."""
-    total, epochs = planned_steps(run, state)
-    if state.step == 0 and run.config.train.on_bad_step == "rollback":
-        save_state(run, state)  # the first steps too need a place to go back to
-    bar = tqdm(total=total, initial=state.step, unit="step", disable=not run.main, dynamic_ncols=True, smoothing=0.05)
-    with stop_signals() as stopped, bar:
-        clock = Clock(rows=state.window.rows, tokens=state.window.tokens)
-        while state.epoch < epochs and state.step < total and not _gave_up(run, state):
-            bar.set_description(f"epoch {state.epoch + 1}/{epochs}")
-            try:
-                going = epoch(run, state, log, total, bar, stopped, clock)
-            except BadStepError as bad:
-                roll_back(run, state, log, bad)
-                clock, bar.n = Clock(rows=state.window.rows, tokens=state.window.tokens), state.step
-                continue
-            if not going:
-                save_state(run, state)
-                run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
-                return False
-    if _gave_up(run, state):
-        metric, patience = run.config.eval.metric, run.config.train.early_stop
-        run.say(f"stopped early: {patience} evaluations without a better {metric}")
-    if state.window.rows:
-        write_window(run, state, log, clock, bar)
-    if state.evaluated_step != state.step:
-        evaluate_now(run, state, log)
-    save_state(run, state)
-    return True
+def fit(run: TrainRun, state: State, log: MetricsLog | None) -> bool:
+    """Take all remaining steps; return False if a signal ended them early (a checkpoint of that moment stands)."""
+    return TrainingLoop(run, state, log).fit()
 
 
-def planned_steps(run: Run, state: State) -> tuple[int, int]:
-    """Steps of the whole run and the epochs they span."""
-    options = run.config.train
-    per_epoch = math.ceil(len(run.train_table) / state.step_rows)
-    total = per_epoch * options.epochs
-    if options.max_steps is not None:
-        total = options.max_steps
-    return total, math.ceil(total / per_epoch)
+class TrainingLoop(Loop):
+    """`Loop` over training rows."""
 
+    def __init__(self, run: TrainRun, state: State, log: MetricsLog | None) -> None:
+        self.run, self.state, self.log = run, state, log
+        options = run.config
+        super().__init__(run, state, len(run.train_table), options.tracking.log_every, options.eval.every)
 
-def epoch(
-    run: Run, state: State, log: MetricsLog | None, total: int, bar: Any, stopped: list[int], clock: Clock
-) -> bool:
-    """The rest of one epoch; False if a signal asks to stop."""
-    options = run.config
-    accelerator = run.accelerator
-    steps = epoch_steps(len(run.train_table), state.step_rows, options.train.seed, state.epoch)
-    parts = [own_parts(run, rows) for rows in steps[state.position :]]
-    batches = iter(
-        DataLoader(
-            Parts([part for passes in parts for part in passes], run.collate),
-            batch_size=None,
-            num_workers=options.train.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # the loader must not draw from the generator that dropout uses
+    def steps(self) -> Iterator[None]:
+        run, state, options = self.run, self.state, self.run.config.train
+        steps = epoch_steps(len(run.train_table), state.step_rows, options.seed, state.epoch)[state.position :]
+        parts = [own_parts(run, rows) for rows in steps]
+        batches = iter(
+            DataLoader(
+                Parts([part for passes in parts for part in passes], run.collate),
+                batch_size=None,
+                num_workers=options.workers,
+                pin_memory=run.accelerator.device.type == "cuda",
+                generator=torch.Generator(),  # the loader must not draw from the generator that dropout uses
+            )
         )
-    )
-    for rows, passes in zip(steps[state.position :], parts, strict=True):
-        if state.step >= total:
-            break
-        taken = [next(batches) for _ in passes]
-        if state.step in state.left_out:
-            state.step += 1
-        else:
-            step(run, state, rows, taken, total)
-        state.position += 1
-        finished = state.position == len(steps)
-        if finished:
-            state.epoch, state.position = state.epoch + 1, 0
-            run.weighting.end_epoch()
-        if state.window.rows and (state.step % options.tracking.log_every == 0 or state.step == total):
-            write_window(run, state, log, clock, bar)
-        bar.update(1)
-        if due(options.eval.every, state.step, finished):
-            with clock.paused():
-                evaluate_now(run, state, log)
-        if due(options.train.save_every, state.step, finished):
-            with clock.paused():
-                save_state(run, state)
-        if agreed_to_stop(run, state, stopped):
-            return False
-        if _gave_up(run, state):
-            break
-    return True
+        for rows, passes in zip(steps, parts, strict=True):
+            taken = [next(batches) for _ in passes]
+            if state.step in state.left_out:
+                state.step += 1
+            else:
+                step(run, state, rows, taken, self.total)
+            yield
+
+    def start(self) -> None:
+        if self.state.step == 0 and self.run.config.train.on_bad_step == "rollback":
+            self.save()  # the first steps too need a checkpoint to go back to
+
+    def write_line(self) -> None:
+        if self.state.window.rows:
+            write_window(self.run, self.state, self.log, self.clock, self.bar)
+
+    def evaluate(self) -> None:
+        evaluate_now(self.run, self.state, self.log)
+
+    def save(self) -> None:
+        save_training(self.run, self.state)
+
+    def new_clock(self) -> Clock:
+        return Clock(self.state.window.rows, self.state.window.tokens)
+
+    def end_epoch(self) -> None:
+        self.run.weighting.end_epoch()
+
+    def gave_up(self) -> bool:
+        patience = self.run.config.train.early_stop
+        return patience is not None and self.state.evaluations_without_gain >= patience
+
+    def go_back(self, bad: BadStepError) -> None:
+        roll_back(self.run, self.state, self.log, bad)
+
+    def fit(self) -> bool:
+        finished = super().fit()
+        if finished and self.state.step < self.total:
+            evaluations, metric = self.run.config.train.early_stop, self.run.config.eval.metric
+            self.run.say(f"stopped early: {evaluations} evaluations without a better {metric}")
+        return finished
 
 
-def own_parts(run: Run, rows: np.ndarray) -> list[np.ndarray]:
-    """This process's forward passes over a step's rows. Rows that teach no head are not read at all: under fixed
-    weights a head of weight 0 is never taught, so one network a head costs what its own rows cost."""
-    columns = [head.name in run.taught for head in run.taxonomy.heads]
-    taught = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
-    accelerator, lengths = run.accelerator, run.train_table.lengths[taught]
+def own_parts(run: TrainRun, rows: np.ndarray) -> list[np.ndarray]:
+    """Return this process's forward passes over a step's rows.
+
+    Rows without a label for any trained head are left out: under fixed weights a head of weight 0 is never trained, so
+    one network a head costs what its own rows cost.
+    """
+    columns = [head.name in run.trained_heads for head in run.taxonomy.heads]
+    labelled = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
+    accelerator, lengths = run.accelerator, run.train_table.lengths[labelled]
     cost = (
         PASS_COST["unpadded"] if run.plain_model.unpadded else PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
     )
-    parts = step_parts(taught, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
+    parts = step_parts(labelled, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     return parts[accelerator.process_index]
 
 
-def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], total: int) -> None:
-    """One optimizer step: forward and backward over this process's passes, clip, update.
+def step(run: TrainRun, state: State, rows: np.ndarray, batches: Sequence[Batch], total: int) -> None:
+    """Take one optimizer step: forward and backward over this process's passes, clip, update.
 
     Args:
-        rows: table rows of the whole step, over all processes and passes.
-        batches: this process's share of them.
-        total: steps of the run, for the schedule.
+        rows: Table rows of the whole step, over all processes and passes.
+        batches: This process's share of them.
+        total: Steps of the run, for the schedule.
     """
     accelerator, options = run.accelerator, run.config
     counts, labelled = global_counts(run, rows)
@@ -214,15 +193,15 @@ def step(run: Run, state: State, rows: np.ndarray, batches: Sequence[Batch], tot
         state.window.weights.append(weights)
 
 
-def step_weights(run: Run, step: int) -> dict[str, float]:
-    """Weights of a step: `loss.weights` times the weighting's factors, normalised."""
+def step_weights(run: TrainRun, step: int) -> dict[str, float]:
+    """Return the weights of a step: `loss.weights` times the weighting's factors, normalised."""
     factors = run.weighting.factors(step)
     heads = list(run.weights)
     return normalise({head: run.weights[head] * factors.get(head, 0.0) for head in heads}, heads)
 
 
-def _forward(run: Run, batch: Batch) -> dict[str, HeadLoss]:
-    """Raw losses of one forward pass."""
+def _forward(run: TrainRun, batch: Batch) -> dict[str, HeadLoss]:
+    """Return the raw losses of one forward pass."""
     device, options = run.accelerator.device, run.config.loss
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore[attr-defined]
     targets = moved.pop("targets")
@@ -237,7 +216,7 @@ def _gather(sums: dict[str, Tensor], losses: dict[str, HeadLoss]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _update_weighting(run: Run, batches: Sequence[Batch], sums: dict[str, Tensor], counts: dict[str, int]) -> None:
+def _update_weighting(run: TrainRun, batches: Sequence[Batch], sums: dict[str, Tensor], counts: dict[str, int]) -> None:
     """Show the step's losses, reduced over processes, to the weighting."""
     if not run.weighting.needs_losses:
         return
@@ -255,8 +234,8 @@ def _update_weighting(run: Run, batches: Sequence[Batch], sums: dict[str, Tensor
     run.weighting.update(means(sums), means(after) if after else None)
 
 
-def global_counts(run: Run, rows: np.ndarray) -> tuple[dict[str, int], int]:
-    """Labelled rows of a step by head, and rows that train anything, over all processes and forward passes.
+def global_counts(run: TrainRun, rows: np.ndarray) -> tuple[dict[str, int], int]:
+    """Return the labelled rows of a step by head, and rows that train anything, over all processes and passes.
 
     The only place where counts are made global. Every process knows the whole step, because the batch order is a pure
     function: no communication, and no difference between ranks.
@@ -267,8 +246,8 @@ def global_counts(run: Run, rows: np.ndarray) -> tuple[dict[str, int], int]:
     return counts, counts[run.taxonomy.root.name]
 
 
-def _clip(run: Run) -> Tensor:
-    """Unscale (fp16), clip, and give the gradients' global norm before clipping."""
+def _clip(run: TrainRun) -> Tensor:
+    """Unscale (fp16), clip, and return the gradients' global norm before clipping."""
     limit = run.config.optim.max_grad_norm or math.inf
     parameters = [parameter for parameter in run.plain_model.parameters() if parameter.requires_grad]
     norm: Tensor = run.accelerator.clip_grad_norm_(parameters, limit)
@@ -278,16 +257,16 @@ def _clip(run: Run) -> Tensor:
 # ---- evaluation and selection --------------------------------------------------------------------------------
 
 
-def evaluate_now(run: Run, state: State, log: MetricsLog | None) -> None:
+def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
     state.evaluated_step = state.step
     with run.averaged():
         _evaluate(run, state, log)
 
 
-def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
+def _evaluate(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     if not len(run.valid_table):
-        on_main(run.accelerator, lambda: write_model(run))
+        on_main(run.accelerator, lambda: keep_model(run))
         return
     options = run.config.eval
     decoded, gold = _score_valid(run, run.accelerator)
@@ -308,12 +287,15 @@ def _evaluate(run: Run, state: State, log: MetricsLog | None) -> None:
         f"{figures['gate']['f1'] or 0:.2f}, {options.metric} for selection {score:.2f}{' (best)' if better else ''}"
     )
     if better:
-        on_main(run.accelerator, lambda: write_model(run))
+        on_main(run.accelerator, lambda: keep_model(run))
 
 
-def _score_valid(run: Run, accelerator: Any = None) -> tuple[Decoded, np.ndarray]:
-    """Decode the validation rows; also return their gold labels (rows,). All processes share the work if their
-    accelerator is given."""
+def _score_valid(run: TrainRun, accelerator: Any = None) -> tuple[Decoded, np.ndarray]:
+    """Decode the validation rows; also return their gold labels (rows,).
+
+    Args:
+        accelerator: Of all processes, which then share the work; None: this one does it all.
+    """
     logits = inference.all_logits(
         run.plain_model,
         run.valid_table,
@@ -326,13 +308,13 @@ def _score_valid(run: Run, accelerator: Any = None) -> tuple[Decoded, np.ndarray
     return decoded, evaluation.gold_indices(run.rows.valid, run.taxonomy)
 
 
-def write_model(run: Run) -> None:
-    """The current model as a CKPT directory in `model/`."""
-    loop.write_model(run.run_dir, "model", run.plain_model, run.tokenizer)
+def keep_model(run: TrainRun) -> None:
+    """Write the present model as a CKPT directory in `model/`."""
+    write_network(run.run_dir, "model", run.plain_model, run.tokenizer)
 
 
-def _conclude(run: Run, state: State) -> dict[str, Any]:
-    """valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
+def _conclude(run: TrainRun, state: State) -> dict[str, Any]:
+    """Write valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
 
     Returns:
         The best model's validation scores; empty without validation rows.
@@ -352,8 +334,3 @@ def _conclude(run: Run, state: State) -> dict[str, Any]:
         figures["selection"] = state.best_score
     run_report.write_run_report(run.run_dir)
     return figures
-
-
-def _gave_up(run: Run, state: State) -> bool:
-    patience = run.config.train.early_stop
-    return patience is not None and state.evaluations_without_gain >= patience

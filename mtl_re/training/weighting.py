@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 Losses = Mapping[str, float]
 """Raw mean loss by head; a head without a labelled row in the step is absent."""
@@ -39,7 +40,7 @@ class Weighting:
         self.heads, self.seed = tuple(heads), seed
 
     def factors(self, step: int) -> dict[str, float]:
-        """Factor on each head's weight at a step, positive, summing to the number of heads."""
+        """Return the factor on each head's weight at a step, positive, summing to the number of heads."""
         return dict.fromkeys(self.heads, 1.0)
 
     def update(self, before: Losses, after: Losses | None) -> None:
@@ -49,11 +50,11 @@ class Weighting:
         """Learn from the epoch just finished."""
 
     def state(self) -> dict[str, Any]:
-        """JSON values from which `restore` continues exactly."""
+        """Return JSON values from which `restore` continues exactly."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`."""
+        """Do the inverse of `state`."""
 
     def _spread(self, values: np.ndarray) -> dict[str, float]:
         scaled = values * (len(self.heads) / values.sum())
@@ -61,27 +62,33 @@ class Weighting:
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) on a few numbers, with JSON state."""
+    """torch's Adam on a few numbers in float64, with JSON state."""
 
     def __init__(self, size: int, rate: float, decay: float = 0.0) -> None:
-        self.rate, self.decay, self.time = rate, decay, 0
-        self.values, self.first, self.second = np.zeros(size), np.zeros(size), np.zeros(size)
+        self._numbers = torch.zeros(size, dtype=torch.float64)
+        self._adam = torch.optim.Adam([self._numbers], lr=rate, weight_decay=decay)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(size,) float64."""
+        return self._numbers.numpy().copy()
 
     def step(self, gradient: np.ndarray) -> None:
-        gradient = gradient + self.decay * self.values
-        self.time += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient**2
-        first, second = self.first / (1 - 0.9**self.time), self.second / (1 - 0.999**self.time)
-        self.values = self.values - self.rate * first / (np.sqrt(second) + 1e-8)
+        self._numbers.grad = torch.from_numpy(gradient)
+        self._adam.step()
 
     def state(self) -> dict[str, Any]:
-        arrays = {"values": self.values, "first": self.first, "second": self.second}
-        return {"time": self.time} | {name: array.tolist() for name, array in arrays.items()}
+        moments, none = self._adam.state[self._numbers], torch.zeros_like(self._numbers)
+        first, second = (moments.get(name, none).tolist() for name in ("exp_avg", "exp_avg_sq"))
+        return {"time": int(moments.get("step", 0)), "values": self.values.tolist(), "first": first, "second": second}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.time = state["time"]
-        self.values, self.first, self.second = (np.array(state[name]) for name in ("values", "first", "second"))
+        values, first, second = (
+            torch.tensor(state[name], dtype=torch.float64) for name in ("values", "first", "second")
+        )
+        self._numbers.copy_(values)
+        step = torch.tensor(float(state["time"]))
+        self._adam.state[self._numbers] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 class Fixed(Weighting):

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import time
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -329,7 +330,10 @@ def test_masks_are_new_each_epoch_and_the_same_each_time(tokenizer, examples):
 
     def hidden(seed, stream, epoch):
         masker = adapt_run.Masker(blocks, rule, tokenizer.pad_token_id, seed, stream)
-        assert masker.hidden(np.array([0, 1]), epoch) == (masker.batch(np.array([0, 1]), epoch)["targets"] >= 0).sum()
+        assert (
+            masker.masked_tokens(np.array([0, 1]), epoch)
+            == (masker.batch(np.array([0, 1]), epoch)["targets"] >= 0).sum()
+        )
         return masker.masked(0, epoch)[1].tolist()
 
     assert hidden(1, 0, 0) == hidden(1, 0, 0)
@@ -373,13 +377,74 @@ def test_a_killed_run_goes_on_bit_for_bit(small, monkeypatch, at):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+def test_a_resumed_run_says_what_it_passed_over_and_what_is_not_exact(small, capsys):
+    settings = {"train": {"save_every": 1, "max_steps": 2, "keep": 3}}
+    folder = adapt.adapt(small("run", **settings)) / "checkpoints"
+    kept = checkpoint.read_checkpoint(folder / "step-000002")
+    (folder / "step-000002" / "state.json").unlink()
+    settings["train"] |= {"resume": "auto"}
+    adapt.adapt(small("run", **settings))
+    said = capsys.readouterr().err
+    assert "passed over: " in said
+    assert "step-000002: state.json is missing" in said
+    assert "going on from " in said
+    assert "step-000001" in said
+    checkpoint.save(folder, 2, kept.tensors, kept.state | {"processes": 3}, 3)
+    adapt.adapt(small("run", **settings))
+    assert "this run had 3 processes: going on, but not bit for bit" in capsys.readouterr().err
+    checkpoint.save(folder, 2, kept.tensors, {"step": 2}, 3)
+    with pytest.raises(MtlReError, match=r"is no checkpoint of such a run \(KeyError: 'identity'\)"):
+        adapt.adapt(small("run", **settings))
+
+
+def test_rates_after_a_resume_leave_out_what_was_counted_before(small, monkeypatch):
+    settings = {"train": {"save_every": 1, "max_steps": 6}, "data": {"held_out": 0}}
+    step, tokens = adapt._step, []
+
+    def watched(run, state, *rest):
+        if len(tokens) == 5:
+            tokens.append(0)
+            raise KilledError
+        before = state.tokens
+        time.sleep(0.1)
+        step(run, state, *rest)
+        tokens.append(state.tokens - before)
+
+    monkeypatch.setattr(adapt, "_step", watched)
+    with pytest.raises(KilledError):
+        adapt.adapt(small("run", **settings))
+    settings["train"] |= {"resume": "auto"}
+    (line,) = [line for line in lines(adapt.adapt(small("run", **settings))) if line["kind"] == "train"]
+    assert line["step"] == 6
+    assert line["tokens_per_s"] <= tokens[-1] / 0.1 < sum(tokens) / 0.1
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_text_are_told_apart(small, tmp_path):
+    """Each computes the order of blocks and their masks from its own copy."""
+    script = tmp_path / "each.py"
+    script.write_text(
+        "import os, sys\n"
+        "from mtl_re.cli import main\n"
+        "sys.exit(main(['adapt', '--config', sys.argv[1], '--data.split_seed', os.environ['RANK']]))\n"
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(asdict(small("two"))), encoding="utf-8")
+    command = [*launcher(), str(script), str(path)]
+    done = subprocess.run(command, env=launch_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "process 1 of 2 has other " in done.stderr, done.stderr[-3000:]
+    assert "than process 0; give every node the same files and options" in done.stderr
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
+
+
 def test_a_resumed_run_must_be_the_same_run(small):
     adapt.adapt(small("run", train={"max_steps": 1}))
     changed = small("run", train={"max_steps": 1, "resume": "auto"}, mask={"probability": 0.3})
-    with pytest.raises(MtlReError, match=r"have changed since: options mask\.probability$"):
+    with pytest.raises(MtlReError, match=r"have changed since: options mask\.probability \(0\.15 then, 0\.3 now\)$"):
         adapt.adapt(changed)
     text = small("run", train={"max_steps": 1, "resume": "auto"}, exclude=[])
-    with pytest.raises(MtlReError, match="training text"):
+    with pytest.raises(MtlReError, match=r"training text \(data\.train: .*, exclude: none\)"):
         adapt.adapt(text)
 
 
@@ -399,7 +464,7 @@ def test_sigterm_saves_and_leaves(small, monkeypatch, capsys):
 
 
 def test_accumulation_does_not_change_the_gradient(small, monkeypatch):
-    """A step's loss is divided by the hidden tokens of the whole step, whatever passes it is cut into."""
+    """A step's loss is divided by the masked tokens of the whole step, whatever passes it is cut into."""
     quiet = dict.fromkeys(("attention_dropout", "mlp_dropout", "embedding_dropout"), 0.0)
     monkeypatch.setitem(encoders.SCRATCH_SIZES, "tiny", encoders.SCRATCH_SIZES["tiny"] | quiet)
     found = []
@@ -447,8 +512,8 @@ def test_fp16_that_only_overflows_ends_with_a_word(small, monkeypatch, limit):
         run.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
         return run
 
-    real = adapt.prepare
-    monkeypatch.setattr(adapt, "prepare", prepared)
+    real = adapt.prepare_adaptation
+    monkeypatch.setattr(adapt, "prepare_adaptation", prepared)
     monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", overflowing)
     monkeypatch.setattr(adapt, "MAX_SKIPPED", limit)
     settings = small("run", train={"max_steps": 4}, data={"held_out": 0})
@@ -468,7 +533,7 @@ def test_a_first_evaluation_that_is_not_finite_is_no_record(small, monkeypatch):
 
 
 def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):
-    """The head sees hidden tokens only: the same sum as over all tokens."""
+    """The head sees masked tokens only: the same sum as over all tokens."""
     torch.manual_seed(3)
     network = encoders.scratch_masked_lm("scratch:tiny", tokenizer, 64, 0).eval()
     wrapped = adapt_run.MaskedLanguageModel(network)
@@ -496,7 +561,7 @@ def test_logits_come_in_few_sizes(tokenizer):
         targets = torch.full((96,), IGNORE)
         targets[:hidden] = 7
         assert wrapped(ids, torch.ones_like(ids), targets.view(3, 32)).item() > 0
-    assert sizes == {adapt_run.HIDDEN_STEP, 2 * adapt_run.HIDDEN_STEP}
+    assert sizes == {adapt_run.MASKED_STEP, 2 * adapt_run.MASKED_STEP}
 
 
 def test_an_encoder_without_a_masked_lm_head_is_refused(tokenizer, tmp_path):

@@ -131,9 +131,10 @@ def test_a_row_that_does_not_fit_is_the_one_left_out(tmp_path, monkeypatch):
         }
     path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     options = {"data.train": str(path), "data.on_bad_row": "skip", "data.valid_fraction": 0.0, "train.max_steps": 1}
-    seen, real = [], prepare.write_records
+    seen, real = [], prepare.write_training_records
     monkeypatch.setattr(
-        "mtl_re.training.train.write_records", lambda run: (seen.append([r.id for r in run.rows.train]), real(run))
+        "mtl_re.training.train.write_training_records",
+        lambda run: (seen.append([r.id for r in run.rows.train]), real(run)),
     )
     train(make_config(options | {"train.run_dir": str(tmp_path / "run")}))
     expected = [row["guid"] for place, row in enumerate(made) if place not in (5, 17)]

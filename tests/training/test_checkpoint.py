@@ -59,7 +59,7 @@ def test_round_trip(tmp_path):
         "random.safetensors",
         "state.json",
     ]
-    found = checkpoint.load(path)
+    found = checkpoint.read_checkpoint(path)
     assert found.state == STATE
     assert found.path == path
     for stem, group in tensors().items():
@@ -72,7 +72,7 @@ def test_round_trip(tmp_path):
 def test_views_and_transposes_are_saved_by_value(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     path = checkpoint.save(tmp_path, 1, {"model": {"t": base.T, "row": base[1]}}, {}, 1)
-    found = checkpoint.load(path).tensors["model"]
+    found = checkpoint.read_checkpoint(path).tensors["model"]
     assert torch.equal(found["t"], base.T)
     assert torch.equal(found["row"], base[1])
 
@@ -184,7 +184,7 @@ def test_damage_is_found_and_an_older_one_taken(tmp_path, name, damage):
     hurt, message = DAMAGE[damage]
     hurt(save(tmp_path, 2) / name)
     with pytest.raises(MtlReError, match=f"step-000002: .*{name.split('.')[0]}.*({message})"):
-        checkpoint.load(tmp_path / "step-000002")
+        checkpoint.read_checkpoint(tmp_path / "step-000002")
     found, faults = checkpoint.newest(tmp_path)
     assert found.path.name == "step-000001"
     assert len(faults) == 1
@@ -211,7 +211,7 @@ def test_manifest_cannot_point_elsewhere(tmp_path):
     manifest["files"]["../../state.json"] = manifest["files"].pop("state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(MtlReError, match="step-000001"):
-        checkpoint.load(path)
+        checkpoint.read_checkpoint(path)
 
 
 # ---- a disk that fails ---------------------------------------------------------------------------------------------

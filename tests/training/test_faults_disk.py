@@ -21,7 +21,7 @@ from mtl_re import files
 from mtl_re.errors import MtlReError
 from mtl_re.model.encoders import load_encoder
 from mtl_re.model.network import load
-from mtl_re.training import checkpoint, loop
+from mtl_re.training import checkpoint, run
 from mtl_re.training.train import train
 
 SCRIPT = Path(__file__).parents[1].joinpath("disk_faults.py")
@@ -56,7 +56,7 @@ def test_the_enumeration_finds_a_save_that_prunes_first(tmp_path, monkeypatch):
 
 def test_the_mutations_find_a_load_that_does_not_check(tmp_path, monkeypatch):
     save_small(tmp_path, 1, seed=1)
-    monkeypatch.setattr(files, "digest", lambda path: "same")
+    monkeypatch.setattr(checkpoint, "digest", lambda path: "same")
     monkeypatch.setattr(checkpoint.json, "loads", _without_digests(json.loads))
     with pytest.raises(AssertionError, match="taken for sound"):
         mutations(tmp_path / "more", 400, seed=7)
@@ -194,7 +194,7 @@ def test_an_encoder_that_rots_is_found_out(tmp_path):
             checkpoint.save_file(small_tensors(1)["model"], folder / "model.safetensors")
             (folder / "config.json").write_text("{}")
 
-    loop.write_model(tmp_path, "encoder", Saved(), Saved())
+    run.write_network(tmp_path, "encoder", Saved(), Saved())
     files.check_weights(tmp_path / "model")
     flip(tmp_path / "model" / "model.safetensors")
     with pytest.raises(MtlReError, match="is damaged"):

@@ -8,7 +8,7 @@ import torch
 from distributed_worker import assert_same_run, last_checkpoint, lines, make_config, rows_file, shrink, weights
 
 from mtl_re.errors import MtlReError
-from mtl_re.training import bad_steps
+from mtl_re.training import bad_steps, loop
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -165,7 +165,7 @@ def test_resume_with_spikes_watched_is_exact(go, monkeypatch):
     options = {"train.spike": 100.0, "train.epochs": 6}
     whole = go("whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 22)
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == 22)
         go("stopped", **options)
     gc.collect()
     assert_same_run(go("stopped", **options, **{"train.resume": "auto"}), whole)
@@ -177,7 +177,7 @@ def test_resume_with_spikes_watched_is_exact(go, monkeypatch):
 @pytest.fixture
 def as_fp16(monkeypatch):
     """A loss scaler on CPU: the arithmetic stays fp32, the overflow logic is fp16's own."""
-    real = train_module.prepare
+    real = train_module.prepare_training
 
     def prepare(config, name, resources):
         run = real(config, name, resources)
@@ -193,7 +193,7 @@ def as_fp16(monkeypatch):
         run.precision = "fp16"
         return run
 
-    monkeypatch.setattr(train_module, "prepare", prepare)
+    monkeypatch.setattr(train_module, "prepare_training", prepare)
 
 
 def overflow(monkeypatch, *steps):
@@ -237,7 +237,7 @@ def test_fp16_resumes_with_its_scale(go, as_fp16, monkeypatch):
     overflow(monkeypatch, 2)
     whole = go("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
         go("stopped")
     gc.collect()
     assert_same_run(go("stopped", **{"train.resume": "auto"}), whole)
@@ -251,7 +251,7 @@ def test_a_line_without_its_end_is_mended_on_resume(go, tmp_path, monkeypatch):
     """A full disk may keep all of a line but its end; the next one must not be glued to it."""
     whole = go("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
         go("stopped")
     gc.collect()
     log = tmp_path / "stopped" / "metrics.jsonl"

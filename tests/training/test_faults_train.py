@@ -11,6 +11,7 @@ import pytest
 from distributed_worker import assert_same_run, lines, make_config, rows_file, run_child, shrink
 
 from mtl_re.errors import MtlReError
+from mtl_re.training import loop
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -56,7 +57,7 @@ def crash(go, name, attribute, call, **options):
 
 def stop(go, name, step, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == step)
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == step)
         go(name, **options)
     gc.collect()
 

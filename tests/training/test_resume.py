@@ -28,6 +28,7 @@ from distributed_worker import (
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import evaluation
+from mtl_re.training import loop
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -98,7 +99,7 @@ def crash(job, step, **options):
 def stop(job, step, **options):
     """Run until a step and leave as after a signal: a checkpoint of that moment stands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "agreed_to_stop", lambda run, state, stopped: state.step == step)
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == step)
         train(make_config(job | options))
     gc.collect()
 

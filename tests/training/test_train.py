@@ -4,6 +4,7 @@ import json
 import re
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from distributed_worker import (
 from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
-from mtl_re.scoring import evaluation
+from mtl_re.scoring import evaluation, gating
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training import losses
+from mtl_re.training import loop, losses, step_log
 from mtl_re.training import setup as prepare_module
+from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -156,6 +158,27 @@ def test_rates_count_the_time_of_all_their_rows(go, monkeypatch):
     run_dir = go(**{"tracking.log_every": 1000})
     (line,) = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines() if '"train"' in x]
     assert line["rows_per_s"] <= 64 / (8 * 0.04)  # 8 steps of 8 rows
+
+
+def test_rates_after_a_resume_leave_out_what_was_counted_before():
+    """On the progress bar too, which once showed all tokens over the time of the last few."""
+    shown, written = {}, []
+    window = state_module.Window(losses={"coarse": 4.0}, counts={"coarse": 2}, rows=30, tokens=3000, norm=1.0)
+    run = SimpleNamespace(
+        train_table=range(100),
+        weights={"coarse": 1.0},
+        optimizer=SimpleNamespace(param_groups=[]),
+        trackers=SimpleNamespace(log=lambda *arguments: None),
+    )
+    clock = loop.Clock(rows=20, tokens=2000)
+    clock.began -= 10
+    log, bar = SimpleNamespace(write=written.append), SimpleNamespace(set_postfix=shown.update)
+    step_log.write_window(run, state_module.State(step_rows=8, window=window), log, clock, bar)
+    assert written[0]["rows_per_s"] == pytest.approx(1, rel=0.1)
+    assert written[0]["tokens_per_s"] == pytest.approx(100, rel=0.1)
+    assert float(shown["tok/s"]) == pytest.approx(100, rel=0.1)
+    clock.began -= 1
+    assert clock.rates(7, 50) == pytest.approx((7, 50), rel=0.1)  # the next window counts whole
 
 
 def test_head_rate_is_logged_as_the_heads(go):
@@ -727,13 +750,32 @@ def test_gradient_that_is_not_finite_stops_the_run(go, monkeypatch):
         go()
 
 
+# ---- the gate ----------------------------------------------------------------------------------------------------
+
+
+def test_gradients_do_not_depend_on_the_gate(go, monkeypatch):
+    """Steps, losses and weightings never decode: without it the same weights are learnt. Validation does decode."""
+    options = {"data.valid_fraction": 0.0, "loss.weighting": "famo", "train.ema": 0.5}
+    plain = weights(go("plain", **options))
+
+    def refuse(*arguments, **named):
+        raise AssertionError("decoding was called")
+
+    for name, value in vars(gating).items():
+        if callable(value) and value.__module__ == gating.__name__ and not isinstance(value, type):
+            monkeypatch.setattr(gating, name, refuse)
+    assert_same_tensors(weights(go("without", **options)), plain)
+    with pytest.raises(AssertionError, match="decoding was called"):
+        go("validated")
+
+
 # ---- global counts -------------------------------------------------------------------------------------------------
 
 
 def test_global_counts_are_of_the_whole_step(plain_run, rows, tmp_path):
     options = {"data.train": str(rows), "train.run_dir": str(tmp_path / "counts"), "train.batch_size": 2}
     with ExitStack() as resources:
-        run = prepare_module.prepare(make_config(options), "x", resources)
+        run = prepare_module.prepare_training(make_config(options), "x", resources)
     chosen = np.array([0, 3, 5, 7, 11, 12, 20, 31])
     counts, labelled = train_module.global_counts(run, chosen)
     labels = [run.rows.train[row].label for row in chosen]

@@ -1,0 +1,369 @@
+"""The life of any run, of training and of adaptation: begun, taken up again from a checkpoint, saved, recorded, ended.
+
+`setup` and `adapt.setup` say what their kind of run adds to `Run`. Rank 0 alone decides and writes
+(`processes.on_main`); what it decides, or the fault it met, reaches every rank, so all go on or all stop. A run is
+resumed only into the same options and the same rows (`Run.identity`); equal states then continue equally, bit for bit
+on CPU and with the same number of processes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from mtl_re.config import AdaptTrainConfig, TrackingConfig, TrainConfig
+from mtl_re.data.validation import BadRow, write_rejected
+from mtl_re.errors import MtlReError, first_line
+from mtl_re.files import recover, seal_weights, sync, whole_folder, write_json, write_yaml
+from mtl_re.training import checkpoint
+from mtl_re.training.processes import make_accelerator, on_all, on_main
+from mtl_re.training.run_dir import claim_run_dir
+from mtl_re.training.tracking import MetricsLog, Trackers, manifest
+
+
+@dataclass
+class Run:
+    """What every run works with.
+
+    Attributes:
+        options: The group `train` of its config.
+        model: The network as accelerate wraps it (DDP). plain_model: The network itself.
+        identity: All that must be the same for a resumed run to be the same run, as text.
+    """
+
+    options: TrainConfig | AdaptTrainConfig
+    accelerator: Accelerator
+    run_dir: Path
+    tokenizer: Any
+    model: Any
+    plain_model: Any
+    optimizer: Any
+    trackers: Trackers
+    precision: str
+    identity: dict[str, str]
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def say(self, text: str) -> None:
+        """Print a line for the person watching, once."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
+
+
+# ---- beginning ---------------------------------------------------------------------------------------------------
+
+
+def begin(
+    options: TrainConfig | AdaptTrainConfig, tracking: TrackingConfig, name: str, resources: ExitStack
+) -> tuple[Accelerator, Path]:
+    """Give the accelerator, and the run directory, locked until `resources` is closed.
+
+    Args:
+        name: Of the config, for the default run directory.
+
+    Raises:
+        MtlReError: A tracker is not installed, or the directory is in use or cannot be written.
+    """
+    accelerator = make_accelerator(options.precision, tracking.trackers)
+    run_dir = on_main(accelerator, lambda: claim_run_dir(options.run_dir, options.resume, name, resources))
+    accelerator.project_configuration.logging_dir = str(run_dir)  # TensorBoard writes there
+    return accelerator, run_dir
+
+
+def seed_process(accelerator: Accelerator, seed: int, step: int = 0) -> None:
+    """Seed what dropout draws from, differently on every process."""
+    torch.manual_seed(seed + 1_000_003 * accelerator.process_index + step)
+
+
+def check_ranks_agree(accelerator: Accelerator, identity: Mapping[str, str]) -> None:
+    """Check that all ranks read the same rows: each computes the batch order from its own.
+
+    Call it before DDP is made, which dies without a word where the ranks' networks differ.
+
+    Raises:
+        MtlReError: The ranks read different rows, or run under different options.
+    """
+    if accelerator.num_processes == 1:
+        return
+    identities = gather_object([identity])
+    for rank, other in enumerate(identities):
+        if differ := [name for name, value in identities[0].items() if other[name] != value]:
+            what = f"process {rank} of {len(identities)} has other {', '.join(differ)} than process 0"
+            raise MtlReError(f"{what}; give every node the same files and options")
+
+
+def identity_of_options(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return options as they stand in `Run.identity`.
+
+    Args:
+        groups: Group → option → value, those left out that a resumed run may change. (Of batch_size and accumulate the
+            checkpoint keeps the product.)
+    """
+    free = {"run_dir", "resume", "keep", "save_every", "batch_size", "accumulate"}
+    return {
+        f"options {group}.{name}": json.dumps(value, sort_keys=True, ensure_ascii=False)
+        for group, values in groups.items()
+        for name, value in values.items()
+        if group != "train" or name not in free
+    }
+
+
+def write_run_records(
+    run: Run, options: Mapping[str, Any], described: Mapping[str, Any], rejected: Sequence[BadRow]
+) -> None:
+    """Write config.yaml, manifest.json and, if there are any bad rows, rejected.jsonl.
+
+    Call it only when it is certain that this run may go on: a refused resume leaves the directory as it was.
+
+    Raises:
+        MtlReError: The run directory cannot be written.
+    """
+    write_yaml(run.run_dir / "config.yaml", dict(options))
+    if rejected:
+        write_rejected(run.run_dir / "rejected.jsonl", rejected)
+    device, processes = str(run.accelerator.device), run.accelerator.num_processes
+    written = manifest(described, run.options.seed, processes, run.precision, device)
+    write_json(run.run_dir / "manifest.json", written)
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def save_run(run: Run, state: Any, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> None:
+    """Write a resumable checkpoint. Every rank contributes its random state; rank 0 writes.
+
+    Args:
+        state: A dataclass of JSON values that has a `step`.
+        tensors: What the kind of run adds: file stem → name → tensor. record: The same, JSON values.
+    """
+    generators, scaler = random_tensors(run.accelerator), run.accelerator.scaler
+    whole = {
+        "state": asdict(state),
+        "processes": run.accelerator.num_processes,
+        "scaler": None if scaler is None else scaler.state_dict(),
+        **record,
+        "identity": run.identity,
+    }
+    model, optimizer = network_tensors(run.plain_model), optimizer_tensors(run.optimizer)
+    groups = {"model": model, "optimizer": optimizer, "random": generators, **tensors}
+
+    def write() -> None:
+        if (log := run.run_dir / "metrics.jsonl").exists():
+            sync(log)  # not even a power cut may leave a checkpoint ahead of the log
+        checkpoint.save(run.run_dir / "checkpoints", state.step, groups, whole, run.options.keep)
+
+    on_main(run.accelerator, write)
+
+
+def chosen_checkpoint(run: Run) -> Path | None:
+    """Return the checkpoint to go on from, as `train.resume` asks; None: start anew.
+
+    Rank 0 looks for all: it also puts back what a kill left aside.
+    """
+    if run.options.resume != "auto":
+        return None if run.options.resume is None else Path(run.options.resume)
+
+    def newest() -> Path | None:
+        recover(run.run_dir)
+        found, faults = checkpoint.newest(run.run_dir / "checkpoints")
+        for fault in faults:
+            run.say(f"passed over: {fault}")
+        run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
+        return None if found is None else found.path
+
+    return on_main(run.accelerator, newest)
+
+
+def loaded_checkpoint(
+    run: Run, path: Path, defaults: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str]
+) -> checkpoint.Checkpoint:
+    """Read a checkpoint on every rank and check that it is of this run.
+
+    Args:
+        defaults: Of all options. sources: Entry of the identity → option and file that it comes from.
+
+    Raises:
+        MtlReError: It is damaged, or options or rows have changed since; what has is named, with both values.
+    """
+    found = on_all(run.accelerator, lambda: checkpoint.read_checkpoint(path))
+    with taken_for_a_run(path):
+        before, changed = found.state["identity"], []
+        for name, now in run.identity.items():
+            if (then := recorded(before, name, defaults)) != now:
+                changed.append(f"{name} ({sources.get(name, f'{then} then, {now} now')})")
+    if changed:
+        raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(changed)}")
+    return found
+
+
+def recorded(identity: Mapping[str, str], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what a checkpoint's identity holds by a name; of an option younger than the checkpoint, its default."""
+    if name in identity or not name.startswith("options "):
+        return identity.get(name)
+    group, option = name.removeprefix("options ").split(".", 1)
+    return json.dumps(defaults[group][option], sort_keys=True, ensure_ascii=False)
+
+
+@contextmanager
+def taken_for_a_run(path: Path) -> Iterator[None]:
+    """Say in words that a checkpoint is whole, but was written by something else."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise MtlReError(f"{path}: is no checkpoint of such a run ({type(error).__name__}: {error})") from error
+
+
+def restore_run(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Put weights, moments, loss scale and random states back; call it inside `taken_for_a_run`."""
+    put_network(run.plain_model, found.tensors["model"])
+    put_optimizer(run.optimizer, found.tensors["optimizer"])
+    if run.accelerator.scaler is not None and found.state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(found.state["scaler"])
+    if not put_random(run.accelerator, found):
+        run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
+        seed_process(run.accelerator, run.options.seed, found.state["state"]["step"])
+
+
+def open_log(run: Run, step: int) -> MetricsLog | None:
+    """Open metrics.jsonl, without the lines behind a step, on the main process; None on the others."""
+    log = on_main(run.accelerator, lambda: MetricsLog(run.run_dir / "metrics.jsonl", step))
+    return log if run.main else None
+
+
+def network_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a network by name, tied ones once."""
+    names: dict[int, str] = {}
+    every = network.state_dict(keep_vars=True)
+    for name, tensor in every.items():
+        names.setdefault(id(tensor), name)
+    return {name: every[name].detach() for name in names.values()}
+
+
+@torch.no_grad()
+def put_network(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Do the inverse of `network_tensors`.
+
+    Raises:
+        KeyError: A tensor is missing, or is not the network's.
+        ValueError: A tensor has another shape.
+    """
+    own = network_tensors(network)
+    if differ := sorted(own.keys() ^ tensors.keys()):
+        raise KeyError(differ[0])
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:  # copy_ would stretch some
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+        tensor.copy_(tensors[name])
+
+
+def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Return every process's random states, by `rank/device`; only dropout draws from them."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    parts = gather_object([states]) if accelerator.num_processes > 1 else [states]
+    return {f"{rank}/{name}": tensor for rank, part in enumerate(parts) for name, tensor in part.items()}
+
+
+def put_random(accelerator: Accelerator, found: checkpoint.Checkpoint) -> bool:
+    """Put this process's random states back; False where the run had another number of processes."""
+    if found.state["processes"] != accelerator.num_processes:
+        return False
+    own = f"{accelerator.process_index}/"
+    mine = {k.removeprefix(own): tensor for k, tensor in found.tensors["random"].items() if k.startswith(own)}
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)
+    return True
+
+
+def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
+    """Return Adam's moments and counters by parameter name, so that their order cannot matter."""
+    return {
+        f"{name}//{key}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def put_optimizer(optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Do the inverse of `optimizer_tensors`."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            prefix = f"{name}//"
+            moments = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+
+
+# ---- the model and the end ---------------------------------------------------------------------------------------
+
+
+def write_network(run_dir: Path, what: str, network: Any, tokenizer: Any) -> None:
+    """Write a network and its tokenizer as a Hugging Face directory in `model/`, all of it or nothing.
+
+    Args:
+        what: The network is called in a message.
+
+    Raises:
+        MtlReError: It cannot be written.
+    """
+    try:
+        with whole_folder(run_dir / "model") as build:
+            network.save_pretrained(build)
+            seal_weights(build)
+            tokenizer.save_pretrained(build)
+    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
+        fault = f"the {what} cannot be written ({first_line(error)}); the old one stands"
+        raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
+
+
+def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], dict[str, Any]]) -> Path:
+    """Train, write the results on the main process if the run came to its end, and leave; return the run directory.
+
+    Args:
+        fit: Whether all steps were taken. conclude: Writes the results and returns the final scores.
+    """
+    with peers_named(run.accelerator):
+        finished = fit()
+        scores = on_main(run.accelerator, conclude) if finished else {}
+        run.accelerator.wait_for_everyone()
+    run.trackers.finish(scores, state.step, finished)
+    leave(run)
+    return run.run_dir
+
+
+@contextmanager
+def peers_named(accelerator: Accelerator) -> Iterator[None]:
+    """Say in words what gloo and NCCL say when a process that they talk to is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = ("Connection closed", "Connection reset", "onnection was closed", "roken pipe", "imed out", "NCCL")
+        if accelerator.num_processes == 1 or not any(word in str(error) for word in gone):
+            raise
+        what = f"another process of this run has ended or stands still ({first_line(error)})"
+        raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
+
+
+def leave(run: Run) -> None:
+    """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
+    if run.accelerator.num_processes > 1:
+        run.model = run.optimizer = None
+        run.accelerator.free_memory()
+        gc.collect()
+        torch.distributed.destroy_process_group()
