@@ -23,7 +23,7 @@ from mtl_re import files
 from mtl_re.adapt.masking import MaskRule, mask_tokens
 from mtl_re.adapt.text import Blocks, Texts, make_blocks, select_texts
 from mtl_re.config import AdaptConfig, Config, TrainConfig
-from mtl_re.data import validation as data
+from mtl_re.data.loading import write_rejected
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP
@@ -254,7 +254,7 @@ def write_records(run: AdaptRun) -> None:
         text = yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False)
         (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
         if run.texts.bad:
-            data.write_rejected(run.run_dir / "rejected.jsonl", run.texts.bad)
+            write_rejected(run.run_dir / "rejected.jsonl", run.texts.bad)
     except OSError as error:
         raise MtlReError(f"{run.run_dir}: cannot be written ({error.strerror})") from error
     described = {

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from mtl_re.analysis.explore import OTHER, PAIRS_SHOWN
 from mtl_re.config import ErrorsConfig
-from mtl_re.data.validation import Example, load_examples
+from mtl_re.data.loading import load_examples
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, LONGEST, bars, beside, legend_below, picture, table, undrawn, write_markdown
 from mtl_re.scoring import metrics, significance
@@ -125,7 +126,7 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     if not labels:
         raise MtlReError(f"{path}: no rows")
     if examples is not None and len(examples) > len(ids):
-        what = f"row {len(ids) + 1:,} of {options.data} (id {examples[len(ids)].id!r}) has no prediction"
+        what = f"{examples[len(ids)].where} has no prediction"
         raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
     columns = np.array(labels).T
     return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
@@ -140,7 +141,7 @@ def _joined(where: str, row: Mapping[str, Any], place: int, examples: Sequence[E
     differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
     for key, (found, expected) in differs.items():
         if found != expected:
-            what = f"{found!r}, but row {place + 1:,} of {data} has {expected!r}"
+            what = f"{found!r}, but {example.where} has {expected!r}"
             raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
     return {**row, "gold": gold}
 

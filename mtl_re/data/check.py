@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from mtl_re.data.validation import BadRow, Key, parsed, shown
+from mtl_re.data.loading import parsed
+from mtl_re.data.validation import BadRow, Key, shown
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data import validation as data
-from mtl_re.data.validation import BadRow, Example, shown
+from mtl_re.data.loading import load_examples
+from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 
@@ -42,13 +42,13 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     options = config.data
     if not options.train:
         raise MtlReError("data.train is not set; give a file, hub:DATASET/CONFIG:SPLIT or sample:train")
-    train, bad = data.load_examples(options.train, taxonomy, options.on_bad_row)
+    train, bad = load_examples(options.train, taxonomy, options.on_bad_row)
     rows = Splits(train, [], list(bad))
     if options.limit is not None and options.limit < len(train):
         chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
         rows.train = spool.select(train, np.sort(chosen))
     if options.valid is not None:
-        rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
+        rows.valid, bad = load_examples(options.valid, taxonomy, options.on_bad_row)
         rows.bad += bad
         rows.train, rows.overlap = drop_overlap(rows.train, rows.valid, options.on_overlap)
     elif options.fold is not None:
@@ -56,8 +56,8 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     elif options.valid_fraction > 0:
         rows.train, rows.valid = split_by_sentence(rows.train, options.valid_fraction, options.split_seed)
     for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):
-        if missing := [example.id for example in examples if example.label is None]:
-            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is row {missing[0]}")
+        if missing := [example for example in examples if example.label is None]:
+            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is {missing[0].where}")
     if not rows.train:
         raise MtlReError(f"data.train: {options.train} leaves no training rows")
     if options.valid is not None and not rows.valid:
@@ -170,8 +170,8 @@ def drop_overlap(
         what = f"{shared:,} of {distinct[1]:,} distinct validation rows are among the {distinct[0]:,}"
         raise MtlReError(f"data: {what} of training: this is training on the evaluation rows; give other ones")
     if shared and mode == "error":
-        example = train[int(np.flatnonzero(inside)[0])]
-        what = f"{shared:,} training row(s) are validation rows too, first {shown(example.id)}"
+        first = train[int(np.flatnonzero(inside)[0])]
+        what = f"{shared:,} training row(s) are validation rows too, the first is {first.where}"
         raise MtlReError(f"data: {what}; remove them, or set data.on_overlap drop")
     return spool.select(train, np.flatnonzero(~inside)) if shared else train, int(inside.sum())
 

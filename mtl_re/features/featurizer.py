@@ -248,7 +248,7 @@ class _named:  # noqa: N801 - reads as a statement
         if not isinstance(error, RowError):
             return False
         if self.reject is None:
-            raise MtlReError(f"row {self.example.id}: {error}") from error
+            raise MtlReError(f"{self.example.where}: {error}") from error
         self.reject(self.number, self.example, error)
         return True
 

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from mtl_re import __version__
 from mtl_re.config import OnBadRow, PredictConfig
-from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
+from mtl_re.data.loading import parsed, write_rejected
+from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.predict.prediction_shards import Rejected, Shards, ShardWriter, Window
 from mtl_re.predict.predictor import Predictor

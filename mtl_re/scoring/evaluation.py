@@ -79,7 +79,7 @@ def gold_indices(examples: Sequence[Example], taxonomy: Taxonomy) -> np.ndarray:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     for example in examples:
         if example.label is None:
-            raise MtlReError(f"row {example.id} has no label; evaluation needs one in every row (see `predict`)")
+            raise MtlReError(f"{example.where} has no label; evaluation needs one in every row (see `predict`)")
     return np.array([index[example.label] for example in examples if example.label is not None], np.int64)
 
 
@@ -133,7 +133,7 @@ def labelled_examples(spec: str, scorer: Scorer, on_bad_row: OnBadRow) -> Sequen
     Raises:
         MtlReError: there are none, or one is bad and `on_bad_row` is `error`.
     """
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     examples, bad = load_examples(spec, scorer.taxonomy, on_bad_row)
     lost = len(bad)

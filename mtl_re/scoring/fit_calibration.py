@@ -111,7 +111,7 @@ def _prior(
     if options.prior != "none":
         found |= {"target": parse_shares("--prior", options.prior), "by": "given"}
     if options.unlabelled is not None:
-        from mtl_re.data.validation import load_examples
+        from mtl_re.data.loading import load_examples
 
         rows, _ = load_examples(options.unlabelled, scorer.taxonomy, "error")
         logits = scorer.logits(rows, options.batch_size, progress=f"estimate the prior of {options.unlabelled}")

@@ -232,7 +232,7 @@ def labelled_rows(spec: str, heads: str) -> tuple[Example, ...]:
     Raises:
         MtlReError: they cannot be read, or one has no label.
     """
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     examples, _ = load_examples(spec, Taxonomy.from_option(heads), "error")
     return tuple(examples)

@@ -24,7 +24,8 @@ from accelerate.utils import gather_object
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data import validation as data
+from mtl_re.data.loading import write_rejected
+from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
@@ -233,7 +234,7 @@ def write_records(run: Run) -> None:
         text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
         (run.run_dir / "config.yaml").write_text(text, encoding="utf-8")
         if rows.bad:
-            data.write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
+            write_rejected(run.run_dir / "rejected.jsonl", rows.bad)
     except OSError as error:
         raise MtlReError(f"{run.run_dir}: cannot be written ({error.strerror})") from error
     described = {
@@ -248,7 +249,7 @@ def write_records(run: Run) -> None:
 
 
 def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
-    digest = None if spec.startswith("split of ") else data.file_digest(spec)
+    digest = None if spec.startswith("split of ") else file_digest(spec)
     counts = Counter(str(example.label) for example in examples)
     return {"source": spec, "sha256": digest, "rows": len(examples), "labels": dict(counts.most_common())}
 
@@ -300,9 +301,9 @@ def _featurize(
 
     def reject(number: int, example: Example, error: RowError) -> None:
         if config.data.on_bad_row == "error":
-            raise MtlReError(f"row {example.id}: {error} (--data.on_bad_row skip leaves such rows out)")
+            raise MtlReError(f"{example.where}: {error} (--data.on_bad_row skip leaves such rows out)")
         lost.append(number)
-        bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
+        bad.append(BadRow(example.file or "?", example.row or 0, error.field, error.reason))
 
     table = cached_table(featurizer, examples, reject)
     return spool.select(examples, np.setdiff1d(np.arange(len(examples)), lost)) if lost else examples, table

@@ -15,7 +15,7 @@ import pytest
 from mtl_re.cli import main
 from mtl_re.config import SampleConfig
 from mtl_re.data import sample
-from mtl_re.data.validation import load_examples
+from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
