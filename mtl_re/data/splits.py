@@ -7,9 +7,11 @@ pure function of the rows, the seed and the options: whoever reads a run's confi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -63,6 +65,27 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     if options.valid is not None and not rows.valid:
         raise MtlReError(f"data.valid: {options.valid} holds no rows")
     return rows
+
+
+def without_rejected(examples: Sequence[Example], run_dir: Path) -> Sequence[Example]:
+    """Return the examples that a run used: those not listed in its `rejected.jsonl`.
+
+    Loading and splitting again give a run's rows but for those that its featurizer rejected (too long for
+    `data.max_length`); which these are is recorded in the run, so neither its tokenizer nor its model is needed.
+
+    Raises:
+        MtlReError: the list cannot be read.
+    """
+    path = run_dir / "rejected.jsonl"
+    if not path.is_file():
+        return examples
+    try:
+        listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rejected = {(bad["source"], bad["row"]) for bad in listed}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MtlReError(f"{path}: cannot be read ({error}); train the run again") from error
+    used = [row for row, example in enumerate(examples) if (example.file, example.row) not in rejected]
+    return spool.select(examples, np.array(used, np.int64)) if len(used) < len(examples) else examples
 
 
 def split_by_sentence(

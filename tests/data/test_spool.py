@@ -105,26 +105,44 @@ def test_training_on_a_spool_is_the_same_training(tmp_path, monkeypatch, markers
     assert lines(inside) == lines(outside)
 
 
+def with_rows_that_do_not_fit(made, places):
+    """Sample rows, some of whose subjects are longer than any input."""
+    for place in places:
+        sentence = f"{made[place]['subject_entity']['word']}{' '.join(['아주'] * 300)}나무"
+        size = len(sentence)
+        made[place] |= {
+            "sentence": sentence,
+            "subject_entity": {"word": sentence[:-2], "start_idx": 0, "end_idx": size - 3, "type": "PER"},
+            "object_entity": {"word": "나무", "start_idx": size - 2, "end_idx": size - 1, "type": "POH"},
+        }
+    return made
+
+
+def test_the_rows_that_a_run_held_out_can_be_had_again(tmp_path, monkeypatch):
+    """Also those behind rows that could not be used, and behind blank lines."""
+    shrink(monkeypatch)
+    made = with_rows_that_do_not_fit(sample.rows("train", 60), range(0, 60, 4))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(["{}", *(json.dumps(row) for row in made)]), encoding="utf-8")
+    config = make_config(
+        {"data.train": str(path), "data.on_bad_row": "skip", "data.valid_fraction": 0.4, "train.max_steps": 1}
+        | {"train.run_dir": str(tmp_path / "run")}
+    )
+    run_dir = train(config)
+    split = splits.load_splits(config, Taxonomy.from_prefixes()).valid
+    used = splits.without_rejected(split, run_dir)
+    counts = json.loads((run_dir / "manifest.json").read_text())["data"]
+    assert (len(used), counts["rejected"]) == (counts["valid"]["rows"], 16)
+    assert len(split) > len(used) > 0
+    assert list(used) == [row for row in split if len(row.subject.word) < 300]
+
+
 def test_a_row_that_does_not_fit_is_the_one_left_out(tmp_path, monkeypatch):
     """A spool makes its rows anew: they are told apart by number, not by identity."""
     shrink(monkeypatch)
     monkeypatch.setattr(spool, "IN_MEMORY", 10)
-    made = sample.rows("train", 40)
-    word = made[20]["subject_entity"]["word"]
+    made = with_rows_that_do_not_fit(sample.rows("train", 40), (5, 17))
     path = tmp_path / "rows.json"
-    for place in (5, 17):
-        begin = " ".join(["아주"] * 300)
-        sentence = f"{word}{begin}나무"
-        made[place] = made[place] | {
-            "sentence": sentence,
-            "subject_entity": {"word": sentence[:-2], "start_idx": 0, "end_idx": len(sentence) - 3, "type": "PER"},
-            "object_entity": {
-                "word": "나무",
-                "start_idx": len(sentence) - 2,
-                "end_idx": len(sentence) - 1,
-                "type": "POH",
-            },
-        }
     path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     options = {"data.train": str(path), "data.on_bad_row": "skip", "data.valid_fraction": 0.0, "train.max_steps": 1}
     seen, real = [], prepare.write_records
