@@ -1,7 +1,8 @@
-"""Training and validation rows: read, split by sentence, and kept apart.
+"""Config → training and validation examples: loaded, split by sentence, and kept apart.
 
-One sentence carries several rows, so rows are split by sentence and guarded by sentence and spans. A row's side is a
-pure function of the rows, the seed and the options: whoever reads a run's config gets the run's rows again.
+Enters: the options of `data`. Leaves: `Splits`. One sentence carries several rows, so rows are split by sentence and
+guarded by sentence and spans. A row's side is a pure function of rows, seed and options: a run's config gives the run's
+split again, and `without_rejected` the rows that the run used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from mtl_re.taxonomy import Taxonomy
 
 @dataclass
 class Splits:
-    """The rows of a run, and what was left out on the way."""
+    """The examples of a run.
+
+    Attributes:
+        bad: rows that cannot be used. overlap: number of training rows dropped because they are validation rows too.
+    """
 
     train: Sequence[Example]
     valid: Sequence[Example]
@@ -35,11 +40,11 @@ class Splits:
 
 
 def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
-    """Training and validation rows: read, validated, kept apart.
+    """Load, validate and split the training and validation rows.
 
     Raises:
-        MtlReError: nothing to read, bad rows under `on_bad_row: error`, unlabelled rows, or training rows that are the
-            validation file.
+        MtlReError: `data.train` is not set, a row is bad under `on_bad_row: error` or unlabelled, no row is left, or
+            training and validation rows overlap by half.
     """
     options = config.data
     if not options.train:
@@ -91,10 +96,11 @@ def without_rejected(examples: Sequence[Example], run_dir: Path) -> Sequence[Exa
 def split_by_sentence(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Split off about `fraction` of the rows for validation, no sentence standing on both sides.
+    """Return training and validation rows: about `fraction` of the rows for validation, no sentence on both sides.
 
-    Along the order of `_Sentences` every 1/fraction-th row is taken. So shares of labels and of many-row sentences are
-    kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order of rows.
+    Every 1/fraction-th row in the order of `_Sentences` is held out, with its whole sentence. Both sides so have like
+    shares of labels and of sentences with many rows, the number of rows is off by less than the rows of one sentence,
+    and a row's side does not depend on the order of rows.
 
     Raises:
         MtlReError: the rows have one sentence only, so there is nothing to split.
@@ -107,19 +113,19 @@ def split_by_sentence(
         raise MtlReError(f"{what} cannot be split; give data.valid")
     chosen: list[int] = []
     owed = 0.0
-    for place, size in enumerate(sentences.sizes):
+    for sentence, size in enumerate(sentences.sizes):
         owed += fraction * size
         if owed >= size / 2 and len(chosen) < len(sentences.sizes) - 1:
             owed -= size
-            chosen.append(place)
+            chosen.append(sentence)
     return sentences.parted(examples, chosen or [len(sentences.sizes) - 1])
 
 
 def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Hold out one of K parts: the K folds together hold every row once, and no sentence stands in two of them.
+    """Return training and validation rows: one of K folds for validation; no sentence is in two folds.
 
-    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far; so folds are alike in size,
-    labels and many-row sentences.
+    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far, so that folds have like sizes,
+    labels and sentences with many rows.
 
     Args:
         fold: `k/K`, k from 1 to K.
@@ -132,20 +138,19 @@ def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Se
     if len(sentences.sizes) < folds:
         raise MtlReError(f"data.fold: {len(sentences.sizes)} sentence(s) cannot be split into {folds} folds")
     rows, members = [0] * folds, [list[int]() for _ in range(folds)]
-    for place, size in enumerate(sentences.sizes):
+    for sentence, size in enumerate(sentences.sizes):
         fewest = rows.index(min(rows))
         rows[fewest] += size
-        members[fewest].append(place)
+        members[fewest].append(sentence)
     return sentences.parted(examples, members[number - 1])
 
 
 @dataclass(frozen=True)
 class _Sentences:
-    """The sentences of some rows, those that are alike beside each other: ordered by number of rows (most first),
-    rarest label, and a hash of seed and sentence.
+    """The sentences of some rows, ordered by number of rows (most first), rarest label, hash of seed and sentence.
 
     Attributes:
-        sizes: rows of each sentence, in that order. place_of_row: (rows,) place of each row's sentence in it.
+        sizes: number of rows of each sentence. place_of_row: (rows,) position of each row's sentence in that order.
     """
 
     sizes: list[int]
@@ -153,7 +158,7 @@ class _Sentences:
 
     @classmethod
     def of(cls, examples: Sequence[Example], seed: int) -> _Sentences:
-        """Some bytes a row, whatever the sentences' length."""
+        """Order the sentences of the rows; only digests of them are held in memory."""
         labels, digests = list[str](), np.empty((len(examples), 2), ">u8")
         for row, example in enumerate(examples):
             text = f"{seed}\n{example.sentence}".encode("utf-8", "surrogatepass")
@@ -171,7 +176,7 @@ class _Sentences:
         return cls(sizes[order].tolist(), places[sentence_of_row])
 
     def parted(self, examples: Sequence[Example], held_out: list[int]) -> tuple[Sequence[Example], Sequence[Example]]:
-        """The rows of all other sentences, and those of the sentences held out, each in their order."""
+        """Return the rows of all other sentences and those of the sentences held out, each in their order."""
         inside = np.isin(self.place_of_row, held_out)
         return spool.select(examples, np.flatnonzero(~inside)), spool.select(examples, np.flatnonzero(inside))
 
@@ -179,11 +184,11 @@ class _Sentences:
 def drop_overlap(
     train: Sequence[Example], valid: Sequence[Example], mode: Literal["drop", "error"] = "drop"
 ) -> tuple[Sequence[Example], int]:
-    """Training rows without those whose sentence and spans are a validation row's, and how many were dropped.
+    """Return the training rows without those that share sentence and spans with a validation row, and their number.
 
     Raises:
-        MtlReError: `mode` is `error` and rows overlap; or half of either side is in the other, which is no accident
-            to be mended but the evaluation rows themselves.
+        MtlReError: rows overlap and `mode` is `error`, or half of either side is in the other: then the evaluation rows
+            themselves were given for training.
     """
     train_keys, valid_keys = _key_digests(train), _key_digests(valid)
     distinct = [len(np.unique(keys)) for keys in (train_keys, valid_keys)]
@@ -200,6 +205,6 @@ def drop_overlap(
 
 
 def _key_digests(examples: Sequence[Example]) -> np.ndarray:
-    """(rows,) 16 bytes each, equal where `Example.key` is."""
+    """Return (rows,) digests of 16 bytes, equal where `Example.key` is."""
     digests = (hashlib.blake2b(repr(example.key).encode(), digest_size=16).digest() for example in examples)
     return np.frombuffer(b"".join(digests), "S16") if len(examples) else np.zeros(0, "S16")
