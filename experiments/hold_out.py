@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mtl_re.config import check_shares
+from mtl_re.data.loading import load_examples
 from mtl_re.data.splits import split_by_sentence
-from mtl_re.data.validation import load_examples
 from mtl_re.taxonomy import Taxonomy
 
 

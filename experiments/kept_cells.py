@@ -29,7 +29,7 @@ FILES = ("cell.yaml", "metrics.jsonl", "report/report.md")
 
 
 def copy(source, target):
-    for name in FILES:
+    for name in (*FILES, *(path.name for path in source.glob("rejected.jsonl"))):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 

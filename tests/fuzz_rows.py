@@ -28,7 +28,8 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mtl_re.data.validation import BadRow, Example, parse_row, parsed
+from mtl_re.data.loading import parsed
+from mtl_re.data.validation import BadRow, Example, parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.featurizer import Featurizer

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME
-from mtl_re.data.validation import Example, load_examples
+from mtl_re.data.loading import load_examples
+from mtl_re.data.validation import Example
 from mtl_re.features.featurizer import FeatureTable, Featurizer
 from mtl_re.features.markers import TYPE_WORDS, mark
 from mtl_re.taxonomy import Taxonomy

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_re.data.validation import BadRow, read_examples
+from mtl_re.data.loading import read_examples
+from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, bars, drawable, heat_map, legend_below, picture
 from mtl_re.markdown import escape, table, undrawn, write_markdown

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mtl_re.config import ErrorsConfig
-from mtl_re.data.validation import Example, load_examples
+from mtl_re.data.loading import load_examples
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
 from mtl_re.scoring import significance
@@ -78,7 +79,7 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     if not labels:
         raise MtlReError(f"{path}: no rows")
     if examples is not None and len(examples) > len(ids):
-        what = f"row {len(ids) + 1:,} of {options.data} (id {examples[len(ids)].id!r}) has no prediction"
+        what = f"{examples[len(ids)].where} has no prediction"
         raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
     columns = np.array(labels).T
     return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
@@ -93,7 +94,7 @@ def _joined(where: str, row: Mapping[str, Any], number: int, examples: Sequence[
     differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
     for key, (given, expected) in differs.items():
         if given != expected:
-            what = f"{given!r}, but row {number + 1:,} of {data} has {expected!r}"
+            what = f"{given!r}, but {example.where} has {expected!r}"
             raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
     return {**row, "gold": gold}
 

@@ -1,1 +1,1 @@
-"""Files and hub data sets → validated rows, split and kept apart. No torch."""
+"""Files and hub data sets → validated examples, split and guarded. In order: readers, validation, loading, splits."""

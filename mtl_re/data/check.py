@@ -1,8 +1,8 @@
-"""`mtl-re check`: what a person should know about data files before training on them.
+"""`mtl-re check`: validate data files and report what one should know before training on them.
 
-Enters: the DATA of the command line, read once each. Leaves: counts, every bad row, repeats, contradictions and overlap
-between the files. Bad rows and unreadable files are errors; repeats and overlaps are warnings, for KLUE-RE itself has
-them.
+Enters: the DATA of the command line, each read once. Leaves: counts, bad rows, repeated rows, contradictory labels and
+the overlap between the files. Bad rows and unreadable files are errors; repeats, contradictions and overlaps are
+warnings, because KLUE-RE itself has them.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from mtl_re.data.validation import BadRow, Key, parsed, shown
+from mtl_re.data.loading import parsed
+from mtl_re.data.validation import BadRow, Key, shown
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 
 SHOWN = 50
-"""Bad rows that are printed for one file."""
+"""Bad rows, and groups of contradictory ones, that are printed for one file."""
 
 
 @dataclass
 class FileCheck:
-    """What `check` found in one DATA.
+    """Facts about one DATA.
 
     Attributes:
         fault: why reading ended early, or None; the counts cover what came before it.
@@ -47,12 +48,12 @@ class FileCheck:
 
     @property
     def repeated_keys(self) -> int:
-        """Rows beyond the first of each key."""
+        """Number of rows whose key an earlier row has."""
         return self.good - len(self.keys)
 
     @property
     def contradictions(self) -> list[list[tuple[int, str]]]:
-        """For each key with two labels or more: its labelled rows."""
+        """The labelled rows (row, label) of each key that has two labels or more."""
         labelled = ([(row, label) for row, label in rows if label is not None] for rows in self.keys.values())
         return [rows for rows in labelled if len({label for _, label in rows}) > 1]
 
@@ -63,44 +64,44 @@ class FileCheck:
 
 @dataclass
 class CheckReport:
-    """One entry a DATA, in the order given."""
+    """The facts about every DATA, in the order given."""
 
     files: list[FileCheck]
 
     @property
     def has_errors(self) -> bool:
-        """Bad rows or an unreadable file; repeated, contradictory and shared rows are warnings (KLUE-RE has them)."""
+        """Whether a file has bad rows or cannot be read to its end; all else is a warning."""
         return any(file.fault is not None or file.bad for file in self.files)
 
 
 def check_files(specs: Sequence[str], taxonomy: Taxonomy) -> CheckReport:
-    """Read every DATA to its end and note what a person should know; a file at fault does not stop the others."""
+    """Read every DATA to its end; a file that cannot be read does not stop the others."""
     return CheckReport([_check_file(spec, taxonomy) for spec in specs])
 
 
 def _check_file(spec: str, taxonomy: Taxonomy) -> FileCheck:
-    found = FileCheck(spec)
+    facts = FileCheck(spec)
     try:
         for number, row in parsed(spec, taxonomy):
             if isinstance(row, BadRow):
-                found.bad += 1
-                if len(found.bad_rows) < SHOWN:
-                    found.bad_rows.append(row)
+                facts.bad += 1
+                if len(facts.bad_rows) < SHOWN:
+                    facts.bad_rows.append(row)
                 continue
-            found.good += 1
-            found.keys[row.key].append((number, row.label))
-            found.ids[row.id] += 1
+            facts.good += 1
+            facts.keys[row.key].append((number, row.label))
+            facts.ids[row.id] += 1
             if row.label is None:
-                found.unlabelled += 1
+                facts.unlabelled += 1
             else:
-                found.labels[row.label] += 1
+                facts.labels[row.label] += 1
     except MtlReError as error:
-        found.fault = str(error)
-    return found
+        facts.fault = str(error)
+    return facts
 
 
 def render_check(report: CheckReport) -> str:
-    """The report as lines of text; errors and warnings start with the word."""
+    """Return the report as lines of text; those about errors and warnings begin with the word."""
     lines = [line for file in report.files for line in _file_lines(file)]
     for first, second in combinations(report.files, 2):
         keys, sentences = first.keys.keys() & second.keys.keys(), first.sentences & second.sentences

@@ -1,9 +1,9 @@
-"""Bytes → raw rows: a path, a hub data set or the embedded sample becomes a stream of field maps.
+"""Bytes → raw rows: a path, a hub data set or the embedded sample becomes an iterator of field maps.
 
-Everything streams in constant memory, the official JSON array too: it is decoded one element at a time from a window
-that doubles only while an element does not fit. What is wrong with a whole file raises `MtlReError`, in one line,
-when it is reached; what is wrong with one row only (a line that is not JSON, a wrong number of columns) travels in
-`RawRow.fault`, so that whoever reads decides whether to stop or to count it. What fields mean is `data`'s business.
+Enters: a DATA argument. Leaves: `RawRow`s whose fields are unchecked (`validation` says what they must be), in constant
+memory for every format. A fault of the whole file raises `MtlReError` when it is reached, in one line; a fault of one
+row (a line that is not JSON, a wrong number of columns) travels in `RawRow.fault`, so that the caller decides whether
+to stop or to count it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class RawRow:
 
     Attributes:
         source: the DATA argument it came from.
-        number: 1-based; the line of a .jsonl, else the row (a CSV's header and blank lines are not counted).
+        number: counted from 1: the line of a .jsonl, else the row (a CSV's header and blank lines do not count).
         fields: field name → value, unchecked.
-        fault: why the row could not be taken apart; `fields` is empty then.
+        fault: why the row could not be decoded; `fields` is empty then.
     """
 
     source: str
@@ -56,7 +56,7 @@ class RawRow:
 
 
 def read_rows(spec: str) -> Iterator[RawRow]:
-    """Stream the rows of DATA.
+    """Yield the rows of DATA.
 
     Args:
         spec: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
@@ -75,7 +75,11 @@ def read_rows(spec: str) -> Iterator[RawRow]:
 
 
 def file_digest(spec: str) -> str:
-    """SHA-256 of DATA for manifests: of a file's bytes, or of the rows' JSON where there is no file."""
+    """Return the SHA-256 of DATA: of a file's bytes, or of the rows as JSON where there is no file.
+
+    Raises:
+        MtlReError: the source cannot be read.
+    """
     digest = hashlib.sha256()
     if spec.startswith(("hub:", "sample:")):
         for row in read_rows(spec):
@@ -88,7 +92,7 @@ def file_digest(spec: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks: a message is one line even where a file's name is not."""
+    """Return `text` without line breaks: a message is one line even where a file's name is not."""
     return " ".join(text.splitlines())
 
 
@@ -99,7 +103,7 @@ def _read_file(source: str) -> Iterator[RawRow]:
     name = os.path.basename(source).lower()
     kind = os.path.splitext(name.removesuffix(".gz"))[1]
     if kind not in FORMATS:
-        _open_regular(source).close()  # a missing file is the more useful thing to hear about
+        _open_regular(source).close()  # that a file is missing is the more useful message
         known = ", ".join(FORMATS)
         raise _fault(source, f"unknown file type {kind or name!r}; expected {known}, each also with .gz after it")
     with _open_regular(source) as file:
@@ -132,11 +136,11 @@ def _open_regular(source: str) -> IO[bytes]:
 
 @contextmanager
 def _faults_of(source: str, stream: Stream | None = None) -> Iterator[None]:
-    """Turn what reading can raise into one line; `stream` tells where a byte that is not UTF-8 stands."""
+    """Turn what reading can raise into one line; `stream` gives the position of a byte that is not UTF-8."""
     try:
         yield
     except UnicodeDecodeError as error:
-        # The failed block ends where the stream now stands.
+        # The block that failed to decode ends at the stream's position.
         where = (stream.tell() if stream is not None else len(error.object)) - len(error.object) + error.start
         raise _fault(source, f"byte {where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except gzip.BadGzipFile as error:
@@ -155,7 +159,7 @@ def _fault(source: str, text: str) -> MtlReError:
 
 @contextmanager
 def _text(stream: Stream) -> Iterator[io.TextIOWrapper]:
-    """UTF-8 text with or without a byte order mark; `stream` stays open and its opener's."""
+    """Decode UTF-8 with or without a byte order mark; `stream` stays open, for its opener closes it."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     try:
         yield text
@@ -164,7 +168,7 @@ def _text(stream: Stream) -> Iterator[io.TextIOWrapper]:
 
 
 def _lines(source: str, text: io.TextIOWrapper) -> Iterator[str]:
-    """Lines with their ends, each of a bounded length."""
+    """Yield lines with their ends, each of a bounded length."""
     number = 0
     while line := text.readline(MAX_ELEMENT):
         number += 1
@@ -180,28 +184,32 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 
 
 class _Window:
-    """The unread part of a JSON text: `text[at:]`, extended from `stream` when more is needed."""
+    """The undecoded part of a JSON text: `text[at:]`, extended from `stream` when more is needed.
+
+    The standard library decodes each element, so an array and a .jsonl take the same values: NaN, integers of any size
+    and half surrogate pairs included, which streaming parsers (ijson over yajl) refuse, change or crash on.
+    """
 
     def __init__(self, source: str, stream: io.TextIOWrapper) -> None:
         self.source, self.stream = source, stream
         self.text, self.at = "", 0
-        self.line, self.row = 1, 0  # of text[0]; of the last value read
+        self.line, self.row = 1, 0  # of text[0]; of the last value decoded
 
     def peek(self) -> str:
-        """The next character that is not blank; empty at the end of the text."""
+        """Return the next character that is not blank, or an empty string at the end of the text."""
         while True:
             self.at = _BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or not self._grow():
                 return self.text[self.at : self.at + 1]
 
     def take(self, mark: str, otherwise: str) -> None:
-        """Step over `mark`, or raise."""
+        """Consume `mark`, or raise."""
         if self.peek() != mark:
             raise self.fault(otherwise, self.at)
         self.at += 1
 
     def value(self) -> Any:
-        """The next JSON value."""
+        """Decode the next JSON value."""
         self.row += 1
         self.peek()
         while True:
@@ -209,22 +217,22 @@ class _Window:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 if not self._may_be_cut(error) or not self._grow():
-                    raise self.fault(f"not JSON ({error.msg}); mend or export it again", error.pos) from error
+                    raise self.fault(f"not JSON ({error.msg}); correct or export it again", error.pos) from error
             except RecursionError as error:
                 raise self.fault("nested too deeply to be a row", self.at) from error
             except ValueError as error:  # an integer of thousands of digits
                 raise self.fault(str(error), self.at) from error
             else:
-                if end < len(self.text) or not self._grow():  # a number may go on beyond the window
+                if end < len(self.text) or not self._grow():  # a number may continue behind the window
                     self.at = end
                     return value
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether more text could cure the error: it lies at the window's end, or in a string that has no end."""
+        """Return whether more text could mend the error: it is at the window's end, or a string has no end yet."""
         return error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
 
     def _grow(self) -> bool:
-        """Read as much again as is unread, so that a long value costs linear time; False at the end."""
+        """Double the undecoded text, so that a long value costs linear time; return False at the end."""
         unread = len(self.text) - self.at
         if unread >= MAX_ELEMENT:
             raise self.fault(f"one value is longer than {MAX_ELEMENT:,} characters; expected an array of rows", self.at)
@@ -253,7 +261,7 @@ def _read_json(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
         while window.peek() == ",":
             window.at += 1
             yield _object(source, window.row + 1, window.value())
-    window.take("]", "the array does not go on with ',' or ']'; the file may be cut short")
+    window.take("]", "expected ',' or ']' after an element; the file may be cut short")
     if window.peek():
         raise window.fault("text after the end of the array; remove it", window.at)
 
@@ -306,7 +314,7 @@ def _read_csv(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
 
 
 def _cells(reader: Any) -> Iterator[list[str] | csv.Error]:
-    """Rows that are not blank; an ill-formed one as the error itself, after which the reader goes on."""
+    """Yield rows that are not blank; an ill-formed row as its error, after which the reader continues."""
     while True:
         try:
             if row := next(reader):
@@ -322,7 +330,7 @@ def _read_parquet(source: str, stream: Stream) -> Iterator[RawRow]:
     from pyarrow import parquet
 
     with tempfile.TemporaryFile() as plain:
-        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end, which gzip cannot reach
+        if isinstance(stream, gzip.GzipFile):  # Parquet begins at its end, which gzip cannot seek to
             shutil.copyfileobj(stream, plain, CHUNK)
         number = 0
         try:
@@ -348,9 +356,9 @@ FORMATS = (*TEXT_FORMATS, ".parquet")
 
 
 def _read_hub(spec: str) -> Iterator[RawRow]:
-    """`hub:klue/re:train` is data set `klue`, config `re`, split `train`; the data set may hold a slash itself."""
-    place, _, split = spec.removeprefix("hub:").partition(":")
-    dataset, _, config = place.rpartition("/")
+    """Yield a hub split: `hub:klue/re:train` is data set `klue`, configuration `re`; the first may hold a slash."""
+    name, _, split = spec.removeprefix("hub:").partition(":")
+    dataset, _, config = name.rpartition("/")
     if not (dataset and config and split):
         raise _fault(spec, "expected hub:DATASET/CONFIG:SPLIT, for example hub:klue/re:train")
     import datasets

@@ -1,9 +1,10 @@
 """The embedded synthetic corpus: Korean sentences with all 30 labels in KLUE-RE's JSON form, made from templates.
 
-In: a split's name, a size and a seed. Out: rows (`rows`), or train.json, valid.json and test.json (`write`). A template
-states several facts and lists pairs that are unrelated; a row is one reading of it. So one sentence serves several
-labels and no_relation, and only where the entities stand tells which: counting words does not solve it. Validation and
-test use templates and names that training never shows, and share no name with each other. Words: `sample_text`.
+Enters: a split's name, a size and a seed. Leaves: rows (`rows`), or the files train.json, valid.json and test.json
+(`write`). A template states several facts and lists pairs that are unrelated; a row asks about one pair of it. One
+sentence so occurs with several labels and with no_relation, told apart only by the positions of the entities, which a
+bag of words does not see. Validation and test use templates and names that are not in train, and share no name with
+each other. `sample_text` holds templates and names.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ _FINAL_RIEUL = 8  # index of ㄹ among the 28 finals of a Hangul syllable; 0 is 
 _SPOKEN_FINALS = {"1": 8, "7": 8, "8": 8, "L": 8, "R": 8} | dict.fromkeys("036MN", 1)  # 일 칠 팔 엘 알; 영 삼 육 엠 엔
 
 
-class Reading(NamedTuple):
+class LabelledPair(NamedTuple):
     """One pair of a template's slots and the label that its sentence gives them."""
 
     subject: str
@@ -83,40 +84,40 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence with slots, and the pairs of slots that it may be asked about."""
+    """A sentence with slots, and the labelled pairs of slots that rows may ask about."""
 
     text: str
-    readings: tuple[Reading, ...]
+    pairs: tuple[LabelledPair, ...]
 
     def slots(self) -> tuple[str, ...]:
-        """Names of the slots, each once; `kin` last, because it follows `person`."""
+        """Return the names of the slots, each once; `kin` last, for it is drawn after `person`."""
         names = dict.fromkeys(kind + number for kind, number, _ in _SLOT.findall(self.text))
         return tuple(sorted(names, key=lambda name: name == "kin"))
 
 
-def read_templates(block: str) -> tuple[Template, ...]:
-    """Templates of a block of text as `sample_text` describes it."""
-    found = []
+def parse_templates(block: str) -> tuple[Template, ...]:
+    """Parse the templates of a block of text in the form that `sample_text` describes."""
+    parsed = []
     for entry in block.strip().split("\n\n"):
         text, *lines = entry.splitlines()
-        readings = []
+        pairs = []
         for group in " ".join(lines).split(","):
-            label, *pairs = group.split()
-            for subject, object in (pair.split(">") for pair in pairs):
-                readings.append(Reading(subject, object, label))
-        found.append(Template(text, tuple(readings)))
-    return tuple(found)
+            label, *slots = group.split()
+            for subject, object in (two.split(">") for two in slots):
+                pairs.append(LabelledPair(subject, object, label))
+        parsed.append(Template(text, tuple(pairs)))
+    return tuple(parsed)
 
 
 @cache
 def templates(split: Split) -> tuple[Template, ...]:
-    """Templates of a split; validation and test share theirs, training has its own."""
-    return read_templates(TRAIN if split == "train" else HELD_OUT)
+    """Return the templates of a split; validation and test share theirs, train has its own."""
+    return parse_templates(TRAIN if split == "train" else HELD_OUT)
 
 
 @cache
 def names(split: Split) -> dict[str, tuple[str, ...]]:
-    """Kind → words of a split; no word stands in two splits."""
+    """Return kind → words of a split; no word is in two splits."""
     if split == "train":
         return {kind: name.train for kind, name in NAMES.items()}
     return {kind: name.held_out[("valid", "test").index(split) :: 2] for kind, name in NAMES.items()}
@@ -126,7 +127,7 @@ def names(split: Split) -> dict[str, tuple[str, ...]]:
 
 
 def with_particle(word: str, particle: str) -> str:
-    """Append a particle, given in the form that follows a consonant, in the form that this word takes.
+    """Append a particle, given in its form after a consonant, in the form that agrees with the word.
 
     Raises:
         ValueError: the particle is unknown.
@@ -141,7 +142,7 @@ def with_particle(word: str, particle: str) -> str:
 
 
 def fill(template: Template, words: Mapping[str, tuple[str, ...]], rng: random.Random) -> dict[str, str]:
-    """Draw a word for every slot, all different."""
+    """Draw a different word for every slot."""
     drawn: dict[str, str] = {}
     for slot in template.slots():
         choices = words[_kind(slot)]
@@ -154,8 +155,8 @@ def fill(template: Template, words: Mapping[str, tuple[str, ...]], rng: random.R
     return drawn
 
 
-def render(template: Template, words: Mapping[str, str]) -> tuple[str, dict[str, int]]:
-    """The sentence, and for each slot where its word first starts."""
+def fill_sentence(template: Template, words: Mapping[str, str]) -> tuple[str, dict[str, int]]:
+    """Return the sentence, and for each slot the offset of its first occurrence."""
     sentence, end = "", 0
     starts: dict[str, int] = {}
     for match in _SLOT.finditer(template.text):
@@ -173,8 +174,8 @@ def _kind(slot: str) -> str:
     return "person" if kind == "kin" else kind
 
 
-def _row(template: Template, reading: Reading, words: Mapping[str, str]) -> dict[str, Any]:
-    sentence, starts = render(template, words)
+def _row(template: Template, pair: LabelledPair, words: Mapping[str, str]) -> dict[str, Any]:
+    sentence, starts = fill_sentence(template, words)
 
     def entity(slot: str) -> dict[str, Any]:
         word, start = words[slot], starts[slot]
@@ -183,9 +184,9 @@ def _row(template: Template, reading: Reading, words: Mapping[str, str]) -> dict
     return {
         "guid": "",
         "sentence": sentence,
-        "subject_entity": entity(reading.subject),
-        "object_entity": entity(reading.object),
-        "label": reading.label,
+        "subject_entity": entity(pair.subject),
+        "object_entity": entity(pair.object),
+        "label": pair.label,
         "source": SOURCE,
     }
 
@@ -194,7 +195,7 @@ def _row(template: Template, reading: Reading, words: Mapping[str, str]) -> dict
 
 
 def label_counts(size: int) -> dict[str, int]:
-    """Rows of each label in a split of `size` rows: shares by largest remainder, so the sum is exact."""
+    """Return label → rows in a split of `size` rows, apportioned by largest remainder, so that the sum is exact."""
     shares = {label: max(share, MIN_SHARE) for label, share in SHARES.items()}
     exact = {label: size * share / sum(shares.values()) for label, share in shares.items()}
     counts = {label: int(count) for label, count in exact.items()}
@@ -205,10 +206,10 @@ def label_counts(size: int) -> dict[str, int]:
 
 
 def rows(split: Split, size: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of one split, a function of the arguments alone.
+    """Make the rows of one split, a function of the arguments alone.
 
-    A no_relation row takes its sentence from the templates of another label, drawn by share, so that about as large a
-    part of each label's sentences is unrelated as of the whole.
+    A no_relation row takes its sentence from the templates of another label, drawn by share, so that the sentences of
+    every label have about the same share of no_relation.
 
     Raises:
         MtlReError: the split's name is unknown or the size is not positive.
@@ -239,16 +240,14 @@ def _draw(split: Split, label: str, rng: random.Random) -> dict[str, Any]:
         related = [name for name in SHARES if name != NO_RELATION]
         topic = rng.choices(related, [max(SHARES[name], MIN_SHARE) for name in related])[0]
     template = rng.choice(_about(split, topic, label))
-    reading = rng.choice([reading for reading in template.readings if reading.label == label])
-    return _row(template, reading, fill(template, names(split), rng))
+    pair = rng.choice([pair for pair in template.pairs if pair.label == label])
+    return _row(template, pair, fill(template, names(split), rng))
 
 
 @cache
 def _about(split: Split, topic: str, label: str) -> tuple[Template, ...]:
-    """Templates with a reading of both labels."""
-    return tuple(
-        template for template in templates(split) if {topic, label} <= {reading.label for reading in template.readings}
-    )
+    """Return the templates with pairs of both labels."""
+    return tuple(template for template in templates(split) if {topic, label} <= {pair.label for pair in template.pairs})
 
 
 def write(directory: str | Path, config: SampleConfig) -> list[Path]:

@@ -1,30 +1,37 @@
-"""Training and validation rows: read, split by sentence, and kept apart.
+"""Config → training and validation examples: loaded, split by sentence, and kept apart.
 
-One sentence carries several rows, so rows are split by sentence and guarded by sentence and spans. A row's side is a
-pure function of the rows, the seed and the options: whoever reads a run's config gets the run's rows again.
+Enters: the options of `data`. Leaves: `Splits`. One sentence carries several rows, so rows are split by sentence and
+guarded by sentence and spans. A row's side is a pure function of rows, seed and options: a run's config gives the run's
+split again, and `without_rejected` the rows that the run used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data import validation as data
-from mtl_re.data.validation import BadRow, Example, shown
+from mtl_re.data.loading import load_examples
+from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 
 
 @dataclass
 class Splits:
-    """The rows of a run, and what was left out on the way."""
+    """The examples of a run.
+
+    Attributes:
+        bad: rows that cannot be used. overlap: number of training rows dropped because they are validation rows too.
+    """
 
     train: Sequence[Example]
     valid: Sequence[Example]
@@ -33,22 +40,22 @@ class Splits:
 
 
 def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
-    """Training and validation rows: read, validated, kept apart.
+    """Load, validate and split the training and validation rows.
 
     Raises:
-        MtlReError: nothing to read, bad rows under `on_bad_row: error`, unlabelled rows, or training rows that are the
-            validation file.
+        MtlReError: `data.train` is not set, a row is bad under `on_bad_row: error` or unlabelled, no row is left, or
+            training and validation rows overlap by half.
     """
     options = config.data
     if not options.train:
         raise MtlReError("data.train is not set; give a file, hub:DATASET/CONFIG:SPLIT or sample:train")
-    train, bad = data.load_examples(options.train, taxonomy, options.on_bad_row)
+    train, bad = load_examples(options.train, taxonomy, options.on_bad_row)
     rows = Splits(train, [], list(bad))
     if options.limit is not None and options.limit < len(train):
         chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
         rows.train = spool.select(train, np.sort(chosen))
     if options.valid is not None:
-        rows.valid, bad = data.load_examples(options.valid, taxonomy, options.on_bad_row)
+        rows.valid, bad = load_examples(options.valid, taxonomy, options.on_bad_row)
         rows.bad += bad
         rows.train, rows.overlap = drop_overlap(rows.train, rows.valid, options.on_overlap)
     elif options.fold is not None:
@@ -56,8 +63,8 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     elif options.valid_fraction > 0:
         rows.train, rows.valid = split_by_sentence(rows.train, options.valid_fraction, options.split_seed)
     for name, examples in (("data.train", rows.train), ("data.valid", rows.valid)):
-        if missing := [example.id for example in examples if example.label is None]:
-            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is row {missing[0]}")
+        if missing := [example for example in examples if example.label is None]:
+            raise MtlReError(f"{name}: {len(missing)} rows have no label, the first is {missing[0].where}")
     if not rows.train:
         raise MtlReError(f"data.train: {options.train} leaves no training rows")
     if options.valid is not None and not rows.valid:
@@ -65,13 +72,35 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     return rows
 
 
+def without_rejected(examples: Sequence[Example], run_dir: Path) -> Sequence[Example]:
+    """Return the examples that a run used: those not listed in its `rejected.jsonl`.
+
+    Loading and splitting again give a run's rows but for those that its featurizer rejected (too long for
+    `data.max_length`); which these are is recorded in the run, so neither its tokenizer nor its model is needed.
+
+    Raises:
+        MtlReError: the list cannot be read.
+    """
+    path = run_dir / "rejected.jsonl"
+    if not path.is_file():
+        return examples
+    try:
+        listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rejected = {(bad["source"], bad["row"]) for bad in listed}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MtlReError(f"{path}: cannot be read ({error}); train the run again") from error
+    used = [row for row, example in enumerate(examples) if (example.file, example.row) not in rejected]
+    return spool.select(examples, np.array(used, np.int64)) if len(used) < len(examples) else examples
+
+
 def split_by_sentence(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Split off about `fraction` of the rows for validation, no sentence standing on both sides.
+    """Return training and validation rows: about `fraction` of the rows for validation, no sentence on both sides.
 
-    Along the order of `_Sentences` every 1/fraction-th row is taken. So shares of labels and of many-row sentences are
-    kept, the size is off by less than one sentence's rows, and a row's side does not depend on the order of rows.
+    Every 1/fraction-th row in the order of `_Sentences` is held out, with its whole sentence. Both sides so have like
+    shares of labels and of sentences with many rows, the number of rows is off by less than the rows of one sentence,
+    and a row's side does not depend on the order of rows.
 
     Raises:
         MtlReError: the rows have one sentence only, so there is nothing to split.
@@ -84,19 +113,19 @@ def split_by_sentence(
         raise MtlReError(f"{what} cannot be split; give data.valid")
     chosen: list[int] = []
     owed = 0.0
-    for place, size in enumerate(sentences.sizes):
+    for sentence, size in enumerate(sentences.sizes):
         owed += fraction * size
         if owed >= size / 2 and len(chosen) < len(sentences.sizes) - 1:
             owed -= size
-            chosen.append(place)
+            chosen.append(sentence)
     return sentences.parted(examples, chosen or [len(sentences.sizes) - 1])
 
 
 def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Hold out one of K parts: the K folds together hold every row once, and no sentence stands in two of them.
+    """Return training and validation rows: one of K folds for validation; no sentence is in two folds.
 
-    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far; so folds are alike in size,
-    labels and many-row sentences.
+    Sentences go, in the order of `_Sentences`, to the fold with the fewest rows so far, so that folds have like sizes,
+    labels and sentences with many rows.
 
     Args:
         fold: `k/K`, k from 1 to K.
@@ -109,20 +138,19 @@ def split_by_fold(examples: Sequence[Example], fold: str, seed: int) -> tuple[Se
     if len(sentences.sizes) < folds:
         raise MtlReError(f"data.fold: {len(sentences.sizes)} sentence(s) cannot be split into {folds} folds")
     rows, members = [0] * folds, [list[int]() for _ in range(folds)]
-    for place, size in enumerate(sentences.sizes):
+    for sentence, size in enumerate(sentences.sizes):
         fewest = rows.index(min(rows))
         rows[fewest] += size
-        members[fewest].append(place)
+        members[fewest].append(sentence)
     return sentences.parted(examples, members[number - 1])
 
 
 @dataclass(frozen=True)
 class _Sentences:
-    """The sentences of some rows, those that are alike beside each other: ordered by number of rows (most first),
-    rarest label, and a hash of seed and sentence.
+    """The sentences of some rows, ordered by number of rows (most first), rarest label, hash of seed and sentence.
 
     Attributes:
-        sizes: rows of each sentence, in that order. place_of_row: (rows,) place of each row's sentence in it.
+        sizes: number of rows of each sentence. place_of_row: (rows,) position of each row's sentence in that order.
     """
 
     sizes: list[int]
@@ -130,7 +158,7 @@ class _Sentences:
 
     @classmethod
     def of(cls, examples: Sequence[Example], seed: int) -> _Sentences:
-        """Some bytes a row, whatever the sentences' length."""
+        """Order the sentences of the rows; only digests of them are held in memory."""
         labels, digests = list[str](), np.empty((len(examples), 2), ">u8")
         for row, example in enumerate(examples):
             text = f"{seed}\n{example.sentence}".encode("utf-8", "surrogatepass")
@@ -148,7 +176,7 @@ class _Sentences:
         return cls(sizes[order].tolist(), places[sentence_of_row])
 
     def parted(self, examples: Sequence[Example], held_out: list[int]) -> tuple[Sequence[Example], Sequence[Example]]:
-        """The rows of all other sentences, and those of the sentences held out, each in their order."""
+        """Return the rows of all other sentences and those of the sentences held out, each in their order."""
         inside = np.isin(self.place_of_row, held_out)
         return spool.select(examples, np.flatnonzero(~inside)), spool.select(examples, np.flatnonzero(inside))
 
@@ -156,11 +184,11 @@ class _Sentences:
 def drop_overlap(
     train: Sequence[Example], valid: Sequence[Example], mode: Literal["drop", "error"] = "drop"
 ) -> tuple[Sequence[Example], int]:
-    """Training rows without those whose sentence and spans are a validation row's, and how many were dropped.
+    """Return the training rows without those that share sentence and spans with a validation row, and their number.
 
     Raises:
-        MtlReError: `mode` is `error` and rows overlap; or half of either side is in the other, which is no accident
-            to be mended but the evaluation rows themselves.
+        MtlReError: rows overlap and `mode` is `error`, or half of either side is in the other: then the evaluation rows
+            themselves were given for training.
     """
     train_keys, valid_keys = _key_digests(train), _key_digests(valid)
     distinct = [len(np.unique(keys)) for keys in (train_keys, valid_keys)]
@@ -170,13 +198,13 @@ def drop_overlap(
         what = f"{shared:,} of {distinct[1]:,} distinct validation rows are among the {distinct[0]:,}"
         raise MtlReError(f"data: {what} of training: this is training on the evaluation rows; give other ones")
     if shared and mode == "error":
-        example = train[int(np.flatnonzero(inside)[0])]
-        what = f"{shared:,} training row(s) are validation rows too, first {shown(example.id)}"
+        first = train[int(np.flatnonzero(inside)[0])]
+        what = f"{shared:,} training row(s) are validation rows too, the first is {first.where}"
         raise MtlReError(f"data: {what}; remove them, or set data.on_overlap drop")
     return spool.select(train, np.flatnonzero(~inside)) if shared else train, int(inside.sum())
 
 
 def _key_digests(examples: Sequence[Example]) -> np.ndarray:
-    """(rows,) 16 bytes each, equal where `Example.key` is."""
+    """Return (rows,) digests of 16 bytes, equal where `Example.key` is."""
     digests = (hashlib.blake2b(repr(example.key).encode(), digest_size=16).digest() for example in examples)
     return np.frombuffer(b"".join(digests), "S16") if len(examples) else np.zeros(0, "S16")

@@ -1,37 +1,27 @@
-"""Raw rows → examples: what a row must be, and what a set of rows must be before anything is trained on it.
+"""One raw row → an `Example`, or the field at fault.
 
-Enters: `readers.RawRow`. Leaves: `Example`, with spans as inclusive Python character positions that are checked to
-spell their words. Official KLUE JSON, the contest's CSV and the hub's integer labels are told apart by the shape of
-their values, never by a file's name. A row at fault stops the reading or is reported to the caller: none is lost in
-silence. Rows are split by sentence and guarded by sentence and spans, since one sentence carries several rows.
+Enters: the fields of a `readers.RawRow`. Leaves: `Example`, with spans as inclusive Python character positions that are
+checked to spell their words. Official KLUE JSON, the contest's CSV and the hub's integer labels are told apart by the
+form of their values, never by a file's name. `loading` applies this to a whole DATA.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import reprlib
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from mtl_re.data import spool
-from mtl_re.data.readers import file_digest as file_digest  # callers find it beside load_examples
-from mtl_re.data.readers import one_line, read_rows
-from mtl_re.errors import MtlReError, RowError
-from mtl_re.files import whole_file
+from mtl_re.data.readers import one_line
+from mtl_re.errors import RowError
 from mtl_re.taxonomy import KLUE, Taxonomy
 
-if TYPE_CHECKING:
-    pass  # at run time only where rows are split: reading and checking them starts without
-
 MAX_SENTENCE = 20_000
-"""Longest sentence, in characters (KLUE-RE's longest has 455)."""
+"""Longest sentence that is accepted, in characters (KLUE-RE's longest has 455)."""
 UNLABELLED = 100
-"""The contest's stand-in for a label that is kept back."""
+"""The contest's label of rows whose true label is withheld."""
 
 Key = tuple[str, int, int, int, int]
 
@@ -48,7 +38,15 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: how does the subject relate to the object in this sentence? `label` is None where nobody says."""
+    """One row: how does the subject relate to the object in this sentence?
+
+    Attributes:
+        id: KLUE's `guid`; not unique.
+        label: None where the row is unlabelled.
+        source: KLUE's `source`: the corpus that the sentence was taken from.
+        file, row: the DATA that the row was loaded from and its number there, as `readers.RawRow` counts; None for a
+            row that was made in memory. They say where, not what: equality ignores them.
+    """
 
     id: str
     sentence: str
@@ -56,25 +54,21 @@ class Example:
     object: Entity
     label: str | None = None
     source: str | None = None
+    file: str | None = field(default=None, compare=False)
+    row: int | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:
-        """What makes two rows the same question."""
+        """Sentence and spans: rows that share them ask the same question."""
         return (self.sentence, self.subject.start, self.subject.end, self.object.start, self.object.end)
 
-    def to_values(self) -> tuple[Any, ...]:
-        """Plain values, for `spool`."""
-        spans = [(entity.word, entity.start, entity.end, entity.type) for entity in (self.subject, self.object)]
-        return (self.id, self.sentence, *spans, self.label, self.source)
-
-    @classmethod
-    def from_values(cls, values: tuple[Any, ...]) -> Example:
-        """The inverse of `to_values`."""
-        name, sentence, subject, object_, label, source = values
-        return cls(name, sentence, Entity(*subject), Entity(*object_), label, source)
+    @property
+    def where(self) -> str:
+        """`FILE:ROW (ID)` for messages, or `row ID` where the row comes from no file."""
+        return one_line(f"row {self.id}" if self.file is None else f"{self.file}:{self.row} ({self.id})")
 
     def to_row(self) -> dict[str, Any]:
-        """The row in KLUE's JSON form: the inverse of `parse_row`."""
+        """Return the row in KLUE's JSON form: the inverse of `parse_row`."""
         spans = {
             name: {"word": entity.word, "start_idx": entity.start, "end_idx": entity.end, "type": entity.type}
             for name, entity in (("subject_entity", self.subject), ("object_entity", self.object))
@@ -84,7 +78,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used: where it stands and what is wrong with it."""
+    """A row that cannot be used, in the form of `rejected.jsonl`.
+
+    Attributes:
+        source: the DATA that holds it.
+        row: its number there.
+        field: the field at fault, as named in the file.
+        reason: what is wrong with it.
+    """
 
     source: str
     row: int
@@ -95,24 +96,22 @@ class BadRow:
         return one_line(f"{self.source}:{self.row}: {self.field}: {self.reason}")
 
 
-# ---- one row -----------------------------------------------------------------------------------------------------
-
-
-def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1) -> Example:
-    """Check one raw row and make it an example.
+def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, file: str | None = None) -> Example:
+    """Return the example that one raw row holds.
 
     Args:
         fields: `guid` or `id`, `sentence`, `subject_entity`, `object_entity`, `label`, `source`; an entity is a map
             of `word`, `start_idx`, `end_idx`, `type`, or the Python text of one.
         taxonomy: the labels that may occur.
-        number: becomes the id of a row that has none.
+        number: the row's; it becomes the id of a row that has none.
+        file: the DATA that the row is from, if any.
 
     Raises:
         RowError: the first field at fault.
     """
     sentence = _string(fields, "sentence")
     if len(sentence) > MAX_SENTENCE:
-        raise RowError("sentence", f"{len(sentence):,} characters; at most {MAX_SENTENCE:,} are read")
+        raise RowError("sentence", f"{len(sentence):,} characters; at most {MAX_SENTENCE:,} are accepted")
     subject_entity = _entity(fields, "subject_entity", sentence)
     object_entity = _entity(fields, "object_entity", sentence)
     if subject_entity.start <= object_entity.end and object_entity.start <= subject_entity.end:
@@ -125,6 +124,8 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1) ->
         object=object_entity,
         label=_label(fields.get("label"), taxonomy),
         source=None if _absent(fields.get("source")) else _string(fields, "source"),
+        file=file,
+        row=None if file is None else number,
     )
 
 
@@ -139,18 +140,18 @@ def _entity(fields: Mapping[str, Any], name: str, sentence: str) -> Entity:
         what = f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, ends inclusive)"
         raise RowError(f"{name}.start_idx" if start < 0 or start >= len(sentence) else f"{name}.end_idx", what)
     word = _string(value, "word", name)
-    if sentence[start : end + 1] != word:
-        found = shown(sentence[start : end + 1])
-        raise RowError(f"{name}.word", f"{shown(word)}, but characters {start}..{end} of the sentence are {found}")
+    if (spelled := sentence[start : end + 1]) != word:
+        reason = f"{shown(word)}, but characters {start}..{end} of the sentence are {shown(spelled)}"
+        raise RowError(f"{name}.word", reason)
     return Entity(word, start, end, _string(value, "type", name))
 
 
 def _literal(text: str, name: str) -> Any:
-    """The contest CSV's entity: a Python dict as text. Nothing is executed."""
+    """Decode an entity of the contest CSV, a Python dict as text; nothing is executed."""
     try:
         if len(text) > 2 * MAX_SENTENCE:
             raise ValueError(f"{len(text):,} characters")
-        with warnings.catch_warnings():  # an odd backslash is the file's affair, and the word check sees what it made
+        with warnings.catch_warnings():  # of an invalid escape: the check of the word sees what it became
             warnings.simplefilter("ignore")
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
@@ -166,17 +167,17 @@ def _position(value: Mapping[str, Any], key: str, name: str) -> int:
 
 
 def _string(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
-    """Text that can be encoded and that shows something."""
-    place = f"{parent}.{key}" if parent else key
-    value = _present(fields, key, place)
+    """Return a field's text; it must be encodable and hold a visible character."""
+    path = f"{parent}.{key}" if parent else key
+    value = _present(fields, key, path)
     if not isinstance(value, str):
-        raise RowError(place, f"expected text, found {shown(value)}")
+        raise RowError(path, f"expected text, found {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError(place, f"half a surrogate pair at character {error.start}; export the text again") from error
+        raise RowError(path, f"half a surrogate pair at character {error.start}; export the text again") from error
     if not any(character.isprintable() and character != " " for character in value):
-        raise RowError(place, f"is blank: {shown(value)}")
+        raise RowError(path, f"is blank: {shown(value)}")
     return value
 
 
@@ -207,92 +208,20 @@ def _label(value: Any, taxonomy: Taxonomy) -> str | None:
     return value
 
 
-def _present(fields: Mapping[str, Any], key: str, place: str) -> Any:
+def _present(fields: Mapping[str, Any], key: str, path: str) -> Any:
     value = fields.get(key)
     if value is None:
-        raise RowError(place, f"missing; the row has {shown(list(fields))}")
+        raise RowError(path, f"missing; the row has {shown(list(fields))}")
     return value
 
 
 def _absent(value: Any) -> bool:
-    """None, empty text, or the NaN that pandas writes for either."""
+    """Return whether a value is None, empty text, or the NaN that pandas writes for either."""
     return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 def shown(value: Any) -> str:
-    """A short form of any value, on one line."""
+    """Return a short form of any value, on one line."""
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 60
     return shortener.repr(value)
-
-
-# ---- a source of rows --------------------------------------------------------------------------------------------
-
-
-def read_examples(
-    spec: str,
-    taxonomy: Taxonomy,
-    on_bad_row: Literal["error", "skip"] = "error",
-    rejected: Callable[[BadRow], object] | None = None,
-) -> Iterator[Example]:
-    """Stream the examples of DATA.
-
-    Args:
-        on_bad_row: `error` stops at the first bad row; `skip` hands each to `rejected` and goes on.
-
-    Raises:
-        MtlReError: DATA cannot be read, or a row is bad and `on_bad_row` is `error`.
-    """
-    if on_bad_row == "skip" and rejected is None:
-        raise ValueError("on_bad_row='skip' needs `rejected`, so that no row is lost in silence")
-    for _, row in parsed(spec, taxonomy):
-        if isinstance(row, Example):
-            yield row
-        elif on_bad_row == "skip" and rejected is not None:
-            rejected(row)
-        else:
-            raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
-
-
-def load_examples(
-    spec: str, taxonomy: Taxonomy, on_bad_row: Literal["error", "skip"] = "error"
-) -> tuple[Sequence[Example], list[BadRow]]:
-    """All examples of DATA (many lie in a file, see `spool`), and the rows left out (always none under `error`).
-
-    Raises:
-        MtlReError: DATA cannot be read, a row is bad under `error` (the first is named, the others are counted), or
-            no row is good.
-    """
-    bad: list[BadRow] = []
-    good = spool.kept(read_examples(spec, taxonomy, "skip", bad.append), Example.to_values, Example.from_values)
-    if bad and on_bad_row == "error":
-        more = f"; {len(bad) - 1:,} more bad row(s)" if len(bad) > 1 else ""
-        raise MtlReError(f"{bad[0]}{more} (on_bad_row skip leaves such rows out)")
-    if bad and not good:
-        raise MtlReError(f"{bad[0]}; none of the {len(bad):,} rows can be used")
-    return good, bad
-
-
-def parsed(spec: str, taxonomy: Taxonomy) -> Iterator[tuple[int, Example | BadRow]]:
-    for raw in read_rows(spec):
-        try:
-            if raw.fault is not None:
-                raise raw.fault
-            yield raw.number, parse_row(raw.fields, taxonomy, raw.number)
-        except RowError as error:
-            yield raw.number, BadRow(raw.source, raw.number, error.field, one_line(error.reason))
-
-
-def write_rejected(path: Path, bad_rows: Iterable[BadRow]) -> None:
-    """Write bad rows as JSON, one a line."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for bad in bad_rows:
-            file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
-
-
-def label_counts(examples: Iterable[Example]) -> dict[str, int]:
-    """Rows of each label, the most frequent first; unlabelled rows are not counted."""
-    return dict(Counter(example.label for example in examples if example.label is not None).most_common())
-
-
-# ---- splitting and guarding --------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def _write_graphs(source: Source, decoding: Decoding, build: Path, options: Expo
 
 
 def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     try:
         examples, _ = load_examples(spec, model.taxonomy, "error")

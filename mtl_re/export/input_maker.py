@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_re.data.validation import Example, read_examples
+from mtl_re.data.loading import read_examples
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.features.featurizer import Features, Featurizer
 from mtl_re.taxonomy import Taxonomy

@@ -1,1 +1,1 @@
-"""Rows → marked text → token ids, positions and targets → padded batches."""
+"""Examples → marked text → token ids, positions and targets → padded batches."""

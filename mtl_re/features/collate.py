@@ -1,9 +1,9 @@
 """Features → padded batches, in an order that is a pure function of row count, seed and epoch.
 
-`epoch_steps` fixes which rows every optimizer step takes, a plain shuffle: steps of rows of like length would pad less,
-but they learn markedly slower (experiments/LOG.md). `step_parts` saves the padding inside the step instead: it splits
-the step into forward passes of like length, which leaves its gradient as it was. Nothing about the order lives in a
-loader's state: resuming is "go on at step k", and every process knows the whole step without asking the others.
+Enters: a `FeatureTable` and row numbers. Leaves: `Batch`. `epoch_steps` fixes the rows of every optimizer step by a
+plain shuffle: steps of rows of like length would pad less but learn markedly slower. `step_parts` saves padding inside
+the step instead: it splits the step into forward passes of like length, which does not change its gradient. No loader
+holds the order as state: a run resumes at step k, and every process knows the whole step without asking the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LENGTH_STEP = 8
 class Batch(TypedDict, total=False):
     """Tensors of one forward pass.
 
-    input_ids, attention_mask: (batch, length) int64. positions: (batch, 4) int64, see `features.POSITIONS`.
+    input_ids, attention_mask: (batch, length) int64. positions: (batch, 4) int64, see `featurizer.POSITIONS`.
     targets: (batch, heads) int64. token_type_ids: (batch, length) int64, only where the encoder has them.
     """
 
@@ -39,10 +39,10 @@ class Batch(TypedDict, total=False):
 
 
 def epoch_steps(rows: int, step_rows: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of every optimizer step of an epoch.
+    """Return the rows of every optimizer step of an epoch.
 
     Args:
-        rows: in the table.
+        rows: number of rows in the table.
         step_rows: rows of a step over all processes and forward passes; the last step may have fewer.
         seed, epoch: with `rows`, all that the order depends on.
 
@@ -97,18 +97,18 @@ def like_length(share: np.ndarray, lengths: np.ndarray, batch_size: int, pass_co
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """All rows in batches of like length, the longest first (so that memory runs out at once or never)."""
+    """Return all rows in batches of like length, the longest first, so that memory runs out at once or never."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class Collator:
-    """Pads rows of a table to the longest of them.
+    """Pad rows of a table to the longest of them.
 
     Args:
         table: the rows.
         pad_id: token id of the padding.
-        token_types: whether the encoder reads `token_type_ids`.
+        token_types: whether the encoder takes `token_type_ids`.
         no_targets: (heads,) targets of a row that trains nothing. An empty batch is filled with row 0 under these
             targets, so that a process without rows still takes part in the step and adds exactly nothing.
     """

@@ -1,9 +1,9 @@
-"""Tokenised rows kept between runs, found again by content: the same rows under the same settings are read, not made.
+"""Tokenised rows kept between runs: the same rows under the same settings are mapped into memory, not tokenised again.
 
-The key covers every row and all that turns it into features (tokenizer, markers, query, length, entity types, heads):
-there is nothing to invalidate. A file appears by rename: two processes that make it at once write the same bytes. A
-cache that cannot be written or read is no fault; the rows are tokenised instead. Where: `$MTL_RE_CACHE`, else
-`~/.cache/mtl-re`. Tables are mapped into memory, not read into it.
+Enters: a featurizer and its examples. Leaves: the `FeatureTable` that `Featurizer.table` would return, its arrays
+mapped from files. A table is found by content (a digest of every row and of all that turns it into features), so there
+is nothing to invalidate. Its directory, one `.npy` a column and their SHA-256 sums, appears by rename: of two processes
+that make it at once either may win. A cache that cannot be written or read is no fault; the rows are tokenised instead.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
-import zipfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
-from typing import IO, TYPE_CHECKING
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mtl_re import files
 from mtl_re.errors import MtlReError
 from mtl_re.features.featurizer import FeatureTable, Featurizer, Reject
 
@@ -34,72 +34,70 @@ VERSION = 1
 SMALL = 2000
 """Fewer rows than this are tokenised faster than their cache is worth."""
 CHUNK = 4096
-"""Rows tokenised before they are laid on the disk."""
+"""Rows that are tokenised in memory before they are written to a file."""
+SUMS = "sha256.json"
+COLUMNS = tuple(column.name for column in fields(FeatureTable))
 
 
-def folder() -> Path:
-    """Where tables are kept."""
+def cache_dir() -> Path:
+    """Return the directory of all tables: `$MTL_RE_CACHE`, else `~/.cache/mtl-re`."""
     return Path(os.environ.get("MTL_RE_CACHE") or Path.home() / ".cache" / "mtl-re")
 
 
 def cached_table(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None = None) -> FeatureTable:
-    """`featurizer.table(examples, reject)`, from the cache if it is there.
+    """Return `featurizer.table(examples, reject)`, from the cache where it has it.
 
-    Rows that `reject` would be told of are not cached with a table: such data is tokenised each time.
+    A table of which rows were rejected is not cached: `reject` must hear of them each time.
+
+    Raises:
+        MtlReError: a row does not fit and `reject` is None, or the tokenised rows fill the disk.
     """
     if len(examples) < SMALL:
         return featurizer.table(examples, reject)
-    path = folder() / f"{key(featurizer, examples)}.npz"
-    if (found := _read(path)) is not None and len(found) == len(examples):
-        return found
-    table = _laid_out(featurizer, examples, reject)
+    path = cache_dir() / table_key(featurizer, examples)
+    if (cached := _read(path)) is not None and len(cached) == len(examples):
+        return cached
+    table = _tokenise(featurizer, examples, reject)
     if len(table) < len(examples):
         return table
     _write(path, table)
     return _read(path) or table
 
 
-def _laid_out(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None) -> FeatureTable:
-    """`featurizer.table(examples, reject)`, chunk by chunk into files without a name.
-
-    Raises:
-        MtlReError: they cannot be written.
-    """
-    rows = (features for _, features in featurizer.stream(examples, reject))
-    parts = iter(lambda: FeatureTable.from_rows(list(islice(rows, CHUNK)), len(featurizer.taxonomy.heads)), None)
-    first = next(parts)
-    if len(first) < CHUNK:
-        return first
+def _tokenise(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None) -> FeatureTable:
+    """Return `featurizer.table(examples, reject)`, made chunk by chunk in files without a name."""
+    if len(examples) <= CHUNK:
+        return featurizer.table(examples, reject)
+    empty, tokens = FeatureTable.from_rows([], len(featurizer.taxonomy.heads)), 0
     try:
-        with ExitStack() as files:
-            columns = {f.name: files.enter_context(TemporaryFile(prefix="mtl-re-table-")) for f in fields(FeatureTable)}
-            shapes = dict.fromkeys(columns, 0)
-            part, tokens = first, 0
-            while len(part):
+        with ExitStack() as stack:
+            columns = {name: stack.enter_context(TemporaryFile(prefix="mtl-re-table-")) for name in COLUMNS}
+            for part in _chunks(featurizer, examples, reject):
                 for name, file in columns.items():
                     array = getattr(part, name)
-                    if name == "starts":
-                        array = array[1:] + tokens if tokens else array
-                    file.write(np.ascontiguousarray(array).data)
-                    shapes[name] += len(array)
-                tokens, part = tokens + len(part.ids), next(parts)
+                    if name == "starts" and tokens:
+                        array = array[1:] + tokens  # a table begins with one 0
+                    file.write(array.tobytes())
+                tokens += len(part.ids)
             for file in columns.values():
                 file.flush()
-            return FeatureTable(
-                **{
-                    name: np.memmap(
-                        file, getattr(first, name).dtype, "r", shape=(shapes[name], *getattr(first, name).shape[1:])
-                    )
-                    for name, file in columns.items()
-                }
-            )
+            if not tokens:
+                return empty
+            flat = {name: np.memmap(file, getattr(empty, name).dtype, "r") for name, file in columns.items()}
+            return FeatureTable(**{name: flat[name].reshape(-1, *getattr(empty, name).shape[1:]) for name in COLUMNS})
     except OSError as error:
         what = f"the tokenised rows cannot be written ({error.strerror or error})"
-        raise MtlReError(f"{gettempdir()}: {what}; set TMPDIR to a place with room") from error
+        raise MtlReError(f"{gettempdir()}: {what}; set TMPDIR to a directory with room") from error
 
 
-def key(featurizer: Featurizer, examples: Sequence[Example]) -> str:
-    """SHA-256 over settings and rows."""
+def _chunks(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None) -> Iterator[FeatureTable]:
+    rows = (features for _, features in featurizer.stream(examples, reject))
+    while chunk := list(islice(rows, CHUNK)):
+        yield FeatureTable.from_rows(chunk, len(featurizer.taxonomy.heads))
+
+
+def table_key(featurizer: Featurizer, examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of settings and rows."""
     settings = {
         "version": VERSION,
         "tokenizer": featurizer.tokenizer.backend_tokenizer.to_str(),
@@ -117,38 +115,25 @@ def key(featurizer: Featurizer, examples: Sequence[Example]) -> str:
 
 
 def _read(path: Path) -> FeatureTable | None:
-    """A table whose bytes have been checked against their sums, mapped into memory."""
+    """Map a table into memory, if it is there and its bytes agree with their sums."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return None
-            members = {entry.filename.removesuffix(".npy"): entry.header_offset for entry in archive.infolist()}
-        with path.open("rb") as file:
-            return FeatureTable(**{field.name: _mapped(file, members[field.name]) for field in fields(FeatureTable)})
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile):
-        return None  # RuntimeError: one flipped bit makes a zip file an encrypted one, or one of another version
-
-
-def _mapped(file: IO[bytes], offset: int) -> np.ndarray:
-    """The array of a member that is stored in a zip file as it is, at the offset of the member's header."""
-    file.seek(offset)
-    name, extra = struct.unpack("<26x2H", file.read(30))  # the lengths of what follows the header
-    file.seek(offset + 30 + name + extra)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", file.tell(), shape)
+        sums = json.loads((path / SUMS).read_text(encoding="utf-8"))
+        if any(files.digest(path / f"{name}.npy") != sums[name] for name in COLUMNS):
+            return None
+        return FeatureTable(**{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in COLUMNS})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(path: Path, table: FeatureTable) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **{field.name: getattr(table, field.name) for field in fields(FeatureTable)})
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=path.parent, ignore_cleanup_errors=True) as name:
+            partial = Path(name) / path.name  # made anew: a temporary directory itself is its owner's alone
+            partial.mkdir()
+            for column in COLUMNS:
+                np.save(partial / f"{column}.npy", getattr(table, column))
+            sums = {column: files.digest(partial / f"{column}.npy") for column in COLUMNS}
+            (partial / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+            shutil.rmtree(path, ignore_errors=True)  # a damaged one, or another process's
+            os.rename(partial, path)

@@ -1,9 +1,9 @@
-"""Examples → Features: marked, tokenised, cut to length, with the token positions of both entities.
+"""Examples → features: marked, tokenised, truncated, with the token positions of both entities.
 
 Enters: `Example`s and a fast tokenizer. Leaves: a `FeatureTable`, a few flat arrays however many rows there are.
-Positions are computed after the cut, from character offsets, so they cannot point past the end or at another token
-(FIELD §5: the classic fault of this task). Special tokens come from a probe of the tokenizer itself, so every
-encoder family keeps its own frame (`[CLS] a [SEP] b [SEP]`, `<s> a </s></s> b </s>`, ...).
+Positions are computed after truncation, from character offsets, so they cannot point past the end or at another token,
+which is the classic fault of this task. Special tokens come from a probe of the tokenizer itself, so every encoder
+family keeps its own frame (`[CLS] a [SEP] b [SEP]`, `<s> a </s></s> b </s>`, ...).
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 """Columns of `positions`: the token of each entity's first marker piece and of its last one."""
 
 READ_AHEAD = 1024
-"""Rows tokenised at once."""
-
+"""Rows that are tokenised in one call."""
 
 Reject = Callable[[int, "Example", RowError], None]
-"""Told of a row that cannot be made to fit: its number among the rows given, counted from 0, itself, and why."""
+"""Called for a row that does not fit: its index among the rows given, the row, and the reason."""
 
 
 class Features(NamedTuple):
-    """One row as the model reads it.
+    """One row as the model takes it.
 
     Attributes:
         input_ids: (length,) int32, special tokens included.
@@ -52,11 +51,11 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Rows of `Features` as flat arrays.
+    """`Features` of many rows as flat arrays.
 
     Attributes:
-        ids: (tokens,) int32, all rows one after the other.
-        starts: (rows + 1,) int64, where each row begins in `ids`.
+        ids: (tokens,) int32, all rows concatenated.
+        starts: (rows + 1,) int64, offset of each row in `ids`.
         positions: (rows, 4) int32.
         second: (rows,) int32.
         targets: (rows, heads) int64.
@@ -77,12 +76,12 @@ class FeatureTable:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(rows,) tokens of each row, special tokens included."""
+        """(rows,) number of tokens, special tokens included."""
         return np.diff(self.starts)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Features], heads: int) -> FeatureTable:
-        """Lay rows end to end."""
+        """Concatenate rows."""
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row.input_ids) for row in rows], out=starts[1:])
         return cls(
@@ -104,12 +103,16 @@ class Frame:
 
     @property
     def size(self) -> int:
-        """Special tokens in all."""
+        """Number of special tokens."""
         return len(self.before) + len(self.between) + len(self.after)
 
     @classmethod
     def of(cls, tokenizer: Any, pair: bool) -> Frame:
-        """Read the frame off a probe sentence (or pair)."""
+        """Probe the tokenizer with a sentence, or a pair.
+
+        Raises:
+            MtlReError: the tokens of the probe do not occur between its special tokens.
+        """
         texts = ("a", "b") if pair else ("a",)
         probe = tokenizer(*texts)["input_ids"]
         first, *rest = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
@@ -129,7 +132,7 @@ def _find(sequence: list[int], part: list[int], start: int) -> int:
 
 
 class Featurizer:
-    """Turns examples into features for one tokenizer and one way of marking.
+    """Turn examples into features for one tokenizer and one marker scheme.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer (offsets are needed).
@@ -154,20 +157,20 @@ class Featurizer:
         check_known(tokenizer, scheme, types)
 
     def table(self, examples: Iterable[Example], reject: Reject | None = None) -> FeatureTable:
-        """Features of all examples, in order.
+        """Return the features of all examples, in order.
 
         Args:
             examples: validated rows.
-            reject: called for a row that cannot be made to fit, which is then left out; None: raise.
+            reject: called for a row that does not fit, which is then left out; None: raise.
 
         Raises:
-            MtlReError: a row cannot be made to fit and `reject` is None.
+            MtlReError: a row does not fit and `reject` is None.
         """
         rows = [row for _, row in self.stream(examples, reject)]
         return FeatureTable.from_rows(rows, len(self.taxonomy.heads))
 
     def stream(self, examples: Iterable[Example], reject: Reject | None = None) -> Iterator[tuple[Example, Features]]:
-        """As `table`, one at a time with its example, reading ahead by a fixed number of rows."""
+        """Yield each example that fits with its features, in order; `READ_AHEAD` rows are tokenised at once."""
         numbered = enumerate(examples)
         while chunk := list(islice(numbered, READ_AHEAD)):
             yield from self._chunk(chunk, reject)
@@ -214,21 +217,21 @@ class Featurizer:
         budget = self.max_length - self.frame.size - len(question)
         kept = markers.fit_length(len(ids), min(subject, object_), max(subject, object_), budget)
         frame, sentence = self.frame, [ids[index] for index in kept]
-        place = {index: len(frame.before) + rank for rank, index in enumerate(kept)}
+        position = {index: len(frame.before) + rank for rank, index in enumerate(kept)}
         second = len(frame.before) + len(sentence) + len(frame.between)
         whole = [*frame.before, *sentence, *frame.between, *question, *frame.after]
         targets = self.taxonomy.targets(example.label)
         return Features(
             input_ids=np.array(whole, np.int32),
             positions=np.array(
-                [place[subject[0]], place[subject[1] - 1], place[object_[0]], place[object_[1] - 1]], np.int32
+                [position[token] for start, stop in (subject, object_) for token in (start, stop - 1)], np.int32
             ),
             second=second if self.query else len(whole),
             targets=np.array([targets[head.name] for head in self.taxonomy.heads], np.int64),
         )
 
     def _check_types(self, example: Example) -> None:
-        """Typed schemes only know the types that training saw: an unseen one would be marked in untrained words."""
+        """Raise for an entity type that training never saw, for a typed scheme would mark it with untrained pieces."""
         if self.scheme.startswith("typed"):
             for role, entity in (("subject", example.subject), ("object", example.object)):
                 if entity.type not in self.types:
@@ -236,8 +239,8 @@ class Featurizer:
                     raise RowError(f"{role}_entity.type", f"{entity.type!r} is unknown to this model (known: {known})")
 
 
-class _named:  # noqa: N801 - reads as a statement
-    """Give a RowError its row: hand it to `reject`, or raise it as the user's message."""
+class _named:  # noqa: N801 - used as a statement
+    """Give a RowError its row: hand both to `reject`, or raise a `MtlReError` that names it."""
 
     def __init__(self, number: int, example: Example, reject: Reject | None) -> None:
         self.number, self.example, self.reject = number, example, reject
@@ -248,13 +251,13 @@ class _named:  # noqa: N801 - reads as a statement
         if not isinstance(error, RowError):
             return False
         if self.reject is None:
-            raise MtlReError(f"row {self.example.id}: {error}") from error
+            raise MtlReError(f"{self.example.where}: {error}") from error
         self.reject(self.number, self.example, error)
         return True
 
 
 def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
-    """Token range [first, stop) of a character range whose first and last character are marker characters."""
+    """Return the token range [first, stop) of a character range that begins and ends with a marker."""
     covering = [index for index, (start, stop) in enumerate(offsets) if start <= span[0] < stop]
     if covering:
         first = covering[-1]  # a lone `▁` may have the offsets of the `@` behind it, as XLM-R's does
@@ -265,10 +268,10 @@ def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: st
 
 
 def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:
-    """Make sure that the tokenizer has no unknown token for any marker piece.
+    """Check that the tokenizer knows every marker piece.
 
     Raises:
-        MtlReError: naming the pieces and schemes to use instead.
+        MtlReError: it does not; the message names the pieces, and schemes to use instead.
     """
     unknown = tokenizer.unk_token_id
     bad = []
@@ -284,7 +287,7 @@ def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:
 
 
 def add_marker_tokens(tokenizer: Any, scheme: str, types: Sequence[str]) -> int:
-    """Add a special scheme's pieces to the tokenizer as special tokens; returns how many were new."""
+    """Add the pieces of a scheme of `ADDS_TOKENS` to the tokenizer as special tokens; return how many were new."""
     if scheme not in markers.ADDS_TOKENS:
         return 0
     return int(tokenizer.add_special_tokens({"additional_special_tokens": markers.pieces(scheme, types)}))

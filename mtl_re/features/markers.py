@@ -1,9 +1,9 @@
-"""Two entities in a sentence → the marked text, and what survives when it must be cut.
+"""Two entities in a sentence → the marked text, and the tokens that survive truncation.
 
-`mark` is the only place where a marker goes in, `fit_length` the only place where a long sentence is cut. Marker
-pieces are written with spaces around them: byte-level and SentencePiece vocabularies then see whole known pieces
-(`▁@`), and a particle after the entity is tokenised alike under every scheme. Positions are characters of the
-marked text and become token positions through the tokenizer's offsets, never by counting pieces.
+Enters: a sentence and two spans. Leaves: `Marked`. `mark` is the only function that inserts markers, `fit_length` the
+only one that truncates a sentence. Marker pieces are written with spaces around them: byte-level and SentencePiece
+vocabularies then see whole known pieces (`▁@`), and a particle after the entity is tokenised alike under every scheme.
+Positions are characters of the marked text and become token positions by the tokenizer's offsets, never by counting.
 
 Typed markers: Zhou & Chen 2022 (arXiv 2102.01373); Korean type words: common in KLUE-RE contest work.
 `special`: the four tokens of KLUE-baseline (arXiv 2105.09680).
@@ -101,7 +101,7 @@ ADDS_TOKENS = frozenset({"special", "typed_special"})
 
 
 def pieces(name: str, types: Sequence[str]) -> list[str]:
-    """Every piece (space-separated) that the scheme writes for these entity types, each once, in a fixed order."""
+    """Return every space-separated piece that the scheme writes for these entity types, each once, in a fixed order."""
     roles: tuple[Role, Role] = ("subject", "object")
     texts = [text for role in roles for kind in types for text in entry("data.markers", name, MARKERS)(role, kind)]
     return list(dict.fromkeys(piece for text in texts for piece in text.split()))
@@ -111,16 +111,16 @@ def pieces(name: str, types: Sequence[str]) -> list[str]:
 
 
 def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
-    """Write the markers of scheme `name` around two disjoint entities; the entity words stay as they are.
+    """Insert the markers of scheme `name` around two disjoint entities; the words themselves do not change.
 
     Raises:
-        RowError: the spans overlap or leave the sentence, or the scheme does not know a type.
+        RowError: the spans overlap or exceed the sentence, or the scheme does not know a type.
     """
     scheme = entry("data.markers", name, MARKERS)
     entities: list[tuple[Role, Span]] = sorted(
         [("subject", subject), ("object", object)], key=lambda entity: entity[1].start
     )
-    text, behind, found = "", 0, {}
+    text, behind, spans = "", 0, {}
     for role, entity in entities:
         if not behind <= entity.start <= entity.end < len(sentence):
             raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} overlaps or leaves the sentence")
@@ -130,17 +130,17 @@ def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
         start = len(text)
         behind = entity.end + 1
         text += f"{before} {sentence[entity.start : behind]} {after}"
-        found[role] = (start, len(text))
-    return Marked(text + _spaced(sentence[behind:], text), found["subject"], found["object"])
+        spans[role] = (start, len(text))
+    return Marked(text + _spaced(sentence[behind:], text), spans["subject"], spans["object"])
 
 
 def _spaced(part: str, before: str) -> str:
-    """`part` with a space in front where it would touch a marker."""
+    """Return `part`, with a space in front where it would touch a marker."""
     return f" {part}" if part and before and not part[0].isspace() else part
 
 
 def unmark(marked: Marked, subject: Span, object: Span, name: str) -> tuple[str, str]:
-    """The two entity words read back out of a marked text: the inverse of `mark` for what must survive."""
+    """Return the two entity words that a marked text holds: the inverse of `mark` for what must survive."""
     words = []
     for role, span, entity in (("subject", marked.subject, subject), ("object", marked.object, object)):
         before, after = entry("data.markers", name, MARKERS)(role, entity.type)  # type: ignore[arg-type]
@@ -150,29 +150,29 @@ def unmark(marked: Marked, subject: Span, object: Span, name: str) -> tuple[str,
 
 
 def question(subject: Span, object: Span) -> str:
-    """The query sentence for the second segment: what relation holds between the two entities?"""
+    """Return the query for the second segment: what relation holds between the two entities?"""
     return f"이 문장에서 {subject.word}{_particle(subject.word, '과', '와')} {object.word}의 관계는 무엇인가?"
 
 
 def _particle(word: str, closed: str, open_: str) -> str:
-    """The particle that fits a word's last syllable; a word that does not end in Hangul takes the open form."""
+    """Return the particle that agrees with a word's last syllable; other scripts than Hangul take the open form."""
     code = ord(word[-1]) - 0xAC00
     return closed if 0 <= code < 11172 and code % 28 else open_
 
 
-# ---- cutting -------------------------------------------------------------------------------------------------
+# ---- truncating -------------------------------------------------------------------------------------------------
 
 
 def fit_length(length: int, first: tuple[int, int], second: tuple[int, int], budget: int) -> list[int]:
-    """Which tokens of a sentence to keep so that at most `budget` remain and both entities survive.
+    """Return the tokens of a sentence to keep, so that at most `budget` remain and both entities survive.
 
-    Context is cut at the outer ends first, evenly, what one side does not use going to the other. Only where the two
-    entities and all between them exceed the budget is the middle cut as well: its tokens nearest to an entity stay.
+    Context is cut at the outer ends first, evenly; what one side does not use goes to the other. Only where entities
+    and the text between them exceed the budget is that text cut as well: its tokens nearest to an entity are kept.
 
     Args:
-        length: tokens in the sentence.
+        length: number of tokens of the sentence.
         first, second: disjoint token ranges [start, stop) of the marked entities, in order.
-        budget: tokens that may remain.
+        budget: number of tokens that may remain.
 
     Returns:
         Kept token indices, ascending; all of them when the sentence fits.
@@ -195,7 +195,7 @@ def fit_length(length: int, first: tuple[int, int], second: tuple[int, int], bud
 
 
 def _share(spare: int, left: int, right: int) -> tuple[int, int]:
-    """Split `spare` evenly over two sides that can take at most `left` and `right`."""
+    """Split `spare` evenly over two sides that take at most `left` and `right`."""
     half = min(left, (spare + 1) // 2)
     rest = min(right, spare - half)
     return min(left, spare - rest), rest

@@ -18,7 +18,8 @@ import torch
 
 from mtl_re.config import DemoConfig, Gate
 from mtl_re.data import sample
-from mtl_re.data.validation import Entity, Example, parse_row, read_examples
+from mtl_re.data.loading import read_examples
+from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.page.draft import ROLES, Draft, Role, python_span

@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from mtl_re import __version__
 from mtl_re.config import OnBadRow, PredictConfig
-from mtl_re.data.validation import BadRow, file_digest, parsed, write_rejected
+from mtl_re.data.loading import parsed, write_rejected
+from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import unwritable
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart

@@ -116,7 +116,7 @@ def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gol
     if options.prior != "none":
         prior |= {"target": parse_shares("--prior", options.prior), "by": "given"}
     if options.unlabelled is not None:
-        from mtl_re.data.validation import load_examples
+        from mtl_re.data.loading import load_examples
 
         rows, _ = load_examples(options.unlabelled, model.taxonomy, "error")
         logits = model.logits(rows, options.batch_size, progress=f"estimate the prior of {options.unlabelled}")

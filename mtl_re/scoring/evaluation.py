@@ -60,7 +60,7 @@ def gold_indices(examples: Sequence[Example], taxonomy: Taxonomy) -> np.ndarray:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     for example in examples:
         if example.label is None:
-            raise MtlReError(f"row {example.id} has no label; evaluation needs one in every row (see `predict`)")
+            raise MtlReError(f"{example.where} has no label; evaluation needs one in every row (see `predict`)")
     return np.array([index[example.label] for example in examples if example.label is not None], np.int64)
 
 
@@ -96,7 +96,7 @@ def labelled_examples(spec: str, model: ComposedModel, on_bad_row: OnBadRow) -> 
     Raises:
         MtlReError: there are no rows, or one is bad and `on_bad_row` is `error`.
     """
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     examples, bad = load_examples(spec, model.taxonomy, on_bad_row)
     lost = len(bad)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from mtl_re.config import Gate
-from mtl_re.data.splits import load_splits
+from mtl_re.data.splits import load_splits, without_rejected
 from mtl_re.errors import MtlReError
 from mtl_re.files import WEIGHTS
 from mtl_re.model.network import split_heads
@@ -158,11 +158,11 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     """
     folder = study.run_dir(cell)
     if study.test is None:
-        return _logits(folder, cell, "valid", valid_rows(cell))
+        return _logits(folder, cell, "valid", valid_rows(cell, folder))
     found = _logits(folder, cell, "test", labelled_rows(study.test, _heads(cell)))
     if not study.calibrates or not checked_config(cell.config).data.validated:
         return found
-    aside = valid_rows(cell)
+    aside = valid_rows(cell, folder)
     logits = _logits(folder, cell, "valid", aside).logits
     return replace(found, fitted=fit_temperatures(logits, [example.label for example in aside], found.taxonomy))
 
@@ -232,19 +232,19 @@ def labelled_rows(spec: str, heads: str) -> tuple[Example, ...]:
     Raises:
         MtlReError: they cannot be read, or one has no label.
     """
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     examples, _ = load_examples(spec, Taxonomy.from_option(heads), "error")
     return tuple(examples)
 
 
-def valid_rows(cell: Cell) -> tuple[Example, ...]:
-    """The validation rows of a cell, split off again as its training did.
+def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
+    """Return the validation rows of a cell: split off again as its training did, without those that it rejected.
 
     Raises:
         MtlReError: it had none.
     """
-    rows = _split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell))
+    rows = without_rejected(_split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell)), run_dir)
     if not rows:
         raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")
     return rows

@@ -23,7 +23,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mtl_re.config import AdaptTrainConfig, TrackingConfig, TrainConfig
-from mtl_re.data.validation import BadRow, write_rejected
+from mtl_re.data.loading import write_rejected
+from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.files import recover, seal_weights, sync, whole_folder, write_json, write_yaml
 from mtl_re.training import checkpoint

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data import validation as data
+from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
@@ -197,7 +197,7 @@ def write_training_records(run: TrainRun) -> None:
 
 
 def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
-    digest = None if spec.startswith("split of ") else data.file_digest(spec)
+    digest = None if spec.startswith("split of ") else file_digest(spec)
     counts = Counter(str(example.label) for example in examples)
     return {"source": spec, "sha256": digest, "rows": len(examples), "labels": dict(counts.most_common())}
 
@@ -249,9 +249,9 @@ def _featurize(
 
     def reject(number: int, example: Example, error: RowError) -> None:
         if config.data.on_bad_row == "error":
-            raise MtlReError(f"row {example.id}: {error} (--data.on_bad_row skip leaves such rows out)")
+            raise MtlReError(f"{example.where}: {error} (--data.on_bad_row skip leaves such rows out)")
         lost.append(number)
-        bad.append(BadRow(example.source or "?", 0, f"{example.id}: {error.field}", error.reason))
+        bad.append(BadRow(example.file or "?", example.row or 0, error.field, error.reason))
 
     table = cached_table(featurizer, examples, reject)
     return spool.select(examples, np.setdiff1d(np.arange(len(examples)), lost)) if lost else examples, table

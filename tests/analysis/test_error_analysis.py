@@ -279,13 +279,15 @@ def test_a_null_gold_is_a_missing_one(analyse, undrawn):
 def test_predictions_and_data_must_be_the_same_rows(analyse):
     lines, rows = predictions(), klue_rows()
     swapped = [rows[1], rows[0], *rows[2:]]
-    with pytest.raises(MtlReError, match=r"p\.jsonl:1: id: 'row-0', but row 1 of .*d\.json has 'row-1'; .* same order"):
+    with pytest.raises(
+        MtlReError, match=r"p\.jsonl:1: id: 'row-0', but .*d\.json:1 \(row-1\) has 'row-1'; .* same order"
+    ):
         analyse(lines, swapped)
-    with pytest.raises(MtlReError, match=r"p\.jsonl:8: the file ends after 8 row\(s\); row 9 of .* \(id 'more'\)"):
+    with pytest.raises(MtlReError, match=r"p\.jsonl:8: the file ends after 8 row\(s\); .*d\.json:9 \(more\)"):
         analyse(lines, [*rows, rows[0] | {"guid": "more"}])
     with pytest.raises(MtlReError, match=r"p\.jsonl:8: id: 'row-7' has no row; .*d\.json ends after 7 row"):
         analyse(lines, rows[:-1])
-    with pytest.raises(MtlReError, match=r"p\.jsonl:2: gold: 'no_relation', but row 2 of .* has 'org:b'"):
+    with pytest.raises(MtlReError, match=r"p\.jsonl:2: gold: 'no_relation', but .*d\.json:2 \(row-1\) has 'org:b'"):
         analyse(lines, [rows[0], rows[1] | {"label": "org:b"}, *rows[2:]])
 
 

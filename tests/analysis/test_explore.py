@@ -8,7 +8,7 @@ from statistics import mean, median_low
 import pytest
 
 from mtl_re.analysis.explore import Counts, count, explore, short_names
-from mtl_re.data.validation import load_examples
+from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 

@@ -29,7 +29,8 @@ from fuzz_rows import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtl_re.data.validation import Entity, Example, parse_row, parsed
+from mtl_re.data.loading import parsed
+from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features import markers
 

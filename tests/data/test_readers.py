@@ -110,6 +110,17 @@ def test_json_does_not_depend_on_the_window(
     assert ["found int" in str(row.fault) for row in read_rows(str(path))] == [True] * 3
 
 
+def test_an_array_takes_the_values_that_a_line_takes(tmp_path: Path) -> None:
+    """pandas writes NaN; an export cut inside a surrogate pair writes half of one. Neither is changed in silence."""
+    row = (
+        '{"label": NaN, "guid": 123456789012345678901234567890, "a": -Infinity, "b": 17.0, "c": 1e400, "d": "x\\ud800"}'
+    )
+    (tmp_path / "a.json").write_text(f"[{row}]")
+    (tmp_path / "a.jsonl").write_text(row)
+    (one,), (other,) = fields_of(tmp_path / "a.json"), fields_of(tmp_path / "a.jsonl")
+    assert repr(one) == repr(other) == repr(json.loads(row))
+
+
 def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
     texts = {
         "a.json": json.dumps(ROWS, indent=1).replace("\n", "\r\n"),

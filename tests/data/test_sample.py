@@ -91,7 +91,9 @@ def test_no_row_is_repeated(corpus, split):
 
 
 def test_more_rows_than_there_are_sentences_still_come_out(monkeypatch):
-    one = sample.Template("{person:은} {religion} 신자이다.", (sample.Reading("person", "religion", "per:religion"),))
+    one = sample.Template(
+        "{person:은} {religion} 신자이다.", (sample.LabelledPair("person", "religion", "per:religion"),)
+    )
     monkeypatch.setattr(sample, "_about", lambda *_: (one,))
     monkeypatch.setattr(sample, "names", lambda _: {"person": ("가온",), "religion": ("불교",)})
     monkeypatch.setattr(sample, "label_counts", lambda size: {"per:religion": size})
@@ -143,10 +145,10 @@ def test_every_label_has_several_templates(split, least, label):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_readings_name_slots_of_their_template_once(split):
     for template in sample.templates(split):
-        pairs = [(reading.subject, reading.object) for reading in template.readings]
+        pairs = [(reading.subject, reading.object) for reading in template.pairs]
         assert len(pairs) == len(set(pairs)), template
         assert {slot for pair in pairs for slot in pair} == set(template.slots()), template
-        assert {reading.label for reading in template.readings} <= set(KLUE), template
+        assert {reading.label for reading in template.pairs} <= set(KLUE), template
 
 
 # ---- hardness ------------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_readings_name_slots_of_their_template_once(split):
 
 def test_one_sentence_serves_a_relation_its_inverse_and_none():
     readings = [
-        {(reading.subject, reading.object): reading.label for reading in template.readings}
+        {(reading.subject, reading.object): reading.label for reading in template.pairs}
         for template in sample.templates("train")
     ]
     both_ways = {(one[pair], one.get(pair[::-1])) for one in readings for pair in one}

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_re.data.check import SHOWN, check_files, render_check
+from mtl_re.data.loading import load_examples, read_examples, write_rejected
 from mtl_re.data.splits import drop_overlap, split_by_fold, split_by_sentence
-from mtl_re.data.validation import (
-    BadRow,
-    Entity,
-    Example,
-    label_counts,
-    load_examples,
-    parse_row,
-    read_examples,
-    write_rejected,
-)
+from mtl_re.data.validation import BadRow, Entity, Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.taxonomy import BOOSTCAMP, KLUE, Taxonomy
 
@@ -208,7 +200,7 @@ def test_skip_without_a_place_for_the_rows_is_refused() -> None:
 
 def test_no_heavy_import() -> None:
     heavy = {"torch", "datasets", "pyarrow", "pandas", "numpy"}
-    code = f"import mtl_re.data.validation, sys; print({heavy} & set(sys.modules))"
+    code = f"import mtl_re.data.loading, sys; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
@@ -220,6 +212,10 @@ def example(number: int, sentence: int, label: str | None = "no_relation") -> Ex
     text = f"{sentence} " + "가" * 200
     spot = 10 + number % 90
     return Example(str(number), text, Entity("가", spot, spot, "PER"), Entity("가", spot + 95, spot + 95, "ORG"), label)
+
+
+def label_counts(rows: Sequence[Example]) -> dict[str | None, int]:
+    return dict(Counter(row.label for row in rows).most_common())
 
 
 row_lists = st.lists(
@@ -297,7 +293,9 @@ def test_overlap_is_dropped_or_refused() -> None:
     kept, dropped = drop_overlap(train, valid)
     assert (len(kept), dropped) == (18, 2)
     assert not {row.key for row in kept} & {row.key for row in valid}
-    with pytest.raises(MtlReError, match=r"2 training row\(s\) are validation rows too, first '18'.*on_overlap"):
+    with pytest.raises(
+        MtlReError, match=r"2 training row\(s\) are validation rows too, the first is row 18.*on_overlap"
+    ):
         drop_overlap(train, valid, "error")
     same_sentence = [example(40, 0)]
     assert drop_overlap(train, same_sentence) == (train, 0)

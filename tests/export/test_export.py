@@ -479,7 +479,7 @@ def test_the_input_maker_under_every_kind_of_marking(tmp_path, scheme, query, ex
 def test_the_input_maker_on_real_rows(shared, ko_mini, tmp_path):
     from transformers import AutoTokenizer
 
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
 
     path = shared / "klue-re" / "klue-re-v1.1_dev-open.json.gz"
     if not path.is_file():

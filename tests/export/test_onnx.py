@@ -321,7 +321,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tokenizer, examples, tmp_p
 
 @pytest.mark.slow
 def test_ko_mini_on_real_rows(shared, ko_mini, tmp_path):
-    from mtl_re.data.validation import load_examples
+    from mtl_re.data.loading import load_examples
     from mtl_re.model.encoders import load_encoder
     from mtl_re.taxonomy import Taxonomy
 

@@ -1,5 +1,6 @@
 """The cache gives what tokenising gives, notices every change, and is never needed."""
 
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -36,15 +37,16 @@ def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch)
     assert_equal(first, featurizer.table(examples))
     monkeypatch.setattr(featurizer, "stream", lambda *rest: pytest.fail("tokenised again"))
     assert_equal(feature_cache.cached_table(featurizer, examples), first)
-    assert [path.suffix for path in feature_cache.folder().iterdir()] == [".npz"]
+    key = feature_cache.table_key(featurizer, examples)
+    assert [path.name for path in feature_cache.cache_dir().iterdir()] == [key]
 
 
 def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
-    keys = {feature_cache.key(featurizer, examples)}
-    keys.add(feature_cache.key(featurizer, examples[::-1]))
-    keys.add(feature_cache.key(featurizer, [replace(examples[0], label=None), *examples[1:]]))
+    keys = {feature_cache.table_key(featurizer, examples)}
+    keys.add(feature_cache.table_key(featurizer, examples[::-1]))
+    keys.add(feature_cache.table_key(featurizer, [replace(examples[0], label=None), *examples[1:]]))
     moved = replace(examples[0].subject, type="LOC")
-    keys.add(feature_cache.key(featurizer, [replace(examples[0], subject=moved), *examples[1:]]))
+    keys.add(feature_cache.table_key(featurizer, [replace(examples[0], subject=moved), *examples[1:]]))
     flat = Taxonomy.from_prefixes(layout="flat")
     for taxonomy, scheme, query, length in (
         (flat, "typed_punct_ko", False, 128),
@@ -56,35 +58,49 @@ def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
             other = Featurizer(tokenizer, taxonomy, scheme, query, length, TYPES)
         except Exception:  # this vocabulary may lack English type words
             continue
-        keys.add(feature_cache.key(other, examples))
+        keys.add(feature_cache.table_key(other, examples))
     assert len(keys) >= 7
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
-def test_a_damaged_file_is_made_again(featurizer, examples, damage):
+@pytest.mark.parametrize("name", ["ids.npy", "starts.npy", "sha256.json"])
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not it", b"{}", "cut", "gone"])
+def test_a_damaged_table_is_made_again(featurizer, examples, name, damage):
     expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
     feature_cache.cached_table(featurizer, examples)
-    path = next(feature_cache.folder().iterdir())
-    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
-    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
-    assert_equal(feature_cache.cached_table(featurizer, examples), expected)
-
-
-def test_a_flipped_bit_anywhere_in_the_zip_headers_is_no_fault(featurizer, examples):
-    """The rows are covered by the format's checksums; its own fields say "encrypted" or "version 17" when they rot."""
-    expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
-    feature_cache.cached_table(featurizer, examples)
-    path = next(feature_cache.folder().iterdir())
+    path = next(feature_cache.cache_dir().iterdir()) / name
     good = path.read_bytes()
-    headers = [*range(60), *range(good.rindex(b"PK\x01\x02"), len(good))]
-    assert len(headers) > 100
-    for bit in range(8 * len(headers)):
-        flipped = bytearray(good)
-        flipped[headers[bit // 8]] ^= 1 << bit % 8
-        path.write_bytes(flipped)
-        found = feature_cache._read(path)
-        if found is not None:
-            assert_equal(found, expected)
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(good[:-20] if damage == "cut" else damage)
+    assert feature_cache._read(path.parent) is None
+    for _ in range(2):
+        assert_equal(feature_cache.cached_table(featurizer, examples), expected)
+    assert feature_cache._read(path.parent) is not None
+
+
+def test_a_flipped_bit_anywhere_is_no_fault(featurizer, examples):
+    """Each column's header and first values, and the sums themselves."""
+    expected = featurizer.table(examples)
+    feature_cache.cached_table(featurizer, examples)
+    for path in next(feature_cache.cache_dir().iterdir()).iterdir():
+        good = path.read_bytes()
+        for bit in range(0, 8 * min(len(good), 160), 3):
+            flipped = bytearray(good)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            table = feature_cache._read(path.parent)
+            assert table is None or assert_equal(table, expected) is None
+        path.write_bytes(good)
+    assert_equal(feature_cache._read(path.parent), expected)
+
+
+def test_two_processes_at_once_do_no_harm(featurizer, examples):
+    """Whoever comes second replaces a table that the first has already mapped."""
+    first = feature_cache.cached_table(featurizer, examples)
+    feature_cache._write(feature_cache.cache_dir() / feature_cache.table_key(featurizer, examples), first)
+    assert_equal(first, featurizer.table(examples))
+    assert_equal(feature_cache.cached_table(featurizer, examples), first)
+    assert len(list(feature_cache.cache_dir().iterdir())) == 1
 
 
 def test_a_place_that_cannot_be_written_is_no_fault(featurizer, examples, tmp_path, monkeypatch):
@@ -105,9 +121,9 @@ def test_tables_with_rejected_rows_are_not_kept(featurizer, examples):
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
 def test_chunks_on_the_disk_are_the_whole_table(featurizer, examples, monkeypatch, chunk):
     monkeypatch.setattr(feature_cache, "CHUNK", chunk)
-    laid = feature_cache._laid_out(featurizer, examples, None)
+    laid = feature_cache._tokenise(featurizer, examples, None)
     assert_equal(laid, featurizer.table(examples))
-    assert isinstance(laid.ids, np.memmap) == (chunk <= len(examples))
+    assert isinstance(laid.ids, np.memmap) == (chunk < len(examples))
     monkeypatch.setenv("MTL_RE_CACHE", "/proc/cannot/be/written")
     assert_equal(feature_cache.cached_table(featurizer, examples), featurizer.table(examples))
 
@@ -118,7 +134,7 @@ def test_a_table_from_the_cache_is_mapped_and_cannot_be_changed(featurizer, exam
         assert isinstance(table.ids, np.memmap)
         with pytest.raises(ValueError, match="read-only"):
             table.ids[0] = 1
-    next(feature_cache.folder().iterdir()).unlink()  # a mapped file may be tidied away
+    shutil.rmtree(feature_cache.cache_dir())  # mapped files may be removed
     assert_equal(table, featurizer.table(examples))
 
 

@@ -183,7 +183,7 @@ def test_unlabelled_row_is_named(ckpt, rows, tmp_path):
     made = [row.to_row() for row in rows]
     made[4]["label"] = None
     (tmp_path / "d.json").write_text(json.dumps(made))
-    with pytest.raises(MtlReError, match=f"row {rows[4].id} has no label"):
+    with pytest.raises(MtlReError, match=rf"d\.json:5 \({rows[4].id}\) has no label"):
         evaluate(ckpt, EvaluateConfig(data=str(tmp_path / "d.json")))
 
 

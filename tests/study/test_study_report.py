@@ -15,7 +15,8 @@ import pytest
 from mtl_re.cli import main
 from mtl_re.config import SampleConfig
 from mtl_re.data import sample
-from mtl_re.data.validation import load_examples
+from mtl_re.data.loading import load_examples, write_rejected
+from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
@@ -25,7 +26,7 @@ from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, adjusted, compare, draws, flat_figures, ternary
 from mtl_re.study.cell_logits import CellLogits, Read, compose, read
 from mtl_re.study.report import Entry
-from mtl_re.study.study import StudyReading
+from mtl_re.study.study import Cell, StudyReading
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
@@ -479,3 +480,17 @@ def kept_and_restored(folder, study):
     assert main(["ablate", str(study), "--resamples", "50"]) == 0
     assert not (folder / "out" / "cells" / "unit-s1" / "checkpoints").exists()
     return (folder / "out" / "report" / "report.md").read_text()
+
+
+def test_a_cell_is_scored_on_the_validation_rows_that_its_training_used(tmp_path):
+    """Rows too long for `max_length` are rejected after the split, so splitting again does not leave them out."""
+    config = {"data": {"train": "sample:train", "valid": "sample:valid", "on_bad_row": "skip"}}
+    cell = Cell("unit", 1, {}, config)
+    everything = cell_logits.valid_rows(cell, tmp_path)
+    bad = [BadRow("sample:valid", 3, "sentence", "too long"), BadRow("sample:train", 5, "sentence", "too long")]
+    write_rejected(tmp_path / "rejected.jsonl", bad)
+    used = cell_logits.valid_rows(cell, tmp_path)
+    assert [row.row for row in used] == [row.row for row in everything if row.row != 3]
+    (tmp_path / "rejected.jsonl").write_text("{}\n")
+    with pytest.raises(MtlReError, match=r"rejected\.jsonl: cannot be read"):
+        cell_logits.valid_rows(cell, tmp_path)

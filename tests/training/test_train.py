@@ -666,13 +666,16 @@ def test_skipped_rows_are_recorded(go, tmp_path, capsys):
     assert "2 bad rows" in capsys.readouterr().err
 
 
-def test_rows_too_long_for_the_model_are_bad_rows(go):
-    with pytest.raises(MtlReError, match=r"row sample_train_.*on_bad_row skip"):
+def test_rows_too_long_for_the_model_are_bad_rows(go, rows):
+    with pytest.raises(MtlReError, match=r"train\.json:\d+ \(sample_train_\d+\): .*on_bad_row skip"):
         go(**{"data.max_length": 16})
     run_dir = go("skipped", **{"data.max_length": 18, "data.on_bad_row": "skip"})
     rejected = [json.loads(line) for line in (run_dir / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rejected
-    assert all("sample_train_" in json.dumps(bad) for bad in rejected)
+    assert {(bad["source"], bad["field"]) for bad in rejected} == {(str(rows), "sentence")}
+    numbers = {bad["row"] for bad in rejected}
+    assert len(numbers) == len(rejected)
+    assert numbers <= set(range(1, 41))
 
 
 def test_overlap_is_dropped_and_counted(go, tmp_path, capsys):
