@@ -16,7 +16,6 @@ from mtl_re.data import spool
 from mtl_re.data.readers import one_line, read_rows
 from mtl_re.data.validation import BadRow, Example, parse_row
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.files import whole_file
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -85,6 +84,8 @@ def write_rejected(path: Path, bad_rows: Iterable[BadRow]) -> None:
     Raises:
         MtlReError: The file cannot be written.
     """
+    from mtl_re.files import whole_file  # not where exported code runs, which has numpy alone
+
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for bad in bad_rows:
             file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import make_config, rows_file, shrink
-from test_report import PNG, log_lines, make_run, result_of
+from test_run_report import PNG, log_lines, make_run, result_of
 
 import mtl_re
 from mtl_re.analysis import explore
