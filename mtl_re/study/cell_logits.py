@@ -29,7 +29,7 @@ from mtl_re.scoring.calibration import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import decode
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.study.study import Cell, Study, StudyReading, checked_config
+from mtl_re.study.plan import Cell, Study, StudyReading, checked_config
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

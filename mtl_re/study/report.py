@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from mtl_re.errors import MtlReError
@@ -22,8 +23,8 @@ from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, adjusted, compare, figures, flat_figures, summarised
 from mtl_re.study.cell_logits import CellLogits, Read, cell_logits, compose, read
-from mtl_re.study.cell_process import best_score, finished, locked
-from mtl_re.study.study import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
+from mtl_re.study.cell_process import best_score, finished
+from mtl_re.study.plan import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
 from mtl_re.training.report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
@@ -58,7 +59,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     """Write a study's report from the cells that are finished.
 
     Args:
-        searched: arms that a search has chosen so far (see `trial_book.searched_arms`).
+        searched: arms that a search has chosen so far (see `cell_queue.searched_arms`).
         resamples: of the bootstrap over rows.
 
     Returns:
@@ -72,7 +73,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
     if not done:
         raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
-    with locked(study.output / "report.lock", wait=True):
+    with FileLock(study.output / "report.lock"):
         folder = study.output / "report"
         entries = read_entries(study, done)
         differences = compare_entries(study, entries, resamples, study.output / "draws")

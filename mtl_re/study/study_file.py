@@ -19,7 +19,7 @@ from typing import Any, get_args
 from mtl_re.config import GROUPS, Gate, Restrict, parse_shares
 from mtl_re.errors import MtlReError
 from mtl_re.files import read_yaml
-from mtl_re.study.study import Arm, Pruner, Range, Sampler, Search, Study, StudyReading, check_study, set_dotted
+from mtl_re.study.plan import Arm, Pruner, Range, Sampler, Search, Study, StudyReading, check_study, set_dotted
 
 _NAME = re.compile(r"[\w.,=+-]{1,100}")
 KEYS = (

@@ -24,8 +24,8 @@ from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, adjusted, compare, draws, flat_figures, ternary
 from mtl_re.study.cell_logits import CellLogits, Read, compose, read
+from mtl_re.study.plan import StudyReading
 from mtl_re.study.report import Entry
-from mtl_re.study.study import StudyReading
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
