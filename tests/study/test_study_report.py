@@ -1,6 +1,7 @@
 """A study's report: its arithmetic, and that its intervals keep their word where the truth is known."""
 
 import csv
+import importlib
 import json
 import math
 import shutil
@@ -400,6 +401,48 @@ def test_an_entry_sums_its_seeds_up():
     assert entry.summary["micro_f1"]["mean"] == 2.0
     assert set(entry.summary) == {"micro_f1"}
     assert entry.name == "a/hard"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_a_script_of_the_experiments_does_nothing_on_import(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--not-an-option"])
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    importlib.import_module(".".join(path.relative_to(EXPERIMENTS.parent).with_suffix("").parts))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_two_arms_are_paired(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    from experiments import paired
+
+    study = str(tmp_path / "study.yaml")
+    paired.main([study, "c2/hard", "vote:o2/hard", "--resamples", "50"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [
+        [name, score] for name in ("c2/hard", "vote:o2/hard") for score in ("micro_f1", "auprc")
+    ]
+    assert lines[4].startswith("micro_f1: +")
+    with pytest.raises(SystemExit):
+        paired.main([study, "c2/wide", "unit/hard"])
+    assert "c2/wide: no such arm/reading is finished; there are unit/hard" in capsys.readouterr().err
+
+
+def test_the_independent_score_of_a_submission_agrees(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    from experiments.score_submission import ORDER, score
+
+    rows = sample.rows("test", 90, 0)
+    (tmp_path / "data.json").write_text(json.dumps([{"guid": row["guid"], "label": row["label"]} for row in rows]))
+    probs = np.random.default_rng(0).dirichlet(np.ones(len(ORDER)), len(rows))
+    with (tmp_path / "submission.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "pred_label", "probs"])
+        writer.writerows([row["guid"], ORDER[p.argmax()], p.tolist()] for row, p in zip(rows, probs, strict=True))
+    klue = Taxonomy.from_prefixes()
+    columns = [ORDER.index(label) for label in klue.labels]
+    gold = np.array([klue.labels.index(row["label"]) for row in rows])
+    expected = micro_f1(gold, probs[:, columns].argmax(axis=1), klue), auprc(gold, probs[:, columns])
+    assert score(tmp_path / "submission.csv", tmp_path / "data.json") == (90, *map(pytest.approx, expected))
 
 
 def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path):
