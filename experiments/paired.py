@@ -14,35 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.study.arm_statistics import BySeed, compare, figures, flat_figures, summarised
+from mtl_re.study.arm_statistics import BySeed, cell_metrics, compare, summarise
 from mtl_re.study.cell_logits import vote
 from mtl_re.study.cell_process import finished
-from mtl_re.study.report import Entry, read_entries
+from mtl_re.study.report import ScoredArm, score_arms
 from mtl_re.study.study_file import load_study
 
 
-def named_entry(entries: Mapping[str, Entry], name: str) -> Entry:
+def named_entry(entries: Mapping[str, ScoredArm], name: str) -> ScoredArm:
     """Return the entry called ARM/READING."""
     if name not in entries:
         raise MtlReError(f"no such arm/reading is finished; there are {', '.join(entries)}")
     return entries[name]
 
 
-def side(entries: Mapping[str, Entry], name: str) -> tuple[BySeed, dict[str, dict[str, Any]]]:
+def side(entries: Mapping[str, ScoredArm], name: str) -> tuple[BySeed, dict[str, dict[str, Any]]]:
     """Return one side of a comparison: the decoded rows of each seed, and the summary of their scores."""
     if name.startswith("vote:"):
-        by_seed = named_entry(entries, name.removeprefix("vote:")).reads
+        by_seed = named_entry(entries, name.removeprefix("vote:")).cells
         voted = vote(list(by_seed.values()))
-        return dict.fromkeys(by_seed, voted), summarised([flat_figures(figures(voted))])
+        return dict.fromkeys(by_seed, voted), summarise([cell_metrics(voted)])
     if name in entries or "+" not in name:
         entry = named_entry(entries, name)
-        return entry.reads, entry.summary
-    members = [named_entry(entries, member).reads for member in name.split("+")]
+        return entry.cells, entry.summary
+    members = [named_entry(entries, member).cells for member in name.split("+")]
     seeds = sorted(set.intersection(*map(set, members)))
     if not seeds:
         raise MtlReError("no seed is finished in all of these arms")
     by_seed = {seed: vote([member[seed] for member in members]) for seed in seeds}
-    return by_seed, summarised([flat_figures(figures(rows)) for rows in by_seed.values()])
+    return by_seed, summarise([cell_metrics(rows) for rows in by_seed.values()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     study = load_study(options.study)
     cells = {(cell.arm, cell.seed): cell for cell in study.cells() if finished(study.run_dir(cell))}
-    entries = {entry.name: entry for entry in read_entries(study, cells)}
+    entries = {entry.name: entry for entry in score_arms(study, cells)}
     sides = []
     for name in (options.a, options.b):
         try:

@@ -16,7 +16,7 @@ from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
 from mtl_re.study import cell_process, cell_queue, workers
 from mtl_re.study.cell_queue import CellQueue
-from mtl_re.study.plan import StudyReading, shares_of, trained_heads
+from mtl_re.study.plan import StudyDecoding, shares_of, trained_heads
 from mtl_re.study.study_file import grid_name, load_study
 from mtl_re.study.workers import Worker, ablate
 
@@ -158,7 +158,7 @@ def test_arms_and_seeds_make_cells(write):
     assert study.cells()[1].config["optim"] == {"lr": 0.01}
     assert shares_of(study, {}) == {"coarse": 0.5, "org": 0.25, "per": 0.25}
     assert shares_of(study, {"loss.weighting": "rlw"}) is None
-    assert study.readings == {"hard": StudyReading()}
+    assert study.readings == {"hard": StudyDecoding()}
 
 
 def test_axes_make_a_grid(write):
