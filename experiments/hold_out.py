@@ -1,14 +1,15 @@
-"""Hold test rows out of a labelled file, by sentence, at coarse shares of one's own: to choose on a split of train.
+"""Hold test rows out of a labelled file, by sentence, at given coarse shares: to select on a split of train.
 
     python experiments/hold_out.py ../shared/klue-re/klue-re-v1.1_train.json.gz runs/hold-out --shares 0.6,0.17,0.23
 
-DIR/train.json has the rest, DIR/test.json the largest part of the held-out rows that has these shares (without --shares
-all of them).
+DIR/test.json gets the largest subset of the held-out rows that has these shares of the coarse classes (without
+--shares, all of them), DIR/train.json the rows that were not held out.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from mtl_re.data.splits import split_by_sentence
 from mtl_re.taxonomy import Taxonomy
 
 
-def with_shares(groups, shares, rng):
-    """Numbers of the rows to take, in order, so that the groups have these shares and one of them loses no row."""
+def with_shares(groups: Sequence[str], shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Return the numbers of the rows to take, in order: the groups have these shares, and one group loses no row."""
     counts = Counter(groups)
     if missing := [group for group in shares if not counts[group]]:
-        raise SystemExit(f"--shares: {', '.join(missing)} has no row among the held-out ones")
+        raise SystemExit(f"--shares: {', '.join(missing)} has no held-out row")
     total = min(counts[group] / share for group, share in shares.items())
     rows = np.arange(len(groups))
     parts = [
@@ -32,12 +33,13 @@ def with_shares(groups, shares, rng):
     return np.sort(np.concatenate(parts))
 
 
-def main():
+def main() -> None:
+    """Write both files, and print their counts by coarse class."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("directory", type=Path)
     parser.add_argument("--fraction", type=float, default=0.2)
-    parser.add_argument("--shares", help="of the coarse classes, in taxonomy order")
+    parser.add_argument("--shares", help="shares of the coarse classes among the test rows, in taxonomy order")
     parser.add_argument("--seed", type=int, default=42)
     given = parser.parse_args()
     taxonomy = Taxonomy.from_prefixes()
@@ -48,10 +50,10 @@ def main():
         shares = dict(zip(taxonomy.groups, values, strict=True))
         groups = [taxonomy.coarse_of(example.label) for example in test]
         test = [test[row] for row in with_shares(groups, shares, np.random.default_rng(given.seed))]
-    given.folder.mkdir(parents=True, exist_ok=True)
+    given.directory.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("test", test)):
         text = json.dumps([example.to_row() for example in rows], ensure_ascii=False)
-        (given.folder / f"{name}.json").write_text(text, encoding="utf-8")
+        (given.directory / f"{name}.json").write_text(text, encoding="utf-8")
         print(name, len(rows), dict(Counter(taxonomy.coarse_of(example.label) for example in rows)))
 
 

@@ -388,7 +388,7 @@ def _ablate(options: Namespace) -> Callable[[], Any]:
     made = _made(config.AblateConfig, options)
 
     def call() -> None:
-        from mtl_re.study.runner import ablate
+        from mtl_re.study.workers import ablate
 
         print(ablate(Path(options.study), made))
 

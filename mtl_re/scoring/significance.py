@@ -65,14 +65,16 @@ def paired_bootstrap(
     observed = np.subtract(arm_b(np.ones((len(gold), 1))), arm_a(np.ones((len(gold), 1))))[:, 0]
     found = {}
     for name, point, drawn in zip(COMPARED_SCORES, observed, np.concatenate(chunks, axis=1), strict=True):
-        ci = np.quantile(drawn, [0.025, 0.975]).tolist()
-        found[name] = {"difference": float(point), "ci": ci, "p": _two_sided(drawn)}
+        low, high, p = bootstrap_summary(drawn)
+        found[name] = {"difference": float(point), "ci": [low, high], "p": p}
     return found
 
 
-def _two_sided(drawn: Floats) -> float:
+def bootstrap_summary(drawn: Floats) -> tuple[float, float, float]:
+    """Return the 95 % percentile interval and the two-sided p-value of resampled differences, shape (resamples,)."""
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     smaller = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
+    return low, high, min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
 
 
 def mcnemar(only_a_right: int, only_b_right: int) -> float:

@@ -1,9 +1,9 @@
-"""Arms over seeds, and differences between arms: what may be said, and how sure.
+"""Scores of arms over their seeds, and differences between arms with intervals and p-values.
 
-Two sources of chance are kept apart, and named. Rows: other test rows, these trained models (a bootstrap that resamples
-rows and averages the difference over the seeds, the same rows for both arms and for all seeds). Seeds: other trainings,
-these rows (Student's t interval and exact sign flips of the paired differences). A difference counts as shown only if
-it stands against both.
+Two sources of variation are kept apart. Over rows: other test rows, the same trained models (a bootstrap resamples
+rows, the same for both arms and for all seeds, and averages the difference over the seeds). Over seeds: other
+trainings, the same rows (Student's t interval and sign flips of the paired differences). A difference counts as shown
+only if it holds against both.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ import numpy as np
 
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
-from mtl_re.scoring.significance import COMPARED_SCORES, holm, permutation_test, seed_interval
-from mtl_re.study.cell_logits import Read
+from mtl_re.scoring.significance import COMPARED_SCORES, bootstrap_summary, holm, permutation_test, seed_interval
+from mtl_re.study.cell_logits import DecodedCell
 
-BySeed = Mapping[int, Read]
-"""One arm under one reading: seed → rows as read."""
+BySeed = Mapping[int, DecodedCell]
+"""One arm under one decoding, by seed."""
 
 LEVEL = 0.05
+"""Level of significance."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm minus its baseline in one score, percentage points, over the seeds both have.
+    """An arm minus its baseline in one score, in percentage points, over the seeds that both have.
 
     Attributes:
-        rows_ci, rows_p: by the bootstrap over rows. seeds_ci: t interval (None for one seed).
-        seeds_p: sign flips; smallest_p: what so few seeds can reach at best.
-        rows_holm, seeds_holm: the p-values adjusted for all comparisons of a report (set by `adjusted`).
+        reading: Name of the arm's decoding among the study's `readings`.
+        rows_ci: 95 % interval by the bootstrap over rows.
+        rows_p: p-value by the same bootstrap.
+        seeds_ci: 95 % t interval over seeds (None for one seed).
+        seeds_p: p-value by sign flips of the seeds' differences.
+        smallest_p: The lowest p-value that so few seeds can reach.
+        rows_holm: `rows_p` adjusted for all comparisons of a report (by `holm_adjusted`).
+        seeds_holm: `seeds_p` adjusted in the same way.
     """
 
     arm: str
@@ -54,29 +60,25 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` if adjusted p over rows < 0.05 and the interval over seeds leaves out 0."""
+        """`better` or `worse` if the adjusted p over rows is below 0.05 and the interval over seeds excludes 0."""
         if self.rows_holm >= LEVEL or self.seeds_ci is None or self.seeds_ci[0] <= 0 <= self.seeds_ci[1]:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
 
 
-def figures(read: Read) -> dict[str, Any]:
-    """All metrics of one arm at one seed, without intervals (`metrics.all_metrics`)."""
-    gate = read.reading.gate
-    return all_metrics(read.gold, read.probs, read.hard, read.soft, gate, read.taxonomy, read.prior, resamples=0)
+def cell_metrics(cell: DecodedCell) -> dict[str, float]:
+    """Return the metrics of one cell by column name: scores, gate F1, fine accuracy of each head, error counts."""
+    gate = cell.decoding.gate
+    values = all_metrics(cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior, resamples=0)
+    columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy")}
+    columns["gate_f1"] = values["gate"]["f1"]
+    columns |= {f"fine_{name}": value for name, value in values["fine"].items()}
+    columns |= {f"error_{name}": value for name, value in values["errors"].items()}
+    return {name: float(value) for name, value in columns.items() if value is not None}
 
 
-def flat_figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report's table by column name: scores, gate F1, fine accuracy of each head, error counts."""
-    found = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy")}
-    found["gate_f1"] = values["gate"]["f1"]
-    found |= {f"fine_{name}": value for name, value in values["fine"].items()}
-    found |= {f"error_{name}": value for name, value in values["errors"].items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def summarised(per_seed: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean, SD and t interval over seeds of every figure that all seeds have."""
+def summarise(per_seed: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return mean, SD and t interval over seeds of every metric that all seeds have."""
     names = [name for name in per_seed[0] if all(name in values for values in per_seed)]
     return {name: seed_interval([values[name] for values in per_seed]) for name in names}
 
@@ -84,17 +86,17 @@ def summarised(per_seed: Sequence[Mapping[str, float]]) -> dict[str, dict[str, A
 def compare(
     names: tuple[str, str, str], ours: BySeed, base: BySeed, resamples: int, folder: Path | None = None
 ) -> list[Difference]:
-    """Differences of an arm from its baseline in micro-F1 and AUPRC.
+    """Return the differences of an arm from its baseline in micro-F1 and AUPRC.
 
-    Seeds scored on the same rows share their resamples; where every seed has validation rows of its own, each seed is
-    resampled by itself.
+    Seeds that are scored on the same rows share their resamples; where every seed has validation rows of its own, each
+    seed is resampled by itself.
 
     Args:
-        names: arm, reading, and what to call the baseline.
-        folder: where bootstrap draws are kept for the next report (None: nowhere).
+        names: The arm, its reading, and a name for the baseline.
+        folder: Directory in which bootstrap draws are cached for the next report (None: they are not).
 
     Raises:
-        MtlReError: no seed in common, or rows that differ between the two arms.
+        MtlReError: The arms have no seed in common, or were scored on different rows.
     """
     seeds = sorted(set(ours) & set(base))
     if not seeds:
@@ -114,41 +116,42 @@ def compare(
         points.append(our_point - base_point)
         drawn += (our_draws - base_draws) / len(seeds)
     observed = np.stack(points)  # (seeds, scores)
-    return [_difference(names, score, observed[:, place], drawn[place]) for place, score in enumerate(COMPARED_SCORES)]
+    return [
+        _difference(names, score, *values) for score, *values in zip(COMPARED_SCORES, observed.T, drawn, strict=True)
+    ]
 
 
 def _difference(names: tuple[str, str, str], score: str, by_seed: Floats, drawn: Floats) -> Difference:
     over_seeds, flips = seed_interval(by_seed.tolist()), permutation_test(by_seed.tolist())
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    smaller = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    p = min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
+    low, high, p = bootstrap_summary(drawn)
     ci = None if over_seeds["ci"] is None else (over_seeds["ci"][0], over_seeds["ci"][1])
-    mean = float(by_seed.mean())
+    mean = over_seeds["mean"]
     return Difference(*names, score, len(by_seed), mean, (low, high), p, ci, flips["p"], flips["smallest_p"])
 
 
-def adjusted(found: Sequence[Difference]) -> list[Difference]:
-    """The same differences with Holm's p-values; the family is all comparisons of one score."""
-    result = list(found)
+def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
+    """Return the differences with Holm's p-values; the family is all comparisons of one score."""
+    adjusted = list(differences)
     for score in COMPARED_SCORES:
-        places = [place for place, difference in enumerate(found) if difference.score == score]
-        rows, seeds = (holm([getattr(found[place], name) for place in places]) for name in ("rows_p", "seeds_p"))
-        for place, row_p, seed_p in zip(places, rows, seeds, strict=True):
-            result[place] = replace(found[place], rows_holm=row_p, seeds_holm=seed_p)
-    return result
+        family = [number for number, one in enumerate(differences) if one.score == score]
+        rows = holm([differences[number].rows_p for number in family])
+        seeds = holm([differences[number].seeds_p for number in family])
+        for number, row_p, seed_p in zip(family, rows, seeds, strict=True):
+            adjusted[number] = replace(differences[number], rows_holm=row_p, seeds_holm=seed_p)
+    return adjusted
 
 
-def draws(read: Read, resamples: int, stream: int, folder: Path | None = None) -> tuple[Floats, Floats]:
-    """(scores,) on all rows and (scores, resamples) on resampled ones, in %; kept in `folder` by digest."""
+def draws(cell: DecodedCell, resamples: int, stream: int, folder: Path | None = None) -> tuple[Floats, Floats]:
+    """Return (scores,) on all rows and (scores, resamples) on resampled rows, in %; cached in `folder` by digest."""
     if folder is None:
-        return _drawn(read, resamples, stream)
-    digest = hashlib.sha256(repr((resamples, stream, read.taxonomy.labels)).encode())
-    for array in (read.gold, read.labels, read.probs):
+        return _drawn(cell, resamples, stream)
+    digest = hashlib.sha256(repr((resamples, stream, cell.taxonomy.labels)).encode())
+    for array in (cell.gold, cell.labels, cell.probs):
         digest.update(np.ascontiguousarray(array).tobytes())
     path = folder / f"{digest.hexdigest()[:32]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        point, drawn = _drawn(read, resamples, stream)
+        point, drawn = _drawn(cell, resamples, stream)
         partial = path.with_suffix(".partial.npy")
         np.save(partial, np.concatenate([point[:, None], drawn], axis=1))
         partial.replace(path)
@@ -156,10 +159,10 @@ def draws(read: Read, resamples: int, stream: int, folder: Path | None = None) -
     return kept[:, 0], kept[:, 1:]
 
 
-def _drawn(read: Read, resamples: int, stream: int) -> tuple[Floats, Floats]:
-    score = Resampled(read.gold, read.labels, read.probs, read.taxonomy)
-    once = np.stack(score(np.ones((len(read.gold), 1))))[:, 0]
-    parts = [np.stack(score(chunk)) for chunk in multiplicities(len(read.gold), resamples, stream)]
+def _drawn(cell: DecodedCell, resamples: int, stream: int) -> tuple[Floats, Floats]:
+    score = Resampled(cell.gold, cell.labels, cell.probs, cell.taxonomy)
+    once = np.stack(score(np.ones((len(cell.gold), 1))))[:, 0]
+    parts = [np.stack(score(chunk)) for chunk in multiplicities(len(cell.gold), resamples, stream)]
     return once, np.concatenate(parts, axis=1)
 
 
@@ -167,15 +170,16 @@ def _drawn(read: Read, resamples: int, stream: int) -> tuple[Floats, Floats]:
 
 
 CORNERS = ((0.5, math.sqrt(3) / 2), (0.0, 0.0), (1.0, 0.0))
-"""Of the triangle: top, left, right."""
+"""Corners of the triangle: top, left, right."""
 
 
 def ternary(shares: Floats) -> Floats:
-    """Shares of three weights (N, 3), any scale → places (N, 2) in the triangle with corners at the top, the left and
-    the right, one for each weight.
+    """Map shares of three weights, on any scale, to points in the triangle `CORNERS`, one corner for each weight.
+
+    Shape: (N, 3) → (N, 2).
 
     Raises:
-        MtlReError: not three columns, or a row that is negative or sums to 0.
+        MtlReError: There are not three columns, or a row has a negative value or sums to 0.
     """
     shares = np.asarray(shares, dtype=np.float64)
     if shares.ndim != 2 or shares.shape[1] != 3 or (shares < 0).any() or not (shares.sum(axis=1) > 0).all():

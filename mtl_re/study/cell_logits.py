@@ -1,8 +1,8 @@
-"""A finished cell → its logits on the rows it is scored on, kept beside it; readings of them are arithmetic.
+"""The logits of a finished cell on the rows that it is scored on, and their decoding in each of the study's ways.
 
-Every head's logits of every cell are computed once and kept (`logits-*.npz` in the run directory). Gates, priors,
-type restriction and compositions of several networks then cost nothing, and the test rows are read by nothing else.
-A cell whose weights are gone (removed for their size, or left on another machine) still counts through its logits.
+The logits of every head are computed once and cached in the run directory (`logits-*.npz`). Gates, priors, type
+restriction and compositions of several networks are then arithmetic, and nothing else reads the test rows. A cell whose
+weights are gone (removed for their size, or left on another machine) still counts through its cached logits.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mtl_re.config import Gate
 from mtl_re.data.splits import load_splits, without_rejected
 from mtl_re.errors import MtlReError
-from mtl_re.files import WEIGHTS
+from mtl_re.files import WEIGHTS, digest
 from mtl_re.model.network import split_heads
-from mtl_re.scoring import gating
 from mtl_re.scoring.calibration import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
-from mtl_re.scoring.decoding import decode
+from mtl_re.scoring.decoding import Decoded, decode
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.study.study import Cell, Study, StudyReading, checked_config
+from mtl_re.study.plan import Cell, Study, StudyDecoding, checked_config
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -38,15 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellLogits:
-    """What a checkpoint says about rows, before any reading.
+    """The output of a checkpoint on rows, before decoding.
 
     Attributes:
-        logits: head → (rows, classes) float32. gold: (rows,) indices into `taxonomy.labels`.
+        logits: By head, (rows, classes of the head) float32.
+        gold: (rows,) indices into `taxonomy.labels`.
         subjects: (rows,) entity types of the subjects.
-        trained: shares of the coarse classes in training, in taxonomy order.
-        temperatures: by head, as the checkpoint has them.
-        fitted: by head, from the cell's own validation rows; empty if no reading of the study asks for them.
-        rows: digest of the rows; what is compared must agree in it.
+        trained: (groups,) shares of the coarse classes in training, in taxonomy order; None if they are unknown.
+        temperatures: By head, as the checkpoint stores them.
+        rows: Digest of the rows; cells are compared on equal rows only.
+        fitted: Temperatures by head, fitted on the cell's own validation rows; empty where nothing needs them.
     """
 
     logits: Mapping[str, np.ndarray]
@@ -60,21 +59,24 @@ class CellLogits:
 
 
 @dataclass(frozen=True)
-class Read:
-    """Rows as a reading sees them.
+class DecodedCell:
+    """Probabilities and labels of a cell's rows under one decoding.
 
     Attributes:
-        gold: (rows,). probs: (rows, labels) float64. hard, soft: (rows,) labels under each gate; `labels` is the one
-            that the reading counts.
-        prior: what was done to the coarse prior, in words. rows: digest of the rows.
-        temperatures: by head, as applied.
+        gold: (rows,) indices into `taxonomy.labels`.
+        probs: (rows, labels) float64.
+        hard: (rows,) labels by the hard gate.
+        soft: (rows,) labels by the soft gate.
+        prior: What was applied to the coarse prior, as text.
+        rows: Digest of the rows.
+        temperatures: By head, as applied.
     """
 
     gold: Indices
     probs: Floats
     hard: Indices
     soft: Indices
-    reading: StudyReading
+    decoding: StudyDecoding
     taxonomy: Taxonomy
     prior: str
     rows: str
@@ -82,54 +84,53 @@ class Read:
 
     @property
     def labels(self) -> Indices:
-        """(rows,) predicted labels."""
-        return self.hard if self.reading.gate == "hard" else self.soft
+        """(rows,) predicted labels, by the gate of the decoding."""
+        return self.hard if self.decoding.gate == "hard" else self.soft
 
 
-def read(cell: CellLogits, reading: StudyReading) -> Read:
-    """Probabilities and labels: temperatures, then the reading (`decoding.decode`), then both gates.
+def decode_cell(cell: CellLogits, decoding: StudyDecoding) -> DecodedCell:
+    """Decode a cell's logits (`scoring.decoding.decode`), with both gates.
 
     Raises:
-        MtlReError: a prior is asked for, and the checkpoint does not know the one it was trained under.
+        MtlReError: The decoding shifts the prior, and the checkpoint does not know the one it was trained under.
     """
-    taxonomy, said = cell.taxonomy, "none"
+    taxonomy, prior = cell.taxonomy, "none"
     logits = {name: torch.from_numpy(part) for name, part in cell.logits.items()}
-    temperatures = cell.fitted if reading.calibrate else cell.temperatures
-    decoded = decode(logits, taxonomy, reading, temperatures=temperatures, trained=cell.trained, subjects=cell.subjects)
+    temperatures = cell.fitted if decoding.calibrate else cell.temperatures
+    decoded = decode(
+        logits, taxonomy, decoding, temperatures=temperatures, trained=cell.trained, subjects=cell.subjects
+    )
     if decoded.shares is not None:
-        said = f"{'em: ' if reading.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
+        prior = f"{'em: ' if decoding.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
     probs, hard, soft = (part.numpy() for part in (decoded.probs, decoded.hard, decoded.soft))
-    return Read(cell.gold, probs, hard, soft, reading, taxonomy, said, cell.rows, temperatures)
+    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures)
 
 
-def vote(reads: Sequence[Read]) -> Read:
-    """The soft vote of several models on the same rows: mean probabilities, then both gates.
+def vote(members: Sequence[DecodedCell]) -> DecodedCell:
+    """Return the soft vote of several models on the same rows: their mean probabilities, with both gates.
 
     Raises:
-        MtlReError: they differ in rows or labels.
+        MtlReError: The models differ in rows or labels.
     """
-    if len({(read.rows, tuple(read.taxonomy.labels)) for read in reads}) != 1:
+    first = members[0]
+    if len({(member.rows, tuple(member.taxonomy.labels)) for member in members}) != 1:
         raise MtlReError(
             "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
         )
-    probs = np.mean([read.probs for read in reads], axis=0)
-    hard, soft = _both_gates(torch.from_numpy(probs), reads[0].taxonomy)
-    return replace(reads[0], probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})
-
-
-def _both_gates(probs: torch.Tensor, taxonomy: Taxonomy) -> tuple[Indices, Indices]:
-    hard, soft = (gating.labels(probs, taxonomy, gate).numpy() for gate in get_args(Gate))
-    return hard, soft
+    probs = np.mean([member.probs for member in members], axis=0)
+    voted = Decoded(torch.from_numpy(probs), first.taxonomy, first.decoding)
+    hard, soft = voted.hard.numpy(), voted.soft.numpy()
+    return replace(first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
-    """One model out of several: the logits (and temperature) of each head from the part named for it.
+    """Compose one model of several: the logits and temperature of each head are those of the part named for it.
 
     Args:
-        parts: head → cell, all on the same rows and with the same heads. The training prior is the root head's.
+        parts: By head; all are on the same rows and have the same heads. The training prior is the root head's.
 
     Raises:
-        MtlReError: a head without a part, or parts that differ in rows or heads.
+        MtlReError: A head has no part, or the parts differ in rows or heads.
     """
     first = next(iter(parts.values()))
     heads = [head.name for head in first.taxonomy.heads]
@@ -151,43 +152,43 @@ def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
 
 
 def cell_logits(study: Study, cell: Cell) -> CellLogits:
-    """A finished cell's logits: on the study's test rows, or without any on the cell's own validation rows.
+    """Return a finished cell's logits on the study's test rows, or without any on the cell's own validation rows.
 
     Raises:
-        MtlReError: the cell left no model, or the rows cannot be read.
+        MtlReError: The cell left no model, or the rows cannot be read.
     """
-    folder = study.run_dir(cell)
+    run_dir = study.run_dir(cell)
     if study.test is None:
-        return _logits(folder, cell, "valid", valid_rows(cell, folder))
-    found = _logits(folder, cell, "test", labelled_rows(study.test, _heads(cell)))
+        return _logits(run_dir, cell, "valid", valid_rows(cell, run_dir))
+    on_test = _logits(run_dir, cell, "test", labelled_rows(study.test, _heads(cell)))
     if not study.calibrates or not checked_config(cell.config).data.validated:
-        return found
-    aside = valid_rows(cell, folder)
-    logits = _logits(folder, cell, "valid", aside).logits
-    return replace(found, fitted=fit_temperatures(logits, [example.label for example in aside], found.taxonomy))
+        return on_test
+    held_out = valid_rows(cell, run_dir)
+    logits = _logits(run_dir, cell, "valid", held_out).logits
+    labels = [example.label for example in held_out]
+    return replace(on_test, fitted=fit_temperatures(logits, labels, on_test.taxonomy))
 
 
-def _logits(folder: Path, cell: Cell, which: str, examples: Sequence[Example]) -> CellLogits:
-    """Logits of rows: those kept beside the cell if they are of its model and of these rows, else computed and kept."""
-    weights = folder / "model" / WEIGHTS
-    rows = _digest(examples)
-    cache = folder / f"logits-{which}.npz"
-    mark = {"rows": rows}
+def _logits(run_dir: Path, cell: Cell, which: str, examples: Sequence[Example]) -> CellLogits:
+    """Return the cached logits if they are of this model and these rows, else compute and cache them."""
+    weights = run_dir / "model" / WEIGHTS
+    cache = run_dir / f"logits-{which}.npz"
+    mark = {"rows": _digest(examples)}
     if weights.is_file():
-        mark["model"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    found = _cached(cache, mark, examples)
-    if found is None:
+        mark["model"] = digest(weights)
+    logits = _cached(cache, mark, examples)
+    if logits is None:
         if "model" not in mark:
             raise MtlReError(
-                f"{folder}: holds neither a model nor logits of these rows; was this cell trained on another machine?"
+                f"{run_dir}: holds neither a model nor logits of these rows; was this cell trained on another machine?"
             )
-        found = _computed(folder, examples, cell, rows)
-        _keep(cache, mark, found)
-    return found
+        logits = _computed(run_dir, examples, cell, mark["rows"])
+        _cache(cache, mark, logits)
+    return logits
 
 
-def _computed(folder: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
-    model = ComposedModel.load(str(folder / "model"))
+def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
+    model = ComposedModel.load(str(run_dir / "model"))
     logits = model.logits(examples, checked_config(cell.config).eval.batch_size)
     return CellLogits(
         logits={name: part.numpy() for name, part in split_heads(logits, model.taxonomy).items()},
@@ -200,7 +201,7 @@ def _computed(folder: Path, examples: Sequence[Example], cell: Cell, rows: str) 
     )
 
 
-def _keep(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
+def _cache(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
     about = {"taxonomy": cell.taxonomy.to_dict(), "trained": cell.trained, "temperatures": dict(cell.temperatures)}
     text = json.dumps({**about, "mark": mark}, ensure_ascii=False)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
@@ -210,15 +211,15 @@ def _keep(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
 
 
 def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) -> CellLogits | None:
-    """What was kept, if it is of these rows and, where the model is there, of this model."""
+    """Return the cached logits if they are of these rows and, where the model still exists, of this model."""
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as kept:
-        about: dict[str, Any] = json.loads(str(kept["about"]))
+    with np.load(path, allow_pickle=False) as file:
+        about: dict[str, Any] = json.loads(str(file["about"]))
         if {**about["mark"], **mark} != about["mark"]:
             return None
-        names = [name for name in kept.files if name.startswith("head ")]
-        logits = {name.removeprefix("head "): kept[name].astype(np.float32) for name in names}
+        names = [name for name in file.files if name.startswith("head ")]
+        logits = {name.removeprefix("head "): file[name].astype(np.float32) for name in names}
     taxonomy = Taxonomy.from_dict(about["taxonomy"])
     subjects = [example.subject.type for example in examples]
     gold = _gold(examples, taxonomy)
@@ -227,10 +228,10 @@ def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) ->
 
 @lru_cache(maxsize=4)
 def labelled_rows(spec: str, heads: str) -> tuple[Example, ...]:
-    """Labelled rows of a DATA.
+    """Read the labelled rows of a data file.
 
     Raises:
-        MtlReError: they cannot be read, or one has no label.
+        MtlReError: The file cannot be read, or a row has no label.
     """
     from mtl_re.data.loading import load_examples
 
@@ -242,7 +243,7 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
     """Return the validation rows of a cell: split off again as its training did, without those that it rejected.
 
     Raises:
-        MtlReError: it had none.
+        MtlReError: There are none.
     """
     rows = without_rejected(_split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell)), run_dir)
     if not rows:

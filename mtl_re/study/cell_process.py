@@ -1,15 +1,14 @@
 """One cell of a study as a training process: start, watch, stop, and what came of it.
 
-The process is `python -m mtl_re train` (or the launcher's), resuming whatever stands in the run directory. It inherits
-the job's lock, so a job counts as alive until its training has ended; and it is told to stop (SIGTERM: it saves a
-checkpoint) when its worker dies, however that dies. What came of it is read from the run directory, not from memory.
+The process is `python -m mtl_re train` (or the launcher's) and resumes whatever the run directory holds. When its
+worker dies, however that happens, it is asked to stop (SIGTERM: it saves a checkpoint). Its outcome is read from the
+run directory, not from memory, so a cell that finished elsewhere is known here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import shlex
@@ -17,17 +16,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from mtl_re.errors import MtlReError
+from mtl_re.files import locked
 
 TICK = 0.3
 """Seconds between two looks at a running cell."""
-_PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class Outcome:
 
     Attributes:
         kind: `stopped`: this worker was told to stop; the cell can go on later.
-        score: the best selection score in %; None without validation rows.
-        seconds: of training in this process. reason: of a failure, in one line.
+        score: Best selection score in %; None without validation rows.
+        seconds: Of training in this process.
+        reason: Of a failure, in one line.
     """
 
     kind: Literal["done", "failed", "pruned", "stopped"]
@@ -47,43 +46,31 @@ class Outcome:
 
 
 def run_cell(
-    run_dir: Path,
-    config: Path,
-    launch: str,
-    group: str,
-    log: Path,
-    lock: IO[str],
-    alive: Callable[[], bool],
-    handle: Any = None,
+    run_dir: Path, config: Path, launch: str, group: str, log: Path, wanted: Callable[[], bool], trial: Any = None
 ) -> Outcome:
     """Train a cell to its end.
 
     Args:
-        config: the cell's options, as `mtl-re train --config` reads them.
-        launch: words before `-m mtl_re` (`accelerate launch ...`); empty: this Python.
-        group: of the run, for the trackers.
-        log: what the process says is appended here.
-        lock: the job's lock, handed on to the process.
-        alive: called at every look; False asks the process to stop.
-        handle: Optuna's trial to prune by (None: no pruning).
+        config: File with the cell's options.
+        launch: Words before `-m mtl_re train` (empty: this Python).
+        group: Of the experiment tracker.
+        log: File to which the process's output is appended.
+        wanted: Is asked at every look; False asks the process to stop.
+        trial: Optuna's trial to prune by (None: no pruning).
     """
     began = time.monotonic()
+    while not finished(run_dir) and in_use(run_dir):  # by a training whose worker is dead or was taken for dead
+        if not wanted():
+            return Outcome("stopped")
+        time.sleep(TICK)
     if not finished(run_dir):
         command = [*(shlex.split(launch) or [sys.executable]), "-m", "mtl_re", "train", "--config", str(config)]
         command += ["--train.run_dir", str(run_dir), "--train.resume", "auto", "--tracking.group", group]
         with log.open("ab") as output:
             offset = output.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C reaches the worker, which then asks the process to stop
-                preexec_fn=stop_with_parent,
-            )
-            asked = _watch(process, run_dir, alive, handle)
-        if not finished(run_dir) or asked == "pruned":
+            process = start_process(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            asked = _watch(process, run_dir, wanted, trial)
+        if asked == "pruned" or not finished(run_dir):
             if asked is not None:
                 return Outcome(asked, best_score(run_dir), time.monotonic() - began)
             return Outcome("failed", None, time.monotonic() - began, _reason(process.returncode, log, offset))
@@ -91,20 +78,20 @@ def run_cell(
 
 
 def _watch(
-    process: subprocess.Popen[bytes], run_dir: Path, alive: Callable[[], bool], handle: Any
+    process: subprocess.Popen[bytes], run_dir: Path, wanted: Callable[[], bool], trial: Any
 ) -> Literal["stopped", "pruned"] | None:
-    """Wait for the process; why it was asked to stop, if it was."""
+    """Wait for the process; return why it was asked to stop, if it was."""
     asked: Literal["stopped", "pruned"] | None = None
     reported = 0
     while process.poll() is None:
-        if not alive() and asked is None:
+        if not wanted() and asked is None:
             asked = "stopped"
             process.send_signal(signal.SIGTERM)
-        if handle is not None and asked is None:
+        if trial is not None and asked is None:
             scores = selection_scores(run_dir)
             for step, score in scores[reported:]:
-                handle.report(score, step)
-            if len(scores) > reported and handle.should_prune():
+                trial.report(score, step)
+            if len(scores) > reported and trial.should_prune():
                 asked = "pruned"
                 process.send_signal(signal.SIGTERM)
             reported = len(scores)
@@ -113,30 +100,39 @@ def _watch(
     return asked
 
 
+# ---- what a run directory tells ----------------------------------------------------------------------------------
+
+
 def finished(run_dir: Path) -> bool:
-    """Whether a run has come to its end: its report is the last thing it writes."""
+    """Return whether a run has come to its end: its report is the last file it writes."""
     return (run_dir / "report" / "report.md").is_file()
 
 
+def in_use(run_dir: Path) -> bool:
+    """Return whether a training process holds the run directory."""
+    with locked(run_dir / ".lock") as held:
+        return held is None
+
+
 def selection_scores(run_dir: Path) -> list[tuple[int, float]]:
-    """(step, score in %) of each evaluation so far, from metrics.jsonl."""
-    found = []
+    """Return (step, score in %) of each evaluation so far, from metrics.jsonl."""
+    scores = []
     with contextlib.suppress(OSError):
         for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # a line being written
                 line = json.loads(text)
                 if line.get("kind") == "valid":
-                    found.append((int(line["step"]), float(line["selection"])))
-    return found
+                    scores.append((int(line["step"]), float(line["selection"])))
+    return scores
 
 
 def best_score(run_dir: Path) -> float | None:
-    """The score of the model that the run kept."""
+    """Return the score of the model that the run kept."""
     return max((score for _, score in selection_scores(run_dir)), default=None)
 
 
 def _reason(code: int, log: Path, offset: int) -> str:
-    """The last line that names an error, else the last line, of what a failed process said."""
+    """Return the last line of a failed process's output that names an error, else the last line."""
     with log.open("rb") as file:
         file.seek(offset)
         text = file.read()[-100_000:].decode("utf-8", errors="replace")
@@ -149,33 +145,24 @@ def _reason(code: int, log: Path, offset: int) -> str:
     return f"{said} ({how}; all of it: {log})"
 
 
-# ---- life and death ------------------------------------------------------------------------------------------
+# ---- processes that end with their parent --------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def locked(path: Path, wait: bool) -> Iterator[IO[str] | None]:
-    """Hold a lock file; None if it is taken and `wait` is off. The system frees it when every holder has ended.
+def start_process(command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+    """Start a process apart from the terminal: Ctrl-C reaches its parent, which then asks it to stop.
 
-    Raises:
-        MtlReError: the file cannot be made.
+    On Linux the system sends it SIGTERM if its parent dies. Elsewhere it runs to its end.
     """
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        yield file
+    before = _stop_with_parent if sys.platform == "linux" else None
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=before, **streams)
 
 
-def stop_with_parent() -> None:
-    """In a child before it starts: ask the system to send it SIGTERM when its parent dies (Linux only)."""
-    if _LIBC is not None:
-        parent = os.getppid()
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
+def _stop_with_parent() -> None:
+    """Ask the system, in a child before it starts, to send it SIGTERM when its parent dies."""
+    parent = os.getppid()
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+_LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork

@@ -1,6 +1,6 @@
 """Pictures of a study: scores with intervals, errors, scores over weights and axes, the simplex, losses.
 
-Enters: numbers by arm. Leaves: PNG files in the look of `figures`.
+In: numbers by arm. Out: PNG files in the style of `mtl_re.figures`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ Points = Sequence[tuple[int, float]]
 
 
 def scores(arms: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], names: Mapping[str, str], path: Path) -> None:
-    """A panel a score: every seed a dot, the mean a bar with its 95 % interval; (arm, seed → figures)."""
+    """Draw a panel for each score: every seed as a dot, the mean as a bar with its 95 % interval.
+
+    Args:
+        arms: Pairs of an arm's name and its metrics by seed.
+        names: Titles of the panels, by metric.
+    """
     with picture(path, 9, 1.3 + 0.32 * len(arms)) as figure:
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         for axes, (key, name), color in zip(panels, names.items(), COLORS, strict=False):
-            for place, (_, by_seed) in enumerate(arms):
-                values = [figures[key] for figures in by_seed.values()]
+            for line, (_, by_seed) in enumerate(arms):
+                values = [metrics[key] for metrics in by_seed.values()]
                 over = seed_interval(values)
                 if over["ci"] is not None:
-                    axes.plot(over["ci"], [place, place], color=color, linewidth=2, solid_capstyle="butt")
-                axes.plot(over["mean"], place, "|", color=color, markersize=13, markeredgewidth=2.4)
-                axes.plot(values, [place] * len(values), "o", color="#222222", markersize=3, alpha=0.7)
+                    axes.plot(over["ci"], [line, line], color=color, linewidth=2, solid_capstyle="butt")
+                axes.plot(over["mean"], line, "|", color=color, markersize=13, markeredgewidth=2.4)
+                axes.plot(values, [line] * len(values), "o", color="#222222", markersize=3, alpha=0.7)
             axes.set_title(f"{name}, %")
-            dots = [figures[key] for _, by_seed in arms for figures in by_seed.values()]
+            dots = [metrics[key] for _, by_seed in arms for metrics in by_seed.values()]
             room = max(0.3 * (max(dots) - min(dots)), 0.5)  # an interval from few seeds may leave the picture
             axes.set_xlim(min(dots) - room, max(dots) + room)
         panels[0].set_yticks(range(len(arms)), drawable([name for name, _ in arms]))
@@ -41,7 +46,7 @@ def scores(arms: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], names:
 
 
 def errors(means: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str], path: Path) -> None:
-    """Stacked bars: rows of each kind of error; arm → kind → mean rows."""
+    """Draw stacked bars of the rows of each kind of error; `means` by arm and kind."""
     with picture(path, 9, 1.8 + 0.3 * len(means)) as figure:
         axes = figure.add_subplot()
         start = np.zeros(len(means))
@@ -62,14 +67,14 @@ def _total(row: Mapping[str, float]) -> float:
 
 
 def over_weights(shares: Mapping[str, Mapping[str, float]], values: Mapping[str, float], what: str, path: Path) -> None:
-    """A panel a head: the score over the head's share of the loss weights."""
+    """Draw a panel for each head: the score over the head's share of the loss weights."""
     heads = list(next(iter(shares.values())))
     with picture(path, 9, 3.4) as figure:
         panels = figure.subplots(1, len(heads), squeeze=False, sharey=True)[0]
         for axes, head, color in zip(panels, heads, COLORS, strict=False):
-            places = [part[head] for part in shares.values()]
-            axes.plot(places, [values[arm] for arm in shares], "o", color=color, markersize=5)
-            _name_points(axes, [(place, values[arm], arm) for place, arm in zip(places, shares, strict=True)])
+            points = [(part[head], values[arm], arm) for arm, part in shares.items()]
+            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", color=color, markersize=5)
+            _name_points(axes, points)
             axes.set_xlabel(f"share of {drawable([head])[0]}")
             axes.grid(axis="both")
             axes.margins(x=0.18, y=0.12)
@@ -84,7 +89,7 @@ def _name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def ternary_map(shares: Mapping[str, Mapping[str, float]], values: Mapping[str, float], what: str, path: Path) -> None:
-    """The score at points of the simplex of three weights; each corner is one head alone."""
+    """Draw the score at points of the simplex of three loss weights; each corner is one head alone."""
     heads = drawable(list(next(iter(shares.values()))))
     places = ternary(np.array([list(part.values()) for part in shares.values()]))
     with picture(path, 7, 5.6) as figure:
@@ -111,22 +116,22 @@ def ternary_map(shares: Mapping[str, Mapping[str, float]], values: Mapping[str, 
 
 
 def over_axes(points: Mapping[str, Sequence[tuple[Any, float]]], what: str, path: Path) -> None:
-    """A panel an axis: (value, score) of every arm, and the mean at each value where arms share values."""
+    """Draw a panel for each axis: (value, score) of every arm, and the mean at each value that several arms share."""
     with picture(path, min(3.4 * len(points), 12) + 1, 3.4) as figure:
         panels = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
-        for axes, (key, found), color in zip(panels, points.items(), COLORS * 4, strict=False):
-            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in found)
-            known = sorted({value for value, _ in found}) if numbers else list(dict.fromkeys(v for v, _ in found))
-            place = {value: value if numbers else index for index, value in enumerate(known)}
-            axes.plot([place[value] for value, _ in found], [score for _, score in found], "o", color=color, alpha=0.7)
-            if len(known) < len(found):
-                means = [np.mean([score for value, score in found if value == one]) for one in known]
+        for axes, (key, pairs), color in zip(panels, points.items(), COLORS * 4, strict=False):
+            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in pairs)
+            values = sorted({value for value, _ in pairs}) if numbers else list(dict.fromkeys(v for v, _ in pairs))
+            x = {value: value if numbers else index for index, value in enumerate(values)}
+            axes.plot([x[value] for value, _ in pairs], [score for _, score in pairs], "o", color=color, alpha=0.7)
+            if len(values) < len(pairs):
+                means = [np.mean([score for value, score in pairs if value == one]) for one in values]
                 mean = {"linestyle": "-"} if numbers else {"linestyle": "", "marker": "_", "markersize": 22}
-                axes.plot([place[value] for value in known], means, color=color, **mean)
+                axes.plot([x[value] for value in values], means, color=color, **mean)
             if not numbers:
-                axes.set_xticks(range(len(known)), drawable([str(value) for value in known]))
+                axes.set_xticks(range(len(values)), drawable([str(value) for value in values]))
                 axes.margins(x=0.25)
-            elif min(known) > 0 and max(known) >= 30 * min(known):
+            elif min(values) > 0 and max(values) >= 30 * min(values):
                 axes.set_xscale("log")
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter("")
@@ -137,7 +142,7 @@ def over_axes(points: Mapping[str, Sequence[tuple[Any, float]]], what: str, path
 
 
 def losses(curves: Mapping[str, Mapping[str, Sequence[Points]]], arms: Sequence[str], path: Path) -> None:
-    """A panel a head: mean over seeds of its raw loss, a line an arm; head → arm → runs."""
+    """Draw a panel for each head: its unweighted loss, mean over seeds, a line for each arm."""
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
     names = dict(zip(arms, drawable(list(arms)), strict=True))
@@ -146,11 +151,11 @@ def losses(curves: Mapping[str, Mapping[str, Sequence[Points]]], arms: Sequence[
         seen: dict[str, Any] = {}
         for axes, (head, by_arm) in zip(panels, curves.items(), strict=False):
             for arm, runs in by_arm.items():
-                place = arms.index(arm)
-                style = {"color": COLORS[place % len(COLORS)], "linestyle": LINES[place // len(COLORS) % len(LINES)]}
+                number = arms.index(arm)
+                style = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number // len(COLORS) % len(LINES)]}
                 steps, means = mean_curve(runs)
                 (seen[arm],) = axes.plot(steps, means, linewidth=1.3, **style)
-            axes.set_title(f"{drawable([head])[0]}: loss a labelled row, nats", fontsize=10)
+            axes.set_title(f"{drawable([head])[0]}: loss for a labelled row, nats", fontsize=10)
             axes.grid(axis="both")
             axes.set_xlabel("optimizer step")
         for axes in panels[len(curves) :]:
@@ -160,7 +165,7 @@ def losses(curves: Mapping[str, Mapping[str, Sequence[Points]]], arms: Sequence[
 
 
 def mean_curve(runs: Sequence[Points]) -> tuple[list[int], list[float]]:
-    """Mean over runs at every step that all of them logged, smoothed over a thirtieth of the curve."""
+    """Return the mean over runs at every step that all of them logged, smoothed over a thirtieth of the curve."""
     common = sorted(set.intersection(*({step for step, _ in run} for run in runs)))
     values = np.mean([[dict(run)[step] for step in common] for run in runs], axis=0) if common else np.zeros(0)
     width = max(1, len(common) // 30)

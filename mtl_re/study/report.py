@@ -1,8 +1,8 @@
-"""The report of a study: who is better than the baseline, by how much, and how sure that is.
+"""The report of a study: which arms differ from the baseline, by how much, and with what certainty.
 
-Enters: the finished cells of a study (logits by `cell_logits`, curves from metrics.jsonl). Leaves: OUTPUT/report/ with
-report.md, scores.csv (a line a seed), summary.csv, differences.csv and pictures. It can be written at any time; what
-is missing is named. The test rows are read here and nowhere else.
+In: the finished cells of a study (logits by `cell_logits`, curves from metrics.jsonl). Out: OUTPUT/report/ with
+report.md, scores.csv (a line for each seed), summary.csv, differences.csv and pictures. It can be written at any time;
+cells that are not finished are listed in it. The test rows are read here and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,30 +14,38 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from mtl_re.errors import MtlReError
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
-from mtl_re.study.arm_statistics import Difference, adjusted, compare, figures, flat_figures, summarised
-from mtl_re.study.cell_logits import CellLogits, Read, cell_logits, compose, read
-from mtl_re.study.cell_process import best_score, finished, locked
-from mtl_re.study.study import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
+from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, holm_adjusted, summarise
+from mtl_re.study.cell_logits import CellLogits, DecodedCell, cell_logits, compose, decode_cell
+from mtl_re.study.cell_process import best_score, finished
+from mtl_re.study.plan import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
 from mtl_re.training.run_report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
 
 
 @dataclass
-class Entry:
-    """One arm under one reading. `figures`: seed → flat figures; `scores`: seed → selection score, if there is one."""
+class ScoredArm:
+    """One arm under one decoding, over its finished seeds.
+
+    Attributes:
+        reading: Name of the decoding among the study's `readings`.
+        cells: Decoded rows by seed.
+        metrics: By seed and column name.
+        selection: Selection score by seed, where the cell had validation rows.
+    """
 
     arm: str
     reading: str
-    reads: dict[int, Read]
-    figures: dict[int, dict[str, float]]
-    scores: dict[int, float] = field(default_factory=dict)
+    cells: dict[int, DecodedCell]
+    metrics: dict[int, dict[str, float]]
+    selection: dict[int, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -46,36 +54,37 @@ class Entry:
 
     @property
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Mean, SD and interval over seeds of every figure, and of the selection score."""
-        with_score = [
-            values | ({"selection": self.scores[seed]} if len(self.scores) == len(self.figures) else {})
-            for seed, values in self.figures.items()
-        ]
-        return summarised(with_score)
+        """Mean, SD and interval over seeds of every metric, and of the selection score."""
+        return summarise(
+            [
+                values | ({"selection": self.selection[seed]} if len(self.selection) == len(self.metrics) else {})
+                for seed, values in self.metrics.items()
+            ]
+        )
 
 
 def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> Path:
     """Write a study's report from the cells that are finished.
 
     Args:
-        searched: arms that a search has chosen so far (see `trial_book.searched_arms`).
-        resamples: of the bootstrap over rows.
+        searched: Arms that a search has chosen so far (see `cell_queue.searched_arms`).
+        resamples: Of the bootstrap over rows.
 
     Returns:
         The path of `report.md`.
 
     Raises:
-        MtlReError: no cell is finished, or a finished one cannot be read.
+        MtlReError: No cell is finished, or a finished one cannot be read.
     """
     arms = dict(searched) or study.arms
     cells = {(arm, seed): study.cell(arm, settings, seed) for arm, settings in arms.items() for seed in study.seeds}
     done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
     if not done:
         raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
-    with locked(study.output / "report.lock", wait=True):
+    with FileLock(study.output / "report.lock"):
         folder = study.output / "report"
-        entries = read_entries(study, done)
-        differences = compare_entries(study, entries, resamples, study.output / "draws")
+        entries = score_arms(study, done)
+        differences = compare_to_baseline(study, entries, resamples, study.output / "draws")
         _write_tables(folder, entries, differences)
         sections = [
             _heading(study, cells, done, entries, resamples),
@@ -90,17 +99,17 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     return folder / "report.md"
 
 
-# ---- reading the cells -----------------------------------------------------------------------------------------
+# ---- scoring the cells -----------------------------------------------------------------------------------------
 
 
 def parts_only(study: Study) -> set[str]:
-    """Arms that exist to give a head to a composition: they leave a head untrained, so they say nothing alone."""
-    used = {arm for parts in study.composed.values() for arm in parts.values()}
-    return {arm for arm in used if trained_heads(study, arm) != heads_of(study, arm)}
+    """Return the arms that only lend a head to a composition: they leave a head untrained, so are not scored alone."""
+    lent = {arm for parts in study.composed.values() for arm in parts.values()}
+    return {arm for arm in lent if trained_heads(study, arm) != heads_of(study, arm)}
 
 
-def read_entries(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[Entry]:
-    """Every arm and composition under every reading, over the seeds that are finished."""
+def score_arms(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[ScoredArm]:
+    """Score every arm and composition under every decoding, over the seeds that are finished."""
     logits = {
         key: cell_logits(study, cell)
         for key, cell in tqdm(done.items(), desc="logits", unit="cell", file=sys.stderr, disable=None)
@@ -118,33 +127,39 @@ def read_entries(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[Ent
         by_arm[name] = {seed: compose({head: logits[arm, seed] for head, arm in parts.items()}) for seed in whole}
     entries = []
     for arm, by_seed in by_arm.items():
-        for reading, how in study.readings.items():
-            reads = {seed: read(part, how) for seed, part in by_seed.items() if part.fitted or not how.calibrate}
-            numbers = {seed: flat_figures(figures(rows)) for seed, rows in reads.items()}
-            if reads:
-                entries.append(Entry(arm, reading, reads, numbers, scores.get(arm, {})))
+        for reading, decoding in study.readings.items():
+            decoded = {
+                seed: decode_cell(part, decoding)
+                for seed, part in by_seed.items()
+                if part.fitted or not decoding.calibrate
+            }
+            metrics = {seed: cell_metrics(one) for seed, one in decoded.items()}
+            if decoded:
+                entries.append(ScoredArm(arm, reading, decoded, metrics, scores.get(arm, {})))
     return entries
 
 
-def compare_entries(study: Study, entries: Sequence[Entry], resamples: int, folder: Path | None) -> list[Difference]:
-    """Every entry against the baseline, Holm-adjusted; none without a finished baseline."""
+def compare_to_baseline(
+    study: Study, entries: Sequence[ScoredArm], resamples: int, folder: Path | None
+) -> list[Difference]:
+    """Compare every arm with the baseline, Holm-adjusted; return none without a finished baseline."""
     if study.baseline is None:
         return []
     arm, reading = study.baseline
     by_name = {(entry.arm, entry.reading): entry for entry in entries}
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for entry in tqdm(entries, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
         base = by_name.get((arm, reading or entry.reading))
-        if base is None or base is entry or not set(base.reads) & set(entry.reads):
+        if base is None or base is entry or not set(base.cells) & set(entry.cells):
             continue
-        for one in compare((entry.arm, entry.reading, base.name), entry.reads, base.reads, resamples, folder):
-            if one.score != "auprc" or not any(_same(one, other) for other in found):
-                found.append(one)
-    return adjusted(found)
+        for one in compare((entry.arm, entry.reading, base.name), entry.cells, base.cells, resamples, folder):
+            if one.score != "auprc" or not any(_same(one, other) for other in differences):
+                differences.append(one)
+    return holm_adjusted(differences)
 
 
 def _same(one: Difference, other: Difference) -> bool:
-    """Whether two readings of an arm have the same probabilities, differing in the gate alone: one comparison."""
+    """Return whether two decodings of an arm have the same probabilities, so that their AUPRC is one comparison."""
     names = ("arm", "score", "difference", "rows_ci", "seeds_ci")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
@@ -156,10 +171,10 @@ def _heading(
     study: Study,
     cells: Mapping[Any, Cell],
     done: Mapping[Any, Cell],
-    entries: Sequence[Entry],
+    entries: Sequence[ScoredArm],
     resamples: int,
 ) -> list[str]:
-    rows = sorted({len(read.gold) for entry in entries for read in entry.reads.values()})
+    rows = sorted({len(cell.gold) for entry in entries for cell in entry.cells.values()})
     counts = "–".join(f"{count:,}" for count in {rows[0]: 0, rows[-1]: 0})
     config = checked_config(next(iter(done.values())).config)
     lines = [f"# Study {escape(study.name)}", ""]
@@ -177,50 +192,58 @@ def _heading(
         where = f"All scores are on `{study.test}` ({counts} rows), which no cell has read"
     else:
         where = f"**No test rows.** All scores are on each cell's own validation rows ({counts}), split off by its seed"
-        where += "; they chose the checkpoint too, so they rank arms and promise nothing"
+        where += "; the checkpoint was selected on them too, so they rank the arms but overestimate their scores"
     lines += ["", f"{chosen}. {where}.", ""]
-    lines += [f"Intervals over rows: {resamples:,} bootstrap resamples. All figures in %, differences in points.", ""]
+    lines += [
+        f"Intervals over rows: {resamples:,} bootstrap resamples. All scores in %, differences in percentage points.",
+        "",
+    ]
     readings = [
-        [name, how.gate, how.prior, how.restrict, _temperatures(entries, name), _priors(entries, name)]
-        for name, how in study.readings.items()
+        [name, decoding.gate, decoding.prior, decoding.restrict, _temperatures(entries, name), _priors(entries, name)]
+        for name, decoding in study.readings.items()
     ]
     means = ["temperatures, mean over arms and seeds", "prior applied, mean over arms and seeds"]
     lines += table(["reading", "gate", "prior", "restriction", *means], readings)
     if study.calibrates:
-        lines += ["Fitted on each cell's own validation rows, one a head; an arm without such rows is not read so.", ""]
+        lines += [
+            "Temperatures are fitted on each cell's own validation rows; arms without such rows are left out there.",
+            "",
+        ]
     if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
         lines += table(["composed of separate networks", "head: arm"], composed)
     return lines
 
 
-def _priors(entries: Sequence[Entry], reading: str) -> str:
-    said = [read.prior for entry in entries if entry.reading == reading for read in entry.reads.values()]
-    shares = [[float(part) for part in text.removeprefix("em: ").split(", ")] for text in said if text != "none"]
+def _priors(entries: Sequence[ScoredArm], reading: str) -> str:
+    priors = [cell.prior for entry in entries if entry.reading == reading for cell in entry.cells.values()]
+    shares = [[float(part) for part in text.removeprefix("em: ").split(", ")] for text in priors if text != "none"]
     return ", ".join(f"{sum(column) / len(column):.3f}" for column in zip(*shares, strict=True)) if shares else NONE
 
 
-def _temperatures(entries: Sequence[Entry], reading: str) -> str:
+def _temperatures(entries: Sequence[ScoredArm], reading: str) -> str:
     by_head: dict[str, list[float]] = {}
     for entry in entries:
-        for rows in entry.reads.values() if entry.reading == reading else ():
-            for head, value in rows.temperatures.items():
+        for cell in entry.cells.values() if entry.reading == reading else ():
+            for head, value in cell.temperatures.items():
                 by_head.setdefault(head, []).append(value)
-    said = [f"{head} {sum(values) / len(values):.2f}" for head, values in by_head.items() if set(values) != {1.0}]
-    return ", ".join(said) or NONE
+    means = [f"{head} {sum(values) / len(values):.2f}" for head, values in by_head.items() if set(values) != {1.0}]
+    return ", ".join(means) or NONE
 
 
-def _scores(entries: Sequence[Entry], folder: Path) -> list[str]:
-    pictures.scores([(entry.name, entry.figures) for entry in entries], SCORES, folder / "scores.png")
+def _scores(entries: Sequence[ScoredArm], folder: Path) -> list[str]:
+    pictures.scores([(entry.name, entry.metrics) for entry in entries], SCORES, folder / "scores.png")
     columns = [*SCORES, "gate_f1", *dict.fromkeys(k for e in entries for k in e.summary if k.startswith("fine_"))]
     if any("selection" in entry.summary for entry in entries):
         columns.append("selection")
     rows = [
-        [entry.name, str(len(entry.reads)), *(_cell(entry.summary.get(column)) for column in columns)]
+        [entry.name, str(len(entry.cells)), *(_cell(entry.summary.get(column)) for column in columns)]
         for entry in entries
     ]
     heads = [SCORES.get(column, column.replace("_f1", " F1").replace("fine_", "fine: ")) for column in columns]
-    note = "Mean ± SD over seeds, and the 95 % interval of the mean (Student's t). `fine: X` is the accuracy inside X "
-    note += "on rows whose gold label lies in X; selection is the score by which a checkpoint was kept."
+    note = "Mean ± SD over seeds, and the 95 % interval of the mean (Student's t). `fine: X` is the accuracy of the "
+    note += (
+        "head X on rows whose gold label is one of its own; `selection` is the score by which checkpoints were kept."
+    )
     lines = ["## Scores", "", "![Scores](scores.png)", "", *undrawn("arms", [entry.name for entry in entries])]
     return [*lines, *table(["arm/reading", "seeds", *heads], rows), note, ""]
 
@@ -235,7 +258,7 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
 
 def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
     if not differences:
-        return ["## Differences", "", "No baseline is named, or it has no finished cell: nothing is compared.", ""]
+        return ["## Differences", "", "Nothing is compared: no baseline is named, or it has no finished cell.", ""]
     lines = ["## Differences from the baseline", ""]
     for score, name in SCORES.items():
         rows = [
@@ -259,17 +282,17 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
     least = sorted({(d.seeds, d.smallest_p) for d in differences})
     floor = "; ".join(f"with {seeds} seeds no p can be below {p:.4g}" for seeds, p in least)
     lines += [
-        "Over rows: paired bootstrap, other rows but these trainings; the difference is averaged over the seeds. Over "
-        f"seeds: other trainings but these rows; Student's t interval, and sign flips for p ({floor}). Holm's "
-        f"correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, so readings that "
-        "differ in it alone are listed once). Verdict: better or worse if Holm's p over rows is below 0.05 and the "
-        "interval over seeds leaves out 0.",
+        "Over rows: a paired bootstrap (other rows, the same trained models); the difference is averaged over the "
+        "seeds. Over seeds: Student's t interval, and sign flips for p (other trainings, the same rows; "
+        f"{floor}). Holm's correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, "
+        "so readings that differ in the gate alone are listed once). Verdict: better or worse if Holm's p over rows is "
+        "below 0.05 and the interval over seeds excludes 0.",
         "",
     ]
     return lines
 
 
-def _errors(entries: Sequence[Entry], folder: Path) -> list[str]:
+def _errors(entries: Sequence[ScoredArm], folder: Path) -> list[str]:
     kinds = {f"error_{kind}": ": ".join(text) for kind, text in ERROR_NAMES.items()}
     means = {entry.name: {kind: entry.summary[kind]["mean"] for kind in kinds} for entry in entries}
     pictures.errors(means, kinds, folder / "errors.png")
@@ -281,32 +304,32 @@ def _errors(entries: Sequence[Entry], folder: Path) -> list[str]:
     return [*lines, *table(["arm/reading", *kinds.values(), "all"], rows)]
 
 
-def _search(study: Study, searched: Mapping[str, Arm], entries: Sequence[Entry]) -> list[str]:
+def _search(study: Study, searched: Mapping[str, Arm], entries: Sequence[ScoredArm]) -> list[str]:
     if study.search is None:
         return []
     scores = {entry.arm: entry.summary["selection"]["mean"] for entry in entries if "selection" in entry.summary}
     ranked = sorted(scores, key=lambda arm: -scores[arm])
     keys = list(study.search.axes)
     rows = [[arm, f"{scores[arm]:.2f}", *(f"{searched[arm][key]}" for key in keys)] for arm in ranked]
-    said = (
-        f"{len(scores)} of {study.search.trials} arms, chosen by {study.search.sampler} to raise the selection score; "
+    text = (
+        f"{len(scores)} of {study.search.trials} arms, sampled by {study.search.sampler} to maximise the selection "
+        "score. The score of the best of many arms is biased upwards: confirm it on other rows and seeds."
     )
-    said += "the best of many is flattered by its choice, so confirm it on other rows and seeds."
-    return ["## Search", "", said, "", *table(["arm", "selection", *keys], rows)]
+    return ["## Search", "", text, "", *table(["arm", "selection", *keys], rows)]
 
 
-def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[Entry], folder: Path) -> list[str]:
-    """The score over each weight, over each axis, and over the simplex."""
+def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[ScoredArm], folder: Path) -> list[str]:
+    """Write the score over each weight, over each axis, and over the simplex."""
     first = next(iter(study.readings))
     selects = study.test is None and all("selection" in entry.summary for entry in entries)
     figure = "selection" if selects else "micro_f1"
     what = "selection score" if selects else f"micro-F1, reading {first}"
     values = {entry.arm: entry.summary[figure]["mean"] for entry in entries if entry.reading == first}
     lines: list[str] = []
-    shares = {arm: found for arm in values if arm in arms and (found := shares_of(study, arms[arm])) is not None}
+    shares = {arm: part for arm in values if arm in arms and (part := shares_of(study, arms[arm])) is not None}
     if len({tuple(part.values()) for part in shares.values()}) >= 3:
         pictures.over_weights(shares, values, what, folder / "weights.png")
-        lines += ["## Loss weights", "", "Shares of the weights, which only count by their ratios.", ""]
+        lines += ["## Loss weights", "", "Shares of the loss weights: only their ratios matter.", ""]
         lines += [f"![{what} over each weight](weights.png)", ""]
         if len(next(iter(shares.values()))) == 3:
             pictures.ternary_map(shares, values, what, folder / "ternary.png")
@@ -315,7 +338,14 @@ def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[Entry], folde
     if scalar := [key for key in axes if all(isinstance(arms[arm].get(key), int | float | str) for arm in values)]:
         points = {key: [(arms[arm][key], value) for arm, value in values.items()] for key in scalar}
         pictures.over_axes(points, what, folder / "axes.png")
-        lines += ["## Axes", "", f"Each point is an arm: its mean {what} over the seeds.", "", "![Axes](axes.png)", ""]
+        lines += [
+            "## Axes",
+            "",
+            f"Each point is an arm, with its mean {what} over the seeds.",
+            "",
+            "![Axes](axes.png)",
+            "",
+        ]
     return lines
 
 
@@ -332,26 +362,26 @@ def _curves(study: Study, arms: Mapping[str, Arm], done: Mapping[tuple[str, int]
     if not curves:
         return []
     pictures.losses(curves, list(arms), folder / "losses.png")
-    text = "Raw loss of each head a labelled row, before any weight; mean over seeds."
+    text = "Unweighted loss of each head for a labelled row, mean over seeds."
     return ["## Learning curves", "", text, "", "![Learning curves](losses.png)", ""]
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def _write_tables(folder: Path, entries: Sequence[Entry], differences: Sequence[Difference]) -> None:
+def _write_tables(folder: Path, entries: Sequence[ScoredArm], differences: Sequence[Difference]) -> None:
     scores = [
         {
             "arm": e.arm,
             "reading": e.reading,
             "seed": seed,
-            "rows": len(e.reads[seed].gold),
-            "prior": e.reads[seed].prior,
+            "rows": len(e.cells[seed].gold),
+            "prior": e.cells[seed].prior,
         }
         | values
-        | ({"selection": e.scores[seed]} if seed in e.scores else {})
+        | ({"selection": e.selection[seed]} if seed in e.selection else {})
         for e in entries
-        for seed, values in e.figures.items()
+        for seed, values in e.metrics.items()
     ]
     summary = []
     for entry in entries:

@@ -1,8 +1,8 @@
-"""A study file (YAML) → `study.Study`.
+"""Reading of a study file (YAML) into `plan.Study`.
 
-Arms are written out (`arms`), multiplied out (`axes` of lists: the full grid), or sampled while the study runs (`axes`
-with ranges, or `trials` and `sampler`: a search). An unknown key, a value of another kind or a name that points
-nowhere is an error that names it.
+Arms are listed (`arms`), the product of axes (`axes` of lists: the full grid), or sampled while the study runs (`axes`
+with ranges, or `trials` and `sampler`: a search). `readings` names the ways in which the cells' logits are decoded. An
+unknown key, a value of the wrong type or a name that nothing defines is an error that names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, get_args
 from mtl_re.config import GROUPS, Gate, Restrict, parse_shares
 from mtl_re.errors import MtlReError
 from mtl_re.files import read_yaml
-from mtl_re.study.study import Arm, Pruner, Range, Sampler, Search, Study, StudyReading, check_study, set_dotted
+from mtl_re.study.plan import Arm, Pruner, Range, Sampler, Search, Study, StudyDecoding, check_study, set_dotted
 
 _NAME = re.compile(r"[\w.,=+-]{1,100}")
 KEYS = (
@@ -32,7 +32,7 @@ def load_study(path: Path) -> Study:
     """Read and check a study file.
 
     Raises:
-        MtlReError: anything wrong with the file, or with the options of any cell, by name.
+        MtlReError: Something is wrong with the file or the options of a cell; the message names it.
     """
     raw = read_yaml(path)
     try:
@@ -57,7 +57,7 @@ def _study(raw: dict[str, Any], path: Path) -> Study:
     if ("arms" in raw) == ("axes" in raw):
         raise MtlReError("give either arms or axes")
     arms, axes, search = _varied(raw)
-    readings = {key: _reading(key, value) for key, value in _typed(raw, "readings", dict, {"hard": {}}).items()}
+    readings = {key: _decoding(key, value) for key, value in _typed(raw, "readings", dict, {"hard": {}}).items()}
     if not readings:
         raise MtlReError("readings: at least one is needed")
     composed = _typed(raw, "composed", dict, {})
@@ -79,14 +79,14 @@ def _study(raw: dict[str, Any], path: Path) -> Study:
 
 
 def _merge(options: dict[str, Any], key: str, value: Any) -> None:
-    """Put a nested or dotted override in; only the values it names change, but a map of weights is set as a whole."""
+    """Apply a nested or dotted override: only the values it names change, but a map of weights is set as a whole."""
     inner = isinstance(value, dict) and (key in GROUPS)
     for part, child in value.items() if inner else [("", value)]:
         set_dotted(options, f"{key}.{part}" if inner else key, child)
 
 
 def _varied(raw: dict[str, Any]) -> tuple[dict[str, Arm], dict[str, list[Any]], Search | None]:
-    """Arms, the axes of a grid, and the search; two of the three are empty."""
+    """Return the arms, the axes that a grid made them of, and the search; a search has neither arms nor axes yet."""
     if "arms" in raw:
         if odd := {"trials", "sampler"} & set(raw):
             raise MtlReError(f"{sorted(odd)[0]}: belongs to a search over axes, not to arms")
@@ -119,7 +119,7 @@ def _grid(axes: Mapping[str, list[Any]]) -> dict[str, Arm]:
 
 
 def grid_name(settings: Arm) -> str:
-    """`weights=1-2-1,lr=0.0002`: an arm's name from its values, fit for a file name."""
+    """Return an arm's name made of its values, fit for a file name, such as `weights=1-2-1,lr=0.0002`."""
     lasts = [key.rsplit(".", 1)[-1] for key in settings]
     names = lasts if len(set(lasts)) == len(lasts) else list(settings)
     text = ",".join(f"{name}={_value(value)}" for name, value in zip(names, settings.values(), strict=True))
@@ -156,7 +156,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _reading(name: Any, value: Any) -> StudyReading:
+def _decoding(name: Any, value: Any) -> StudyDecoding:
     where = f"readings: {name}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise MtlReError(f"{where}: letters, digits and . , = + - only")
@@ -172,10 +172,12 @@ def _reading(name: Any, value: Any) -> StudyReading:
     restrict = _choice(value, "restrict", get_args(Restrict), "none", where)
     if not isinstance(calibrate := value.get("calibrate", False), bool):
         raise MtlReError(f"{where}: calibrate: {calibrate!r}; expected true or false")
-    return StudyReading(gate, prior, restrict, calibrate=calibrate)
+    return StudyDecoding(gate, prior, restrict, calibrate=calibrate)
 
 
-def _baseline(raw: dict[str, Any], arms: list[str], readings: dict[str, StudyReading]) -> tuple[str, str | None] | None:
+def _baseline(
+    raw: dict[str, Any], arms: list[str], readings: dict[str, StudyDecoding]
+) -> tuple[str, str | None] | None:
     text = _typed(raw, "baseline", str, None)
     if text is None:
         return None

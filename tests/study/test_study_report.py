@@ -1,6 +1,7 @@
 """A study's report: its arithmetic, and that its intervals keep their word where the truth is known."""
 
 import csv
+import importlib
 import json
 import math
 import shutil
@@ -23,10 +24,10 @@ from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.study import arm_statistics, cell_logits
 from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
-from mtl_re.study.arm_statistics import Difference, adjusted, compare, draws, flat_figures, ternary
-from mtl_re.study.cell_logits import CellLogits, Read, compose, read
-from mtl_re.study.report import Entry
-from mtl_re.study.study import Cell, StudyReading
+from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
+from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell
+from mtl_re.study.plan import Cell, StudyDecoding
+from mtl_re.study.report import ScoredArm
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
@@ -40,7 +41,7 @@ def as_read(gold, labels, probs=None, rows="rows", taxonomy=TAXONOMY):
     if probs is None:
         probs = np.full((len(gold), LABELS), 0.1)
         probs[np.arange(len(gold)), labels] = 0.6
-    return Read(gold, probs, labels, labels, StudyReading(), taxonomy, "none", rows, {})
+    return DecodedCell(gold, probs, labels, labels, StudyDecoding(), taxonomy, "none", rows, {})
 
 
 def predict(generator, gold, skill):
@@ -110,13 +111,13 @@ def test_the_interval_over_seeds_covers_a_known_effect_at_its_nominal_rate():
 
 @pytest.mark.slow
 def test_two_arms_of_equal_skill_are_seldom_called_different():
-    found = [adjusted(list(simulated(number, 200, 5, (0.7, 0.7)).values())) for number in range(100)]
+    found = [holm_adjusted(list(simulated(number, 200, 5, (0.7, 0.7)).values())) for number in range(100)]
     verdicts = [difference.verdict for pair in found for difference in pair if difference.score == "micro_f1"]
     assert verdicts.count("no difference shown") >= 94
 
 
 def test_a_large_effect_is_called_by_its_sign():
-    up, down = (adjusted(list(simulated(1, 600, 5, skills).values())) for skills in ((0.4, 0.9), (0.9, 0.4)))
+    up, down = (holm_adjusted(list(simulated(1, 600, 5, skills).values())) for skills in ((0.4, 0.9), (0.9, 0.4)))
     assert {difference.verdict for difference in up} == {"better"}
     assert {difference.verdict for difference in down} == {"worse"}
 
@@ -125,7 +126,7 @@ def test_identical_arms_show_no_difference():
     generator = np.random.default_rng(0)
     gold = golds(generator, 200)
     arm = {seed: as_read(gold, predict(generator, gold, 0.7)) for seed in range(5)}
-    for difference in adjusted(compare(("b", "hard", "a"), dict(arm), arm, 300)):
+    for difference in holm_adjusted(compare(("b", "hard", "a"), dict(arm), arm, 300)):
         assert (difference.difference, difference.rows_ci, difference.seeds_ci) == (0.0, (0.0, 0.0), (0.0, 0.0))
         assert difference.rows_p == difference.seeds_p == difference.rows_holm == difference.seeds_holm == 1.0
         assert difference.verdict == "no difference shown"
@@ -174,7 +175,7 @@ def test_holm_runs_over_the_comparisons_of_one_score():
         for score, all_p in (("micro_f1", (0.01, 0.04)), ("auprc", (0.2, 0.03)))
         for arm, p in zip("bc", all_p, strict=True)
     ]
-    result = adjusted(found)
+    result = holm_adjusted(found)
     assert [d.rows_holm for d in result] == pytest.approx([0.02, 0.04, 0.2, 0.06])
     assert [d.verdict for d in result] == ["better", "better", "no difference shown", "no difference shown"]
 
@@ -211,7 +212,7 @@ def softmax(values):
 def test_a_composition_takes_each_head_from_its_network():
     parts = {"coarse": logits(1, temperatures={"coarse": 2.0, "a": 9.0}), "a": logits(2, trained=None), "b": logits(3)}
     whole = compose(parts)
-    found = read(whole, StudyReading("soft"))
+    found = decode_cell(whole, StudyDecoding("soft"))
     coarse = softmax(parts["coarse"].logits["coarse"] / 2)
     fine = {name: softmax(parts[name].logits[name]) for name in ("a", "b")}
     expected = np.concatenate([coarse[:, :1], coarse[:, 1:2] * fine["a"], coarse[:, 2:] * fine["b"]], axis=1)
@@ -223,7 +224,7 @@ def test_a_composition_takes_each_head_from_its_network():
     assert whole.trained == (0.5, 0.25, 0.25)
     one = logits(4)
     assert np.array_equal(
-        read(compose(dict.fromkeys(HEADS, one)), StudyReading()).probs, read(one, StudyReading()).probs
+        decode_cell(compose(dict.fromkeys(HEADS, one)), StudyDecoding()).probs, decode_cell(one, StudyDecoding()).probs
     )
 
 
@@ -237,38 +238,38 @@ def test_a_composition_of_what_does_not_fit_is_refused():
 def test_readings_apply_prior_and_restriction():
     typed = Taxonomy.from_dict({**TAXONOMY.to_dict(), "subject_types": {"a": ["A"], "b": ["B"]}})
     cell = logits(1, taxonomy=typed)
-    plain = read(cell, StudyReading("soft"))
-    restricted = read(cell, StudyReading("soft", restrict="subject_type"))
+    plain = decode_cell(cell, StudyDecoding("soft"))
+    restricted = decode_cell(cell, StudyDecoding("soft", restrict="subject_type"))
     assert (restricted.probs[0::2, 3:] == 0).all()
     assert (restricted.probs[1::2, 1:3] == 0).all()
     assert restricted.probs.sum(axis=1) == pytest.approx(np.ones(40))
-    shifted = read(cell, StudyReading("soft", prior="0.8,0.1,0.1"))
+    shifted = decode_cell(cell, StudyDecoding("soft", prior="0.8,0.1,0.1"))
     ratio = (np.array([0.8, 0.1, 0.1]) / [0.5, 0.25, 0.25])[[0, 1, 1, 2, 2]]
     expected = plain.probs * ratio
     assert shifted.probs == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
     assert shifted.prior == "0.8000, 0.1000, 0.1000"
-    assert read(cell, StudyReading(prior="em")).prior.startswith("em: ")
-    assert read(cell, StudyReading("hard")).labels is not plain.labels
+    assert decode_cell(cell, StudyDecoding(prior="em")).prior.startswith("em: ")
+    assert decode_cell(cell, StudyDecoding("hard")).labels is not plain.labels
     with pytest.raises(MtlReError, match="does not record the prior"):
-        read(logits(1, trained=None), StudyReading(prior="em"))
+        decode_cell(logits(1, trained=None), StudyDecoding(prior="em"))
 
 
 def test_a_calibrating_reading_uses_the_fitted_temperatures():
     cell = logits(1, temperatures={"coarse": 5.0}, fitted={"coarse": 2.0, "a": 1.0, "b": 0.5})
     by_hand = replace(cell, temperatures=cell.fitted)
-    fitted = read(cell, StudyReading("soft", prior="em", calibrate=True))
-    assert np.array_equal(fitted.probs, read(by_hand, StudyReading("soft", prior="em")).probs)
-    assert fitted.prior != read(cell, StudyReading("soft", prior="em")).prior
+    fitted = decode_cell(cell, StudyDecoding("soft", prior="em", calibrate=True))
+    assert np.array_equal(fitted.probs, decode_cell(by_hand, StudyDecoding("soft", prior="em")).probs)
+    assert fitted.prior != decode_cell(cell, StudyDecoding("soft", prior="em")).prior
     assert fitted.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
     other = logits(2, fitted={"coarse": 3.0, "a": 4.0, "b": 6.0})
     assert compose({"coarse": cell, "a": other, "b": cell}).fitted == {"coarse": 2.0, "a": 4.0, "b": 0.5}
 
 
-def test_figures_are_flat():
+def test_metrics_have_one_column_each():
     generator = np.random.default_rng(0)
     gold = golds(generator, 60)
     rows = as_read(gold, predict(generator, gold, 0.6))
-    found = flat_figures(arm_statistics.figures(rows))
+    found = cell_metrics(rows)
     assert {"micro_f1", "auprc", "gate_f1", "fine_a", "fine_b", "error_missed"} <= set(found)
     assert (
         sum(found[f"error_{kind}"] for kind in ("missed", "false_alarm", "wrong_branch", "wrong_label"))
@@ -397,10 +398,52 @@ def test_a_study_without_finished_cells_has_no_report(made, tmp_path):
 
 
 def test_an_entry_sums_its_seeds_up():
-    entry = Entry("a", "hard", {}, {1: {"micro_f1": 1.0}, 2: {"micro_f1": 3.0, "auprc": 1.0}}, {1: 5.0})
+    entry = ScoredArm("a", "hard", {}, {1: {"micro_f1": 1.0}, 2: {"micro_f1": 3.0, "auprc": 1.0}}, {1: 5.0})
     assert entry.summary["micro_f1"]["mean"] == 2.0
     assert set(entry.summary) == {"micro_f1"}
     assert entry.name == "a/hard"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_a_script_of_the_experiments_does_nothing_on_import(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--not-an-option"])
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    importlib.import_module(".".join(path.relative_to(EXPERIMENTS.parent).with_suffix("").parts))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_two_arms_are_paired(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    from experiments import paired
+
+    study = str(tmp_path / "study.yaml")
+    paired.main([study, "c2/hard", "vote:o2/hard", "--resamples", "50"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [
+        [name, score] for name in ("c2/hard", "vote:o2/hard") for score in ("micro_f1", "auprc")
+    ]
+    assert lines[4].startswith("micro_f1: +")
+    with pytest.raises(SystemExit):
+        paired.main([study, "c2/wide", "unit/hard"])
+    assert "c2/wide: no such arm/reading is finished; there are unit/hard" in capsys.readouterr().err
+
+
+def test_the_independent_score_of_a_submission_agrees(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    from experiments.score_submission import ORDER, score
+
+    rows = sample.rows("test", 90, 0)
+    (tmp_path / "data.json").write_text(json.dumps([{"guid": row["guid"], "label": row["label"]} for row in rows]))
+    probs = np.random.default_rng(0).dirichlet(np.ones(len(ORDER)), len(rows))
+    with (tmp_path / "submission.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "pred_label", "probs"])
+        writer.writerows([row["guid"], ORDER[p.argmax()], p.tolist()] for row, p in zip(rows, probs, strict=True))
+    klue = Taxonomy.from_prefixes()
+    columns = [ORDER.index(label) for label in klue.labels]
+    gold = np.array([klue.labels.index(row["label"]) for row in rows])
+    expected = micro_f1(gold, probs[:, columns].argmax(axis=1), klue), auprc(gold, probs[:, columns])
+    assert score(tmp_path / "submission.csv", tmp_path / "data.json") == (90, *map(pytest.approx, expected))
 
 
 def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path):

@@ -1,8 +1,7 @@
-"""What a study is: arms (what is varied) at seeds, each pair one training run, a cell; and how cells are read.
+"""The plan of a study: arms (what is varied) and seeds, each pair a cell (one training run), and how cells are decoded.
 
-Enters: what `study_file` read. Leaves: `Cell`s with all their options. Everything that can be wrong with them is found
-before the first cell trains: their options go through the parser and the registries that `mtl-re train` uses. No
-Optuna here: it only holds which cells are done (`ablation`).
+In: what `study_file` has read. Out: `Cell`s with all their options. Whatever is wrong with them is found before the
+first cell trains, because their options go through the parser and the registries of `mtl-re train`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from mtl_re.training.setup import check_entries
 Sampler = Literal["tpe", "random"]
 Pruner = Literal["none", "median"]
 Arm = dict[str, Any]
-"""Dotted config key → value."""
+"""Values by dotted config key."""
 
 _OWNED = ("train.run_dir", "train.resume", "train.seed")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values from `low` to `high`, both possible; whole numbers if both bounds and the step are."""
+    """Values from `low` to `high`, both included; whole numbers if the bounds and the step are whole."""
 
     low: float
     high: float
@@ -43,7 +42,7 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the values are whole numbers."""
         return all(isinstance(part, int) for part in (self.low, self.high, 1 if self.step is None else self.step))
 
 
@@ -56,7 +55,7 @@ class Search:
     sampler: Sampler
 
     def corners(self) -> list[Arm]:
-        """Arms at the ends of every axis, by which a search is checked before it runs."""
+        """Return arms at the ends of every axis, by which a search is checked before it runs."""
         ends = {key: [axis.low, axis.high] if isinstance(axis, Range) else axis for key, axis in self.axes.items()}
         longest = max(map(len, ends.values()))
         return [{key: values[min(place, len(values) - 1)] for key, values in ends.items()} for place in range(longest)]
@@ -67,7 +66,8 @@ class Cell:
     """One training run.
 
     Attributes:
-        settings: what the arm sets, by dotted key. config: all options, nested, as in a train config file.
+        settings: What the arm sets, by dotted key.
+        config: All options, nested, as in a config file of `mtl-re train`.
     """
 
     arm: str
@@ -77,7 +77,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell and of its run directory."""
+        """The name of the cell and of its run directory."""
         return f"{self.arm}-s{self.seed}"
 
     @property
@@ -87,18 +87,18 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Of all options: a cell whose digest changed is another cell."""
+        """The digest of all options: a cell whose digest has changed is another cell."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class StudyReading(Decoding):
-    """A reading of a study's cells.
+class StudyDecoding(Decoding):
+    """A way to decode the logits of a study's cells: one of the study file's `readings`.
 
     Attributes:
-        calibrate: divide each head's logits by a temperature fitted on the cell's own validation rows, before the
-            prior: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020). Arms without such rows have no
-            reading of this kind.
+        calibrate: Divide the logits of each head by a temperature fitted on the cell's own validation rows, before the
+            prior is shifted: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020). Arms without validation
+            rows are not decoded in this way.
     """
 
     calibrate: bool = False
@@ -106,12 +106,17 @@ class StudyReading(Decoding):
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked. `arms` is empty for a search; `axes` holds a grid's values for the report.
+    """A checked study file.
 
     Attributes:
-        base: options of the base config file with the study's overrides, nested.
-        composed: name → head → arm whose checkpoint gives that head's logits.
-        baseline: arm and reading (None: the reading of the arm compared).
+        base: Options of the base config file with the study's overrides, nested.
+        arms: By name; empty for a search.
+        axes: Values of a grid's axes, for the report.
+        composed: By name and head, the arm whose checkpoint gives the head's logits.
+        readings: The ways to decode the cells, by name.
+        baseline: Arm and reading (None: the same reading as that of the arm compared).
+        test: Data file on which cells are scored (None: each on its own validation rows).
+        storage: URL of Optuna's database (None: SQLite in `output`).
     """
 
     name: str
@@ -121,7 +126,7 @@ class Study:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     search: Search | None = None
     composed: dict[str, dict[str, str]] = field(default_factory=dict)
-    readings: dict[str, StudyReading] = field(default_factory=lambda: {"hard": StudyReading()})
+    readings: dict[str, StudyDecoding] = field(default_factory=lambda: {"hard": StudyDecoding()})
     baseline: tuple[str, str | None] | None = None
     test: str | None = None
     pruner: Pruner = "none"
@@ -129,11 +134,11 @@ class Study:
     output: Path = Path("runs/ablations")
 
     def cells(self) -> list[Cell]:
-        """Every cell of a study that is no search, seed by seed, so that a study cut short is still paired."""
+        """Return every cell of a study that is no search, seed by seed, so that a study cut short is still paired."""
         return [self.cell(arm, settings, seed) for seed in self.seeds for arm, settings in self.arms.items()]
 
     def cell(self, arm: str, settings: Arm, seed: int) -> Cell:
-        """A cell; its options are the base's, with the arm's settings and the seed."""
+        """Return a cell; its options are those of the base, with the arm's settings and the seed."""
         config = deepcopy(self.base)
         for key, value in settings.items():
             set_dotted(config, key, value)
@@ -142,29 +147,29 @@ class Study:
 
     @property
     def calibrates(self) -> bool:
-        """Whether a reading fits temperatures on validation rows."""
+        """Whether a decoding fits temperatures on validation rows."""
         return any(reading.calibrate for reading in self.readings.values())
 
     def run_dir(self, cell: Cell) -> Path:
-        """Where a cell trains."""
+        """Return the directory in which a cell trains."""
         return self.output / "cells" / cell.key
 
 
 def set_dotted(options: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in nested maps, making those that are missing."""
+    """Set the value of `a.b.c` in nested maps, adding those that are missing."""
     *parents, last = key.split(".")
     for parent in parents:
         options = options.setdefault(parent, {})
         if not isinstance(options, dict):
-            raise MtlReError(f"{key}: {parent} is no group of options")
+            raise MtlReError(f"{key}: {parent} is not a group of options")
     options[last] = deepcopy(value)
 
 
 def checked_config(options: Mapping[str, Any]) -> Config:
-    """Nested options → `Config`, by the parser of `mtl-re train` and the registries that own its names.
+    """Parse nested options with the parser of `mtl-re train` and check their names against the registries.
 
     Raises:
-        MtlReError: an unknown key, a value of the wrong type or out of range, a name that no registry has.
+        MtlReError: A key is unknown, a value is of the wrong type or out of range, or no registry has a name.
     """
     config = parse_config(options)
     normalise(config.loss.weights, [head.name for head in Taxonomy.from_option(config.model.heads).heads])
@@ -179,7 +184,7 @@ def check_study(study: Study) -> None:
     """Check every cell, the compositions, and that the data are there and kept apart.
 
     Raises:
-        MtlReError: what is wrong, and in which arm.
+        MtlReError: Something is wrong; the message names the arm.
     """
     configs = [check_cell(study, cell) for cell in study.cells()]
     if study.search is not None:
@@ -196,10 +201,10 @@ def check_study(study: Study) -> None:
 
 
 def check_cell(study: Study, cell: Cell) -> Config:
-    """Check the options of one cell, and give them.
+    """Check the options of one cell and return them.
 
     Raises:
-        MtlReError: what is wrong, with the arm's name.
+        MtlReError: Something is wrong; the message names the arm.
     """
     where = f"arm {cell.arm}"
     if owned := [key for key in _OWNED if key in cell.settings]:
@@ -212,7 +217,7 @@ def check_cell(study: Study, cell: Cell) -> Config:
         if spec == "":
             raise MtlReError(f"{where}: {name} is not set")
         if spec is not None and spec == study.test:
-            raise MtlReError(f"{where}: {name}: {spec} is also test, which no cell may learn or choose from")
+            raise MtlReError(f"{where}: {name}: {spec} is also test, on which no cell may train or select")
         if spec is not None:
             check_exists(f"{where}: {name}", spec)
     if study.test is not None:
@@ -223,25 +228,25 @@ def check_cell(study: Study, cell: Cell) -> Config:
 
 
 def check_exists(where: str, spec: str) -> None:
-    """Raise unless a data file is there; what comes from the hub or the package is not looked up."""
+    """Raise an error unless a data file exists; names of the hub and of the embedded sample are not looked up."""
     if not spec.startswith(("hub:", "sample:")) and not Path(spec).is_file():
         raise MtlReError(f"{where}: {spec} is not a file (data paths are relative to the working directory)")
 
 
 def heads_of(study: Study, arm: str) -> list[str]:
-    """Names of the heads an arm's checkpoints have."""
+    """Return the names of the heads of an arm's checkpoints."""
     config = study.cell(arm, study.arms[arm], study.seeds[0]).config
     return [head.name for head in Taxonomy.from_option(config.get("model", {}).get("heads", "hierarchical")).heads]
 
 
 def trained_heads(study: Study, arm: str) -> list[str]:
-    """Names of the heads that an arm trains: those whose weight is not 0."""
+    """Return the names of the heads that an arm trains: those whose weight is not 0."""
     weights = study.cell(arm, study.arms[arm], study.seeds[0]).config.get("loss", {}).get("weights") or {}
     return [head for head in heads_of(study, arm) if weights.get(head, 1) != 0]
 
 
 def shares_of(study: Study, settings: Arm) -> dict[str, float] | None:
-    """Each head's share of the loss weights (they sum to 1); None where there is one head or the weights move."""
+    """Return each head's share of the loss weights (sum 1); None if there is one head or the weights change."""
     config = checked_config(study.cell("", settings, study.seeds[0]).config)
     heads = [head.name for head in Taxonomy.from_option(config.model.heads).heads]
     if len(heads) == 1 or config.loss.weighting != "fixed":

@@ -4,20 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
-from mtl_re.study import cell_process, trial_book
-from mtl_re.study import runner as ablation
-from mtl_re.study.runner import Worker, ablate
-from mtl_re.study.study import StudyReading, shares_of, trained_heads
+from mtl_re.study import cell_process, cell_queue, workers
+from mtl_re.study.cell_queue import CellQueue
+from mtl_re.study.plan import StudyDecoding, shares_of, trained_heads
 from mtl_re.study.study_file import grid_name, load_study
-from mtl_re.study.trial_book import Book
+from mtl_re.study.workers import Worker, ablate
 
 FAKE = Path(__file__).parents[1].joinpath("fake_launch.py")
 STUDIES = Path(__file__).resolve().parents[2] / "experiments" / "ablations"
@@ -27,7 +28,7 @@ BASE = {"data": {"train": "sample:train", "limit": 100}, "model": {"encoder": "s
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """write(**keys) → path of a study file with two arms and two seeds, its output in tmp_path."""
-    monkeypatch.setattr(ablation, "POLL", 0.2)
+    monkeypatch.setattr(workers, "POLL", 0.2)
     monkeypatch.setattr(cell_process, "TICK", 0.05)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
 
@@ -52,18 +53,18 @@ def events(tmp_path: Path, kind: str) -> list[str]:
     return sorted(line.split()[1] for line in lines if line.startswith(kind))
 
 
-def work(path: Path, launch: str) -> Book:
+def work(path: Path, launch: str) -> CellQueue:
     """One worker in this process, to the end."""
-    book = Book(load_study(path))
-    book.enqueue()
-    Worker(book, launch).work()
-    return book
+    queue = CellQueue(load_study(path))
+    Worker(queue, launch).work()
+    return queue
 
 
 def start(path: Path, launch: str) -> subprocess.Popen:
     """One worker in a process of its own."""
     code = (
-        "import sys; from mtl_re.study import runner as ablation; ablation.POLL = 0.2; ablation.worker(*sys.argv[1:])"
+        "import sys; from mtl_re.study import cell_queue, workers; workers.POLL, cell_queue.BEAT, cell_queue.GRACE = "
+        "0.2, 1, 3; workers.work_on(*sys.argv[1:])"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(path), launch], env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -157,7 +158,7 @@ def test_arms_and_seeds_make_cells(write):
     assert study.cells()[1].config["optim"] == {"lr": 0.01}
     assert shares_of(study, {}) == {"coarse": 0.5, "org": 0.25, "per": 0.25}
     assert shares_of(study, {"loss.weighting": "rlw"}) is None
-    assert study.readings == {"hard": StudyReading()}
+    assert study.readings == {"hard": StudyDecoding()}
 
 
 def test_axes_make_a_grid(write):
@@ -196,12 +197,12 @@ def test_there_are_shipped_studies():
 
 def test_one_worker_runs_every_cell_and_a_second_time_none(write, tmp_path):
     path = write()
-    book = work(path, launcher(tmp_path, "quick"))
+    queue = work(path, launcher(tmp_path, "quick"))
     assert events(tmp_path, "begin") == CELLS
-    board = book.board()
-    assert sorted(board.done) == CELLS
-    assert board.done["b-s1"].value == 53 - 0.0
-    assert board.done["b-s1"].user_attrs["arm"] == "b"
+    progress = queue.progress()
+    assert sorted(progress.done) == CELLS
+    assert progress.done["b-s1"].value == 53 - 0.0
+    assert progress.done["b-s1"].user_attrs["arm"] == "b"
     work(path, launcher(tmp_path, "quick"))
     assert events(tmp_path, "begin") == CELLS
 
@@ -238,83 +239,142 @@ def test_a_launcher_that_is_not_there_is_named_first(write):
 
 def test_a_run_directory_with_other_options_is_not_taken_over(write, tmp_path):
     work(write(), launcher(tmp_path, "quick"))
-    (tmp_path / "out" / "study.journal").unlink()
-    book = work(write(arms={"a": {}, "b": {"optim.lr": 0.02}}), launcher(tmp_path, "quick"))
-    assert sorted(book.board().failed) == ["b-s1", "b-s2"]
-    assert "holds a run with other options" in book.board().failed["b-s1"].user_attrs["reason"]
+    (tmp_path / "out" / "study.db").unlink()
+    queue = work(write(arms={"a": {}, "b": {"optim.lr": 0.02}}), launcher(tmp_path, "quick"))
+    assert sorted(queue.progress().failed) == ["b-s1", "b-s2"]
+    assert "holds a run with other options" in queue.progress().failed["b-s1"].user_attrs["reason"]
 
 
-def test_a_database_works_like_the_journal(write, tmp_path):
-    book = work(write(storage=f"sqlite:///{tmp_path / 'study.db'}"), launcher(tmp_path, "quick"))
-    assert sorted(book.board().done) == CELLS
-    waiting = Book(load_study(write(name="other", storage=f"sqlite:///{tmp_path / 'study.db'}")))
-    waiting.enqueue()
-    trial = waiting.job_trials()["a-s1"]
-    assert [waiting.claim(trial), waiting.claim(trial)] == [True, False]
-    for made in (book, waiting):
-        made.storage._backend.engine.dispose()
+def test_a_database_may_hold_several_studies(write, tmp_path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    queue = work(write(storage=url), launcher(tmp_path, "quick"))
+    assert sorted(queue.progress().done) == CELLS
+    other = CellQueue(load_study(write(name="other", storage=url)))
+    other.enqueue()
+    assert sorted(other.progress().waiting) == CELLS
+    assert not (tmp_path / "out" / "study.db").exists()
 
 
-def test_two_trials_of_a_job_count_once(write, tmp_path):
-    book = Book(load_study(write()))
-    book.enqueue()
-    for key in CELLS:  # as when two machines enqueue at the same moment
-        digest = book.job_trials()[key].user_attrs["digest"]
-        book.trials.enqueue_trial({}, user_attrs={"job": key, "digest": digest})
-    Worker(book, launcher(tmp_path, "quick")).work()
+def test_two_trials_of_a_cell_count_once(write, tmp_path):
+    queue = CellQueue(load_study(write()))
+    queue.enqueue()
+    for key in CELLS:  # as when two machines without a common disk enqueue at the same moment
+        digest = queue.counted()[key].user_attrs["digest"]
+        queue.trials.enqueue_trial({}, user_attrs={"job": key, "digest": digest})
+    Worker(queue, launcher(tmp_path, "quick")).work()
     assert events(tmp_path, "begin") == CELLS
 
 
-def test_a_dead_machine_is_noticed_and_its_cell_taken_up(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "GRACE", 0.5)
-    book = Book(load_study(write()))
-    book.enqueue()
-    trial = book.job_trials()["a-s1"]
-    assert book.claim(trial)
-    book.note(trial, host="elsewhere", beat=1.0)
-    Worker(book, launcher(tmp_path, "quick")).work()
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_up(write, tmp_path, monkeypatch):
+    """Optuna's own check passes over trials without a heartbeat: these, and those of the versions that sent none."""
+    queue = CellQueue(load_study(write()))
+    queue.enqueue()
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        assert queue.trials.ask().user_attrs["job"] == "a-s1"
+    queue.enqueue()
+    assert sorted(queue.progress().running) == ["a-s1"]  # it may live
+    monkeypatch.setattr(cell_queue, "GRACE", 0)
+    Worker(queue, launcher(tmp_path, "quick")).work()
     assert events(tmp_path, "begin") == CELLS
-    assert sorted(book.board().done) == CELLS
+    assert sorted(queue.progress().done) == CELLS
 
 
-def test_a_journal_line_cut_short_is_mended(write, tmp_path):
+def test_a_worker_that_was_taken_for_dead_goes_on(write, tmp_path, monkeypatch):
+    """Its trial is failed and queued again by another; the cell trains once all the same."""
+    queue = CellQueue(load_study(write()))
+    run_cell = workers.run_cell
+
+    def slept(run_dir, *given):
+        if run_dir.name == "a-s1" and not run_dir.joinpath("report").exists():
+            queue.trials.tell(queue.counted()["a-s1"].number, state=TrialState.FAIL)
+        return run_cell(run_dir, *given)
+
+    monkeypatch.setattr(workers, "run_cell", slept)
+    Worker(queue, launcher(tmp_path, "quick")).work()
+    assert events(tmp_path, "begin") == CELLS
+    assert sorted(queue.progress().done) == CELLS
+
+
+def test_a_cell_waits_for_the_training_that_still_runs_in_its_directory(write, tmp_path, capsys):
+    """As where no system signal ended a dead worker's training: what that leaves is taken, not trained again."""
+    study = load_study(write(arms={"a": {}}, seeds=[1]))
+    queue, run_dir = CellQueue(study), study.run_dir(study.cells()[0])
+    run_dir.mkdir(parents=True)
+    code = (
+        "import sys, time; from pathlib import Path; from mtl_re.files import locked\n"
+        "with locked((folder := Path(sys.argv[1])) / '.lock'): print('held', flush=True); sys.stdin.read()\n"
+        "(folder / 'report').mkdir(); (folder / 'report' / 'report.md').write_text('done')"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, run_dir], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.read(4) == b"held"
+    threading.Timer(0.5, holder.stdin.close).start()
+    Worker(queue, launcher(tmp_path, "quick")).work()
+    holder.wait()
+    holder.stdout.close()
+    assert events(tmp_path, "begin") == []
+    assert sorted(queue.progress().done) == ["a-s1"]
+    assert "a-s1 waits: " in capsys.readouterr().err
+
+
+def test_a_study_of_an_older_version_goes_on_by_its_run_directories(write, tmp_path):
     work(write(), launcher(tmp_path, "quick"))
-    with (tmp_path / "out" / "study.journal").open("ab") as file:
-        file.write(b'{"op_code": 4, "wor')
-    book = work(write(seeds=[1, 2, 3]), launcher(tmp_path, "quick"))
-    assert len(book.board().done) == 6
+    (tmp_path / "out" / "study.db").rename(tmp_path / "out" / "study.journal")
+    assert sorted(work(write(), launcher(tmp_path, "quick")).progress().done) == CELLS
+    assert events(tmp_path, "begin") == CELLS
+
+
+def test_a_search_of_an_older_version_is_refused(write, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.journal").touch()
+    with pytest.raises(MtlReError, match=r"study\.journal: holds a search of an older version.*another output"):
+        CellQueue(load_study(write(**SEARCH)))
+
+
+def test_a_database_that_cannot_be_opened_is_named(write, tmp_path):
+    with pytest.raises(MtlReError, match=r"storage: nowhere://x cannot be opened"):
+        CellQueue(load_study(write(storage="nowhere://x")))
 
 
 @pytest.mark.slow
 def test_progress_names_the_time_left(write, tmp_path):
-    book = work(write(), launcher(tmp_path, "slow"))
-    more = Book(load_study(write(seeds=[1, 2, 3])))
+    queue = work(write(), launcher(tmp_path, "slow"))
+    more = CellQueue(load_study(write(seeds=[1, 2, 3])))
     more.enqueue()
-    assert more.board().line("s").startswith("study s: 4/6 done, 0 running, 0 failed, about")
-    assert book.board().line("s") == "study s: 4/4 done, 0 running, 0 failed"
-    assert [trial_book.duration(seconds) for seconds in (7, 130, 7500)] == ["7 s", "2 min", "2 h 05 min"]
+    assert more.progress().line("s").startswith("study s: 4/6 done, 0 running, 0 failed, about")
+    assert queue.progress().line("s") == "study s: 4/4 done, 0 running, 0 failed"
+    assert [cell_queue.duration(seconds) for seconds in (7, 130, 7500)] == ["7 s", "2 min", "2 h 05 min"]
 
 
 # ---- searching -----------------------------------------------------------------------------------------------------
 
 
 def test_a_search_samples_arms_and_scores_them_over_seeds(write, tmp_path):
-    book = work(write(**SEARCH), launcher(tmp_path, "quick"))
-    board = book.board()
-    assert sorted(board.done) == ["trial-0000", "trial-0001", "trial-0002"]
+    queue = work(write(**SEARCH), launcher(tmp_path, "quick"))
+    progress = queue.progress()
+    assert sorted(progress.done) == ["trial-0000", "trial-0001", "trial-0002"]
     assert len(events(tmp_path, "end")) == 6
-    arms = trial_book.searched_arms(load_study(write(**SEARCH)))
+    arms = cell_queue.searched_arms(load_study(write(**SEARCH)))
     rates = [arm["optim.lr"] for arm in arms.values()]
     assert len(set(rates)) == 3
     assert all(0.001 <= rate <= 0.1 for rate in rates)
-    for key, trial in board.done.items():
+    for key, trial in progress.done.items():
         assert trial.value == pytest.approx(53 - abs(arms[key]["optim.lr"] - 0.01) * 1000)
+
+
+def test_a_failed_arm_of_a_search_is_retried_with_the_same_choice(write, tmp_path):
+    path = write(**SEARCH | {"seeds": [1]})
+    queue = work(path, launcher(tmp_path, "fail:trial-0001"))
+    chosen = queue.counted()["trial-0001"].user_attrs["settings"]
+    assert sorted(queue.progress().failed) == ["trial-0001"]
+    queue.enqueue(retry_failed=True)
+    again = work(path, launcher(tmp_path, "quick")).counted()["trial-0001"]
+    assert (again.state.name, again.user_attrs["settings"]) == ("COMPLETE", chosen)
 
 
 def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
     axes = {"optim.schedule": ["linear", "cosine"], "train.epochs": {"low": 1, "high": 4}, "optim.lr": [0.01]}
     work(write(**SEARCH | {"axes": axes, "sampler": "random"}), launcher(tmp_path, "quick"))
-    for arm in trial_book.searched_arms(load_study(write(**SEARCH | {"axes": axes}))).values():
+    for arm in cell_queue.searched_arms(load_study(write(**SEARCH | {"axes": axes}))).values():
         assert arm["optim.schedule"] in ("linear", "cosine")
         assert type(arm["train.epochs"]) is int
 
@@ -324,9 +384,9 @@ def test_a_hopeless_cell_is_pruned(write, tmp_path):
     """Five good cells give the median its footing; the sixth scores below it at every step."""
     arms = {f"good{number}": {"optim.lr": 0.01} for number in range(5)} | {"bad": {"optim.lr": 0.03}}
     path = write(arms=arms, seeds=[1], pruner="median")
-    board = work(path, launcher(tmp_path, "watch")).board()
-    assert sorted(board.pruned) == ["bad-s1"]
-    assert len(board.done) == 5
+    progress = work(path, launcher(tmp_path, "watch")).progress()
+    assert sorted(progress.pruned) == ["bad-s1"]
+    assert len(progress.done) == 5
 
 
 # ---- several workers, and death ------------------------------------------------------------------------------------
@@ -340,7 +400,7 @@ def test_two_workers_started_together_run_each_cell_once(write, tmp_path):
     expected = sorted(f"{arm}-s{seed}" for arm in "abcd" for seed in (1, 2))
     assert events(tmp_path, "begin") == expected
     assert events(tmp_path, "end") == expected
-    assert sorted(Book(load_study(path)).board().done) == expected
+    assert sorted(CellQueue(load_study(path)).progress().done) == expected
 
 
 @pytest.mark.slow
@@ -363,4 +423,4 @@ def test_a_killed_worker_loses_nothing_and_its_cell_is_taken_up(write, tmp_path,
     assert events(tmp_path, "saved") == ["a-s1"]  # the training was told to stop, and kept its progress
     assert events(tmp_path, "begin") == sorted(["a-s1", *CELLS])
     assert events(tmp_path, "end") == CELLS
-    assert sorted(Book(load_study(path)).board().done) == CELLS
+    assert sorted(CellQueue(load_study(path)).progress().done) == CELLS
