@@ -255,10 +255,11 @@ def _child(module: str, given: dict[str, Any], answer: Path, environment: dict[s
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     """The same for all: offline, threads, allocator."""
     made = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    made.pop("MALLOC_CONF", None)  # jemalloc as it is by default
     made |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(options.threads))
     library = ctypes.util.find_library("jemalloc") if options.allocator != "system" else None
     if library is not None:
-        made |= {"LD_PRELOAD": library, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+        made["LD_PRELOAD"] = library
     elif options.allocator == "jemalloc":
         sys.exit("benchmark: --allocator jemalloc, but no jemalloc is installed (Debian: libjemalloc2)")
     return made

@@ -24,7 +24,7 @@ from mtl_re.config import AdaptConfig
 from mtl_re.errors import MtlReError
 from mtl_re.features.collate import PASS_COST, epoch_steps, sorted_batches, step_parts
 from mtl_re.files import write_json
-from mtl_re.model.cpu import allocator
+from mtl_re.model.cpu.allocator import allocator_hint
 from mtl_re.model.device import autocast
 from mtl_re.model.network import parameter_count
 from mtl_re.training import loop
@@ -210,7 +210,7 @@ def _announce(run: AdaptRun, state: AdaptState) -> None:
     )
     if not run.config.exclude:
         _say(run, "no --exclude: nothing guards against evaluation sentences in this text")
-    if hint := allocator.hint(run.accelerator.device.type, parameters):
+    if hint := allocator_hint(run.accelerator.device.type, parameters):
         _say(run, hint)
 
 

@@ -34,7 +34,7 @@ from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
 from mtl_re.files import write_json
 from mtl_re.model import encoders
-from mtl_re.model.cpu import allocator
+from mtl_re.model.cpu.allocator import allocator_hint
 from mtl_re.model.cpu.dropout import quicken
 from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.model.pooling import POOLINGS
@@ -342,5 +342,5 @@ def _announce(run: Run) -> None:
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
         f"run directory {run.run_dir}"
     )
-    if hint := allocator.hint(run.accelerator.device.type, parameters):
+    if hint := allocator_hint(run.accelerator.device.type, parameters):
         run.say(hint)
