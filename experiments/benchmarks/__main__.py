@@ -216,7 +216,7 @@ def _turn(options: argparse.Namespace, made: dict[str, Any], work: str, repeat: 
             for contender in (one for one in TRAIN if one in options.contenders):
                 yield Setting("train", contender, **steps, **learning)
         if "sweep" in options.only:
-            yield Setting("sweep", "unpadded", **steps, **learning)
+            yield Setting("sweep", "packed", **steps, **learning)
             for cost, step in product(PASS_COSTS, LENGTH_STEPS):
                 named = f"{'one pass' if cost == PASS_COSTS[-1] else cost}, {step}"
                 yield Setting("sweep", named, pass_cost=cost, length_step=step, **steps, **learning)

@@ -17,6 +17,7 @@ import torch
 from mtl_re.config import Backend, Gate, Restrict, parse_shares
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.featurizer import Featurizer
+from mtl_re.model.cpu import speed_up
 from mtl_re.model.device import default_device, resolve_precision
 from mtl_re.model.network import MtlReModel, load
 from mtl_re.scoring import calibration, gating
@@ -139,7 +140,7 @@ def _network(name: str, device: str | None, backend: Backend) -> tuple[Any, Any]
         model, tokenizer = load(name)
         place = default_device() if device is None else torch.device(device)
         model.to(place)  # type: ignore[arg-type] # transformers wraps `to` untyped
-        model.unpad()
+        speed_up(model)
         return model, tokenizer
     from mtl_re.model.onnx_model import load_onnx
 

@@ -34,8 +34,7 @@ from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
 from mtl_re.files import write_json
 from mtl_re.model import encoders
-from mtl_re.model.cpu.allocator import allocator_hint
-from mtl_re.model.cpu.dropout import quicken
+from mtl_re.model.cpu import allocator_hint, speed_up
 from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
@@ -133,9 +132,7 @@ def prepare(config: Config, name: str, resources: ExitStack) -> Run:
     precision = accelerator.mixed_precision
     prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
     model.dropout_samples = config.model.dropout_samples
-    model.unpad()  # after it has come to its device
-    if accelerator.device.type == "cpu" and not config.train.compile:
-        quicken(model)
+    speed_up(model)  # after it has come to its device
     torch.manual_seed(config.train.seed + 1_000_003 * accelerator.process_index)  # dropout differs by process
     no_targets = list(taxonomy.targets(None).values())
     run = Run(

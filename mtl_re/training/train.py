@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mtl_re import files
 from mtl_re.config import Config
-from mtl_re.features.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
+from mtl_re.features.collate import Batch, Collator, epoch_steps, pass_cost, step_parts
 from mtl_re.scoring import evaluation, inference
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training import checkpoint, loop, report
@@ -168,9 +168,7 @@ def own_parts(run: Run, rows: np.ndarray) -> list[np.ndarray]:
     columns = [head.name in run.taught for head in run.taxonomy.heads]
     taught = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
     accelerator, lengths = run.accelerator, run.train_table.lengths[taught]
-    cost = (
-        PASS_COST["unpadded"] if run.plain_model.unpadded else PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
-    )
+    cost = pass_cost(accelerator.device.type, run.plain_model.packed)
     parts = step_parts(taught, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     return parts[accelerator.process_index]
 
