@@ -4,10 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Training on a CPU is faster under jemalloc; used where it is installed (Debian: libjemalloc2).
+# Training on a CPU is faster under jemalloc, with its default settings; used where it is installed (Debian: libjemalloc2).
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2 /usr/lib/libjemalloc.so.2))
-FAST = $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=dirty_decay_ms:-1$(comma)muzzy_decay_ms:-1)
-comma := ,
+FAST = $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC))
 
 export TOKENIZERS_PARALLELISM = false
 

@@ -180,10 +180,10 @@ def test_a_contender_counts_what_it_read(made, contender):
 
 def test_the_sweep_moves_the_constants(made, monkeypatch):
     from mtl_re.features import collate
-    from mtl_re.model.cpu import packed as unpadding
+    from mtl_re.model.cpu import packed
     from mtl_re.training import setup as prepare
 
-    monkeypatch.setattr(unpadding, "AFTER_PADDING", dict(unpadding.AFTER_PADDING))
+    monkeypatch.setattr(packed, "POSITIONS_AFTER_PADDING", dict(packed.POSITIONS_AFTER_PADDING))
     for module, name in ((collate, "LENGTH_STEP"), (prepare, "LENGTH_STEP")):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setitem(collate.PASS_COST, "cpu", collate.PASS_COST["cpu"])
@@ -192,10 +192,10 @@ def test_the_sweep_moves_the_constants(made, monkeypatch):
     assert one["passes"] == 3 < many["passes"]
     assert many["padded_tokens"] < one["padded_tokens"]
     monkeypatch.undo()
-    whole = measure.run(small(made, "unpadded", part="sweep"))
+    whole = measure.run(small(made, "packed", part="sweep"))
     assert whole["passes"] == 3
     assert whole["tokens"] == one["tokens"]
-    assert whole["padded_tokens"] % unpadding.STREAM_STEP == 0
+    assert whole["padded_tokens"] % packed.PACKED_STEP == 0
     assert one["tokens"] == many["tokens"]
 
 

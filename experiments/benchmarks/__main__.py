@@ -23,15 +23,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.benchmarks import report
+from experiments.benchmarks import memory, report
 from experiments.benchmarks.setting import NAMES, PREDICT, TRAIN, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 TRAIN_ROWS = SHARED / "klue-re" / "klue-re-v1.1_train.json.gz"
 TEST_ROWS = SHARED / "klue-re" / "klue-re-v1.1_dev-open.json.gz"
-KO_MINI = SHARED / "encoders" / "ko-mini"
-ENCODERS = ("ko-mini", "roberta-base", "tiny")
+LOCAL = {name: SHARED / "encoders" / name for name in ("ko-mini", "e5-ko")}
+"""Encoders that are not published; left out where they are missing."""
+ENCODERS = ("ko-mini", "e5-ko", "roberta-base", "tiny")
 PASS_COSTS = (64, 128, 256, 512, 1024, 10**9)
 """The last: one pass a step."""
 LENGTH_STEPS = (1, 8, 16)
@@ -46,28 +47,40 @@ class Amount:
     predict_rows: int | None
 
 
-FULL = {"ko-mini": Amount(60, 10, None), "roberta-base": Amount(8, 2, 256), "tiny": Amount(100, 10, None)}
-QUICK = {"ko-mini": Amount(10, 3, 600), "roberta-base": Amount(2, 1, 64), "tiny": Amount(10, 3, 600)}
+FULL = {
+    "ko-mini": Amount(60, 10, None),
+    "e5-ko": Amount(30, 5, None),
+    "roberta-base": Amount(8, 2, 256),
+    "tiny": Amount(100, 10, None),
+}
+QUICK = {
+    "ko-mini": Amount(10, 3, 600),
+    "e5-ko": Amount(5, 2, 128),
+    "roberta-base": Amount(2, 1, 64),
+    "tiny": Amount(10, 3, 600),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.splitlines()[0])
-    made.add_argument("--only", nargs="+", choices=list(NAMES), help="parts (default: train predict growth)")
-    made.add_argument("--encoders", nargs="+", choices=ENCODERS, help="default: ko-mini roberta-base")
+    made.add_argument(
+        "--only", nargs="+", choices=list(NAMES), help="parts (default: train predict growth); memory alone"
+    )
+    made.add_argument("--encoders", nargs="+", choices=ENCODERS, help="default: ko-mini roberta-base; memory: e5-ko")
     made.add_argument("--contenders", nargs="+", choices=list(TRAIN | PREDICT), help="default: all")
     made.add_argument(
         "--quick", action="store_true", help="few steps, 2 repeats; roberta-base is trained, not predicted"
     )
     made.add_argument("--repeats", type=int, help="default: 5; with --quick 2; a sweep 3; growth at most 3")
-    made.add_argument("--steps", type=int, help="measured training steps, for every encoder")
+    made.add_argument("--steps", type=int, help="measured training steps, for every encoder (memory: 1000)")
     made.add_argument("--warmup", type=int, help="training steps before them")
     made.add_argument("--rows", type=int, default=6400, help="training rows that the steps are taken from")
     made.add_argument("--predict-rows", type=int, help="rows to predict, for every encoder")
     made.add_argument(
         "--times", nargs="+", type=int, help="growth: times dev-open (default: 1 10; --quick: 1; add 100)"
     )
-    made.add_argument("--batch-size", type=int, default=32, help="training rows of a step")
+    made.add_argument("--batch-size", type=int, default=32, help="training rows of a step (memory: of a pass too)")
     made.add_argument("--predict-batch-size", type=int, default=128)
     made.add_argument("--precision", choices=("auto", "no", "bf16"), default="auto", help="of training, for all")
     made.add_argument("--predict-precision", choices=("auto", "no", "bf16"), default="no", help="of prediction")
@@ -75,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--allocator", choices=("auto", "system", "jemalloc"), default="auto", help="auto: jemalloc if here"
     )
+    made.add_argument("--commands", nargs="+", choices=memory.COMMANDS, default=memory.COMMANDS, help="of memory")
+    made.add_argument(
+        "--allocators", nargs="+", choices=list(memory.ALLOCATORS), default=list(memory.ALLOCATORS), help="of memory"
+    )
+    made.add_argument("--short-steps", type=int, default=300, help="memory: steps or passes of all commands but train")
+    made.add_argument("--most-mb", type=float, default=10_000, help="memory: a run is stopped above this")
     made.add_argument("--checkpoint", help="predict with a trained checkpoint too (int8's loss of F1 is then reported)")
     made.add_argument("--output", type=Path, help="default: experiments/results/DATE_bench")
     made.add_argument("--work", type=Path, help="directory for networks and rows, some GB (default: a temporary one)")
@@ -92,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(made, str):
             print(made, file=sys.stderr)
             return 1
+        if options.only == ["memory"]:
+            return _memory(options, made, Path(work), environment)
         settings = [one for one in plan(options, made, work) if _label(one) not in made["skipped"]]
         if not settings:
             print("benchmark: nothing to measure; see --only, --encoders and --contenders", file=sys.stderr)
@@ -106,19 +127,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
+def _memory(options: argparse.Namespace, made: dict[str, Any], work: Path, environment: dict[str, str]) -> int:
+    """Watch the memory of whole commands; 1 if one failed."""
+    output = options.output or ROOT / "experiments" / "results" / f"{time.strftime('%Y-%m-%d')}_memory"
+    output.mkdir(parents=True, exist_ok=True)
+    adapted = LOCAL["ko-mini"] if LOCAL["ko-mini"].is_dir() else "scratch:mini"
+    made |= {"memory_rows": str(TRAIN_ROWS) if TRAIN_ROWS.is_file() else "sample:train", "adapted": str(adapted)}
+    options.command_line = f"python -m experiments.benchmarks {' '.join(sys.argv[1:])}"
+    good = memory.run_all(list(memory.plan(options, made, str(work))), options, environment, output, work)
+    print(output)
+    return int(not good)
+
+
 def _completed(options: argparse.Namespace) -> argparse.Namespace:
     """Defaults that depend on one another, and what is missing on this machine."""
     options.only = options.only or ["train", "predict", "growth"]
+    if "memory" in options.only and options.only != ["memory"]:
+        sys.exit("benchmark: memory is measured alone, by --only memory")
     options.repeats = options.repeats or (2 if options.quick else 3 if options.only == ["sweep"] else 5)
     options.times = options.times or ([1] if options.quick else [1, 10])
     options.contenders = options.contenders or list(TRAIN | PREDICT)
     options.skipped = {}
     if not TRAIN_ROWS.is_file():
         options.skipped["KLUE-RE"] = f"{TRAIN_ROWS.parent} is not here: the embedded sample corpus stands in"
-    wanted = options.encoders or ["ko-mini", "roberta-base"]
-    options.encoders = [name for name in wanted if name != "ko-mini" or KO_MINI.is_dir()]
-    if "ko-mini" in wanted and "ko-mini" not in options.encoders:
-        options.skipped["ko-mini"] = f"{KO_MINI} is not here"
+    usual = ["ko-mini", "roberta-base"] if options.only != ["memory"] else ["e5-ko"]
+    wanted = options.encoders or usual
+    options.encoders = [name for name in wanted if name not in LOCAL or LOCAL[name].is_dir()]
+    options.skipped |= {name: f"{LOCAL[name]} is not here" for name in wanted if name not in options.encoders}
+    if options.only == ["memory"]:
+        options.encoders = options.encoders[:1] or ["roberta-base"]
+        options.rows = options.short_steps * options.batch_size
     options.amounts = {name: _amount(options, name) for name in (*ENCODERS, "checkpoint")}
     return options
 
@@ -134,14 +172,17 @@ def _wish(options: argparse.Namespace, work: str) -> dict[str, Any]:
     real = TRAIN_ROWS.is_file()
     predicted = [name for name in options.encoders if not (options.quick and name == "roberta-base")]
     predicted += ["checkpoint"] if options.checkpoint else []
-    options.predicted = predicted if "predict" in options.only else []
+    if "predict" in options.only or (options.only == ["memory"] and {"predict", "evaluate"} & set(options.commands)):
+        options.predicted = predicted
+    else:
+        options.predicted = []
     return {
         "work": work,
         "train": str(TRAIN_ROWS) if real else "sample:train",
         "test": str(TEST_ROWS) if real else "sample:test",
         "pool": options.rows,
-        "tokenizer": str(KO_MINI) if KO_MINI.is_dir() else None,
-        "encoders": {name: str(KO_MINI) if name == "ko-mini" else None for name in options.encoders},
+        "tokenizer": str(LOCAL["ko-mini"]) if LOCAL["ko-mini"].is_dir() else None,
+        "encoders": {name: str(LOCAL[name]) if name in LOCAL else None for name in options.encoders},
         "predict": options.predicted,
         "predict_rows": {name: amount.predict_rows for name, amount in options.amounts.items()},
         "contenders": options.contenders,
@@ -175,7 +216,7 @@ def _turn(options: argparse.Namespace, made: dict[str, Any], work: str, repeat: 
             for contender in (one for one in TRAIN if one in options.contenders):
                 yield Setting("train", contender, **steps, **learning)
         if "sweep" in options.only:
-            yield Setting("sweep", "unpadded", **steps, **learning)
+            yield Setting("sweep", "packed", **steps, **learning)
             for cost, step in product(PASS_COSTS, LENGTH_STEPS):
                 named = f"{'one pass' if cost == PASS_COSTS[-1] else cost}, {step}"
                 yield Setting("sweep", named, pass_cost=cost, length_step=step, **steps, **learning)
@@ -255,10 +296,11 @@ def _child(module: str, given: dict[str, Any], answer: Path, environment: dict[s
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     """The same for all: offline, threads, allocator."""
     made = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    made.pop("MALLOC_CONF", None)  # jemalloc as it is by default
     made |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(options.threads))
     library = ctypes.util.find_library("jemalloc") if options.allocator != "system" else None
     if library is not None:
-        made |= {"LD_PRELOAD": library, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+        made["LD_PRELOAD"] = library
     elif options.allocator == "jemalloc":
         sys.exit("benchmark: --allocator jemalloc, but no jemalloc is installed (Debian: libjemalloc2)")
     return made

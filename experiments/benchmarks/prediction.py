@@ -21,7 +21,7 @@ from experiments.benchmarks.clock import measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, Figures, Setting
 from experiments.benchmarks.training import figures_of
 from mtl_re.features.collate import sorted_batches
-from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.cpu.packed import packed_tokens
 from mtl_re.model.device import autocast, default_device, resolve_precision
 from mtl_re.model.network import drop_pooler
 from mtl_re.predict.predictor import Predictor
@@ -54,8 +54,8 @@ def _predictor(setting: Setting, checkpoint: Any, precision: str, backend: str) 
     starts = range(0, len(lengths), WINDOW)
     windows = (np.arange(start, min(start + WINDOW, len(lengths))) for start in starts)
     passes = [window[part] for window in windows for part in sorted_batches(lengths[window], setting.batch_size)]
-    if backend == "torch" and model.unpadded:
-        padded = sum(unpadding.stream_tokens(lengths[part]) for part in passes)
+    if backend == "torch" and model.packed:
+        padded = sum(packed_tokens(lengths[part]) for part in passes)
     else:
         padded = orders.padded_tokens(lengths, passes)
     used = predictor.precision if backend == "torch" else backend

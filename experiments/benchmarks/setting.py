@@ -29,8 +29,8 @@ PREDICT = {
     "ours_bf16": "mtl-re, bf16",
     "ours_int8": "mtl-re, ONNX int8",
 }
-NAMES: dict[str, dict[str, str]] = {"train": TRAIN, "predict": PREDICT, "growth": {}, "sweep": {}}
-"""Parts of the benchmark, and their contenders by name with what they are; growth and sweep name theirs as they go."""
+NAMES: dict[str, dict[str, str]] = {"train": TRAIN, "predict": PREDICT, "growth": {}, "sweep": {}, "memory": {}}
+"""Parts of the benchmark, and their contenders by name with what they are; the others name theirs as they go."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from experiments.benchmarks.clock import Clock, measured, own_memory
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME, Figures, Setting
 from mtl_re.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from mtl_re.features import collate
-from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.cpu import packed
 from mtl_re.model.device import autocast, default_device, resolve_precision
 from mtl_re.model.network import drop_pooler
 from mtl_re.training import setup as prepare
@@ -66,7 +66,7 @@ def _tune(setting: Setting) -> None:
     """Other constants for the sweep, in every place that has read them."""
     if setting.pass_cost is not None:
         collate.PASS_COST[default_device().type] = setting.pass_cost
-        unpadding.AFTER_PADDING = {}  # it is passes padded to rectangles that have this constant
+        packed.POSITIONS_AFTER_PADDING = {}  # only padded passes have this constant
     if setting.length_step is not None:
         collate.LENGTH_STEP = prepare.LENGTH_STEP = setting.length_step
 
@@ -86,8 +86,8 @@ def _counted(run: prepare.TrainRun, setting: Setting) -> Figures:
         taken += collate.epoch_steps(len(lengths), setting.batch_size, setting.seed, epoch)
         epoch += 1
     passes = [part for step in taken[: setting.steps] for part in train.own_parts(run, step)]
-    if run.plain_model.unpadded:
-        padded = sum(unpadding.stream_tokens(lengths[part]) for part in passes)
+    if run.plain_model.packed:
+        padded = sum(packed.packed_tokens(lengths[part]) for part in passes)
     else:
         padded = sum(run.collate(part)["input_ids"].numel() for part in passes)
     return figures_of(lengths, passes, padded, setting, run.precision)

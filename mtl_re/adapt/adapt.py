@@ -26,7 +26,7 @@ from mtl_re.adapt.setup import (
 )
 from mtl_re.config import AdaptConfig
 from mtl_re.errors import MtlReError
-from mtl_re.features.collate import PASS_COST, epoch_steps, sorted_batches, step_parts
+from mtl_re.features.collate import epoch_steps, pass_cost, sorted_batches, step_parts
 from mtl_re.files import write_json
 from mtl_re.model.device import autocast
 from mtl_re.training.loop import MAX_SKIPPED, Clock, Loop, epoch_reached, show
@@ -88,7 +88,7 @@ class AdaptLoop(Loop):
 def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> None:
     """One optimizer step: forward and backward over this process's passes, clip, update."""
     accelerator, lengths = run.accelerator, run.train.blocks.lengths[rows]
-    cost = PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
+    cost = pass_cost(accelerator.device.type)
     parts = step_parts(rows, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     own = parts[accelerator.process_index]
     masked = run.train.masked_tokens(rows, state.epoch)  # of the whole step: every process knows all masks

@@ -22,7 +22,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP
 from mtl_re.model import encoders
-from mtl_re.model.cpu import allocator
+from mtl_re.model.cpu import allocator_hint
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training.loop import rows_of_a_step
@@ -246,7 +246,7 @@ def _announce(run: AdaptRun) -> None:
     )
     if not run.config.exclude:
         run.say("no --exclude: nothing guards against evaluation sentences in this text")
-    if hint := allocator.hint(run.accelerator.device.type, parameters):
+    if hint := allocator_hint(run.accelerator.device.type, parameters):
         run.say(hint)
 
 

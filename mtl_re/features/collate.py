@@ -17,9 +17,11 @@ import torch
 
 from mtl_re.features.featurizer import FeatureTable
 
-PASS_COST = {"cpu": 64, "cuda": 2048, "unpadded": 1_000_000}
-"""What one more forward pass costs, in tokens' worth of time: small on a CPU, much on a GPU, which a pass must fill.
-Where a pass computes nothing for its padding (`unpadding`), there is nothing to gain by another."""
+PASS_COST = {"cpu": 64, "cuda": 2048}
+"""Cost of one more forward pass, in tokens that take as long, by device type: low on a CPU, high on a GPU, which a pass
+must fill. Another device costs what a GPU does."""
+PACKED_PASS_COST = 1_000_000
+"""The same where passes compute nothing for padding, so that a further pass saves nothing."""
 LENGTH_STEP = 8
 """Training passes are padded to a multiple of this: kernels and memory are kept for every shape that occurs."""
 
@@ -53,6 +55,15 @@ def epoch_steps(rows: int, step_rows: int, seed: int, epoch: int) -> list[np.nda
     return [order[start : start + step_rows] for start in range(0, rows, step_rows)]
 
 
+def pass_cost(device: str, packed: bool = False) -> int:
+    """Return the cost of one more forward pass, in tokens.
+
+    Args:
+        device: type of the device, as torch calls it. packed: whether passes compute nothing for padding.
+    """
+    return PACKED_PASS_COST if packed else PASS_COST.get(device, PASS_COST["cuda"])
+
+
 def step_parts(
     rows: np.ndarray, lengths: np.ndarray, processes: int, batch_size: int, pass_cost: int
 ) -> list[list[np.ndarray]]:
@@ -63,7 +74,7 @@ def step_parts(
         lengths: (n,) their tokens.
         processes: each gets about as many rows, and as long ones, as the others.
         batch_size: rows of one pass at most.
-        pass_cost: see `PASS_COST`.
+        pass_cost: see `pass_cost`.
 
     Returns:
         parts[process][pass]; a process for which no row is left has one empty part. The number of passes may differ

@@ -8,7 +8,7 @@ complete. Every order is a list in the config, because `config.json` is written 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from transformers.utils import logging as hf_logging
 
 from mtl_re import files
 from mtl_re.errors import MtlReError, entry, first_line
-from mtl_re.model.cpu import packed as unpadding
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.model.trust import check_shapes, checked
 from mtl_re.taxonomy import Taxonomy
@@ -101,13 +100,14 @@ class MtlReModel(PreTrainedModel):
             names = [head.name for head in self.taxonomy.heads]
             raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
         self.takes_types = takes_token_types(self.encoder)
-        self.unpadded = False
+        self.encode: Callable[..., Tensor] = padded_states
         self.dropout_samples = 1
         self.post_init()
 
-    def unpad(self) -> None:
-        """From now on compute nothing for padding, where that is possible and faster (see `unpadding.prepare`)."""
-        self.unpadded = unpadding.prepare(self.encoder)
+    @property
+    def packed(self) -> bool:
+        """Whether passes compute nothing for padding (see `cpu.speed_up`)."""
+        return self.encode is not padded_states
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
@@ -119,11 +119,7 @@ class MtlReModel(PreTrainedModel):
         `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other.
         """
         types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
-        if self.unpadded:
-            hidden = unpadding.encode(self.encoder, input_ids, attention_mask, **types)
-        else:
-            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        pooled = self.pool(hidden, positions)
+        pooled = self.pool(self.encode(self.encoder, input_ids, attention_mask, **types), positions)
         if self.training and self.dropout_samples > 1:
             pooled = pooled.repeat(self.dropout_samples, 1)
         pair = self.pair(pooled)
@@ -133,6 +129,12 @@ class MtlReModel(PreTrainedModel):
         if isinstance(module, nn.Linear):  # the pair layer and the heads; the encoder initialises itself
             module.weight.normal_(0.0, 0.02)
             module.bias.zero_()
+
+
+def padded_states(encoder: Any, input_ids: Tensor, attention_mask: Tensor, **types: Tensor) -> Tensor:
+    """Return the encoder's last hidden states (batch, length, dim) for a padded batch (batch, length)."""
+    hidden: Tensor = encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+    return hidden
 
 
 def encoder_config(config: MtlReConfig) -> PretrainedConfig:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mtl_re.config import Backend
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.featurizer import Featurizer
+from mtl_re.model.cpu import speed_up
 from mtl_re.model.device import default_device, resolve_precision
 from mtl_re.model.network import MtlReModel, join_heads, load, split_heads
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
@@ -130,7 +131,7 @@ def _network(name: str, device: str | None, backend: Backend) -> tuple[Any, Any]
     if backend == "torch":
         model, tokenizer = load(name)
         model.to(default_device() if device is None else torch.device(device))  # type: ignore[arg-type] # transformers wraps `to` untyped
-        model.unpad()
+        speed_up(model)
         return model, tokenizer
     from mtl_re.model.onnx_model import load_onnx
 

@@ -28,8 +28,7 @@ from mtl_re.features.collate import LENGTH_STEP, Collator
 from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
 from mtl_re.model import encoders
-from mtl_re.model.cpu import allocator
-from mtl_re.model.cpu.dropout import quicken
+from mtl_re.model.cpu import allocator_hint, speed_up
 from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
@@ -148,9 +147,7 @@ def _placed(config: Config, model: MtlReModel, accelerator: Accelerator) -> tupl
         model.encoder.compile(dynamic=True)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
     model.dropout_samples = config.model.dropout_samples
-    model.unpad()  # after it has come to its device
-    if accelerator.device.type == "cpu" and not config.train.compile:
-        quicken(model)
+    speed_up(model)  # after it has come to its device
     return wrapped, optimizer
 
 
@@ -291,5 +288,5 @@ def _announce(run: TrainRun) -> None:
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
         f"run directory {run.run_dir}"
     )
-    if hint := allocator.hint(run.accelerator.device.type, parameters):
+    if hint := allocator_hint(run.accelerator.device.type, parameters):
         run.say(hint)

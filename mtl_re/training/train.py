@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtl_re import files
 from mtl_re.config import Config
-from mtl_re.features.collate import PASS_COST, Batch, Collator, epoch_steps, step_parts
+from mtl_re.features.collate import Batch, Collator, epoch_steps, step_parts
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
@@ -150,9 +150,7 @@ def own_parts(run: TrainRun, rows: np.ndarray) -> list[np.ndarray]:
     columns = [head.name in run.trained_heads for head in run.taxonomy.heads]
     labelled = rows[(run.train_table.targets[rows][:, columns] != IGNORE).any(axis=1)]
     accelerator, lengths = run.accelerator, run.train_table.lengths[labelled]
-    cost = (
-        PASS_COST["unpadded"] if run.plain_model.unpadded else PASS_COST.get(accelerator.device.type, PASS_COST["cuda"])
-    )
+    cost = pass_cost(accelerator.device.type, run.plain_model.packed)
     parts = step_parts(labelled, lengths, accelerator.num_processes, run.config.train.batch_size, cost)
     return parts[accelerator.process_index]
 

@@ -1,4 +1,4 @@
-"""The allocator hint: said once where it helps, and nowhere else."""
+"""The allocator hint: given once where it helps, and nowhere else; it never turns off jemalloc's decay."""
 
 import pytest
 
@@ -11,27 +11,43 @@ def maps(tmp_path, monkeypatch):
     path.write_text("7f00-7f01 r-xp 0 fe:00 1 /usr/lib/x86_64-linux-gnu/libc.so.6\n")
     monkeypatch.setattr(allocator, "_MAPS", path)
     monkeypatch.setattr(allocator.sys, "platform", "linux")
+    monkeypatch.delenv("MALLOC_CONF", raising=False)
     return path
 
 
-@pytest.mark.parametrize(("found", "says"), [(None, "apt-get install libjemalloc2"), ("libjemalloc.so.9", ".so.9 ")])
-def test_glibc_on_a_cpu_gets_the_command(maps, monkeypatch, found, says):
-    monkeypatch.setattr(allocator.ctypes.util, "find_library", lambda name: found)
-    text = allocator.hint("cpu", allocator.WORTH_IT)
+def load_library(maps, name):
+    maps.write_text(f"{maps.read_text()}7f02-7f03 r-xp 0 fe:00 2 /usr/lib/lib{name}.so.2\n")
+
+
+@pytest.mark.parametrize(("library", "says"), [(None, "apt-get install libjemalloc2"), ("libjemalloc.so.9", ".so.9")])
+def test_glibc_on_a_cpu_gets_the_command(maps, monkeypatch, library, says):
+    monkeypatch.setattr(allocator.ctypes.util, "find_library", lambda name: library)
+    text = allocator.allocator_hint("cpu", allocator.WORTH_IT)
     assert "LD_PRELOAD=libjemalloc.so" in text
     assert says in text
+    assert "MALLOC_CONF" not in text  # with its decay off, jemalloc keeps the pages of every tensor size
 
 
-@pytest.mark.parametrize("name", allocator.KEEPS_PAGES)
+@pytest.mark.parametrize("name", allocator.OTHER_ALLOCATORS)
 def test_a_better_allocator_is_seen(maps, name):
-    maps.write_text(f"{maps.read_text()}7f02-7f03 r-xp 0 fe:00 2 /usr/lib/lib{name}.so.2\n")
-    assert allocator.hint("cpu", allocator.WORTH_IT) is None
+    load_library(maps, name)
+    assert allocator.allocator_hint("cpu", allocator.WORTH_IT) is None
+
+
+@pytest.mark.parametrize("setting", ["dirty_decay_ms:-1,muzzy_decay_ms:-1", "narenas:1,dirty_decay_ms:-1"])
+def test_jemalloc_without_decay_is_warned_of(maps, monkeypatch, setting):
+    monkeypatch.setenv("MALLOC_CONF", setting)
+    load_library(maps, "jemalloc")
+    assert "MALLOC_CONF" in allocator.allocator_hint("cpu", 1)
+    assert allocator.allocator_hint("cuda", allocator.WORTH_IT) is None
+    monkeypatch.setenv("MALLOC_CONF", "dirty_decay_ms:10000,narenas:1")
+    assert allocator.allocator_hint("cpu", 1) is None
 
 
 def test_no_hint_where_nothing_is_gained(maps, monkeypatch):
-    assert allocator.hint("cuda", allocator.WORTH_IT) is None
-    assert allocator.hint("cpu", allocator.WORTH_IT - 1) is None
+    assert allocator.allocator_hint("cuda", allocator.WORTH_IT) is None
+    assert allocator.allocator_hint("cpu", allocator.WORTH_IT - 1) is None
     maps.unlink()
-    assert allocator.hint("cpu", allocator.WORTH_IT) is None
+    assert allocator.allocator_hint("cpu", allocator.WORTH_IT) is None
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    assert allocator.hint("cpu", allocator.WORTH_IT) is None
+    assert allocator.allocator_hint("cpu", allocator.WORTH_IT) is None

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_model
 from torch import nn
 
-from mtl_re.model.cpu.dropout import QuickDropout, dropped, quicken
+from mtl_re.model.cpu.dropout import QuickDropout, dropped, use_quick_dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -51,7 +51,7 @@ def test_every_dropout_of_a_network_is_replaced(tokenizer):
     model = tiny_model(tokenizer)
     rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     names = set(model.state_dict())
-    quicken(model)
+    use_quick_dropout(model)
     found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     assert [module.p for module in found] == rates
     assert {type(module) for module in found} == {QuickDropout}

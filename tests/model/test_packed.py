@@ -1,11 +1,12 @@
-"""A stream of rows gives what a padded rectangle gives: values, gradients, and every position in its own row."""
+"""A packed sequence gives what a padded batch gives: values, gradients, and every position in its own row."""
 
 import pytest
 import torch
 from conftest import tiny_model
 from transformers import AutoConfig, AutoModel
 
-from mtl_re.model.cpu import packed as unpadding
+from mtl_re.model.cpu import packed as packing
+from mtl_re.model.cpu import speed_up
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import inference
 from mtl_re.scoring.decoding import Decoding, decode
@@ -42,10 +43,10 @@ def rows(kind, lengths=LENGTHS):
     return ids, mask
 
 
-def streamed(encoder, ids, mask, types=None):
+def packed(encoder, ids, mask, types=None):
     before = encoder.config._attn_implementation
-    assert unpadding.prepare(encoder)
-    hidden = unpadding.encode(encoder, ids, mask, types)
+    assert packing.use_packed_attention(encoder)
+    hidden = packing.packed_states(encoder, ids, mask, types)
     encoder.set_attn_implementation(before)
     return hidden
 
@@ -55,14 +56,14 @@ def padded(encoder, ids, mask, **types):
 
 
 def test_every_supported_kind_is_tested():
-    assert set(KINDS) == set(unpadding.AFTER_PADDING)
+    assert set(KINDS) == set(packing.POSITIONS_AFTER_PADDING)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stream_is_the_rectangle(kind):
+def test_packed_equals_padded(kind):
     encoder = tiny_encoder(kind)
     ids, mask = rows(kind)
-    found, expected = streamed(encoder, ids, mask), padded(encoder, ids, mask)
+    found, expected = packed(encoder, ids, mask), padded(encoder, ids, mask)
     assert found.shape == expected.shape
     real = mask.bool()
     assert (found - expected)[real].abs().max() < 1e-5
@@ -77,7 +78,7 @@ def test_gradients_are_the_same(kind):
     ids, mask = rows(kind)
     target = torch.randn(*mask.shape, SIZE["hidden_size"]) * mask[..., None]
     gradients = []
-    for encode in (streamed, padded):
+    for encode in (packed, padded):
         encoder.zero_grad()
         (encode(encoder, ids, mask) * target).sum().backward()
         gradients.append(
@@ -95,48 +96,48 @@ def test_segments_go_along(kind):
     encoder = tiny_encoder(kind)
     ids, mask = rows(kind)
     types = ((torch.arange(ids.shape[1]) > 2) & mask.bool()).long()
-    found = streamed(encoder, ids, mask, types)
+    found = packed(encoder, ids, mask, types)
     assert (found - padded(encoder, ids, mask, token_type_ids=types))[mask.bool()].abs().max() < 1e-5
-    assert (found - streamed(encoder, ids, mask))[mask.bool()].abs().max() > 1e-2
+    assert (found - packed(encoder, ids, mask))[mask.bool()].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("lengths", [[1], [5], [64], [9] * 6, list(range(1, 30))], ids=str)
 def test_any_lengths(lengths):
     encoder = tiny_encoder("bert")
     ids, mask = rows("bert", lengths)
-    found, expected = streamed(encoder, ids, mask), padded(encoder, ids, mask)
+    found, expected = packed(encoder, ids, mask), padded(encoder, ids, mask)
     assert (found - expected)[mask.bool()].abs().max() < 1e-5
 
 
-def test_rectangle_may_be_wider_than_its_longest_row():
+def test_batch_may_be_wider_than_its_longest_row():
     encoder = tiny_encoder("bert")
     ids, mask = rows("bert")
     wide = [torch.nn.functional.pad(tensor, (0, 5)) for tensor in (ids, mask)]
-    found = streamed(encoder, *wide)
+    found = packed(encoder, *wide)
     assert found.shape[1] == ids.shape[1] + 5
-    assert torch.equal(found[:, : ids.shape[1]][mask.bool()], streamed(encoder, ids, mask)[mask.bool()])
+    assert torch.equal(found[:, : ids.shape[1]][mask.bool()], packed(encoder, ids, mask)[mask.bool()])
 
 
 def test_little_padding_is_left():
     torch.manual_seed(0)
     lengths = torch.randint(20, 200, (32,)).numpy()
-    tokens = unpadding.stream_tokens(lengths)
-    assert tokens % unpadding.STREAM_STEP == 0
-    assert lengths.sum() <= tokens < lengths.sum() + unpadding.STREAM_STEP
-    blocks = unpadding.Layout(lengths, 200).blocks
+    tokens = packing.packed_tokens(lengths)
+    assert tokens % packing.PACKED_STEP == 0
+    assert lengths.sum() <= tokens < lengths.sum() + packing.PACKED_STEP
+    blocks = packing.Layout(lengths, 200).blocks
     assert sum(block.rows for block in blocks) == len(lengths)
     assert 1 < len(blocks) < len(lengths)
     assert sum(block.rows * block.length for block in blocks) < 1.3 * lengths.sum()
 
 
-def test_ways_lead_there_and_back():
+def test_moves_lead_there_and_back():
     lengths = torch.tensor(LENGTHS).numpy()
-    layout = unpadding.Layout(lengths, 33)
+    layout = packing.Layout(lengths, 33)
     states = torch.arange(1.0, 1 + layout.tokens * 2 * 3).unflatten(0, (-1, 3)).requires_grad_()  # two heads
-    there, back = layout.ways(2)
-    blocks = unpadding._Move.apply(states, there, back)
+    there, back = layout.moves(2)
+    blocks = packing._Move.apply(states, there, back)
     assert len(blocks) == sum(block.rows * 2 * block.length for block in layout.blocks)
-    returned = unpadding._Move.apply(blocks, back, there)
+    returned = packing._Move.apply(blocks, back, there)
     real = torch.arange(layout.tokens * 2) < 2 * sum(LENGTHS)
     assert torch.equal(returned[real], states[real])
     assert not returned[~real].any()
@@ -151,9 +152,9 @@ def test_products_are_attention(dropout):
     allowed = torch.rand(4, 1, 1, 9) > 0.3
     allowed[..., 0] = True
     torch.manual_seed(1)
-    found = unpadding._products(query, key, value, allowed, dropout, None)
+    found = packing._products(query, key, value, allowed, dropout, None)
     if dropout:  # what is dropped differs by kernel: only that something is, and what is left is scaled up
-        assert (found - unpadding._products(query, key, value, allowed, 0.0, None)).abs().max() > 1e-3
+        assert (found - packing._products(query, key, value, allowed, 0.0, None)).abs().max() > 1e-3
         return
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
     assert torch.allclose(found, expected, atol=1e-12)
@@ -168,7 +169,7 @@ def test_gradients_in_bf16_are_finite_and_near():
     for autocast in (True, False):
         encoder.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            hidden = streamed(encoder, ids, mask)
+            hidden = packed(encoder, ids, mask)
         (hidden.float() * target).sum().backward()
         gradients.append(torch.cat([value.grad.flatten() for value in encoder.parameters() if value.grad is not None]))
     half, plain = gradients
@@ -177,27 +178,27 @@ def test_gradients_in_bf16_are_finite_and_near():
 
 
 def test_bf16_stays_near_fp32(tokenizer, table):
-    """The way of bf16 (two matrix products) against fp32's fused kernel, over a whole model."""
+    """Attention of bf16 (two matrix products) against fp32's fused kernel, over a whole model."""
     model = tiny_model(tokenizer)
-    model.unpad()
+    speed_up(model)
     plain, half = (inference.all_logits(model, table, tokenizer.pad_token_id, 16, name) for name in ("no", "bf16"))
     assert 0 < abs(half - plain).max() < 0.15 * abs(plain).max()
 
 
-def test_other_encoders_stay_rectangles(tokenizer):
+def test_other_encoders_stay_padded(tokenizer):
     config = AutoConfig.for_model("deberta-v2", **SIZE)
-    assert not unpadding.prepare(AutoModel.from_config(config))
+    assert not packing.use_packed_attention(AutoModel.from_config(config))
     model = tiny_model(tokenizer)
     model.encoder.compile(dynamic=True)
-    model.unpad()
-    assert not model.unpadded
+    speed_up(model)
+    assert not model.packed
 
 
 def test_model_gives_the_same_logits_either_way(tokenizer, table):
     model = tiny_model(tokenizer)
     plain = inference.all_logits(model, table, tokenizer.pad_token_id, 16)
-    model.unpad()
-    assert model.unpadded
+    speed_up(model)
+    assert model.packed
     found = inference.all_logits(model, table, tokenizer.pad_token_id, 16)
     assert abs(found - plain).max() < 1e-5 * abs(plain).max()
     taxonomy = model.taxonomy
