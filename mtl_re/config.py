@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -277,18 +277,6 @@ class Config:
         return asdict(self)
 
 
-GROUPS: dict[str, Any] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "loss": LossConfig,
-    "optim": OptimConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-    "tracking": TrackingConfig,
-}
-"""The groups of `Config`, by field name."""
-
-
 @dataclass
 class AdaptDataConfig:
     """The text an encoder is adapted to."""
@@ -416,15 +404,12 @@ class AdaptConfig:
         return asdict(self)
 
 
-ADAPT_GROUPS: dict[str, Any] = {
-    "data": AdaptDataConfig,
-    "model": AdaptModelConfig,
-    "mask": MaskConfig,
-    "optim": OptimConfig,
-    "train": AdaptTrainConfig,
-    "tracking": TrackingConfig,
-}
-"""The groups of `AdaptConfig`, by field name."""
+def groups(options: type) -> dict[str, Any]:
+    """Return the groups of `options`: the fields that are dataclasses themselves, by name."""
+    return {field.name: field.default_factory for field in fields(options) if is_dataclass(field.default_factory)}
+
+
+GROUPS, ADAPT_GROUPS = groups(Config), groups(AdaptConfig)
 
 
 @dataclass

@@ -37,7 +37,7 @@ CASES = [(name, command) for name in ("README.md", "README.ko.md") for command i
 
 @pytest.fixture(scope="module")
 def parser():
-    return cli.build_parser()[0]
+    return cli.build_parser()
 
 
 def test_there_are_commands_to_check():
