@@ -72,6 +72,37 @@ def test_the_command_line_parses(parser, name, command, tmp_path, monkeypatch):
         assert set(GROUPS) <= set(vars(options["train"]))
 
 
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)(?::([\w.]+))?`")
+"""A path in backticks; behind a colon, a name that stands in the file."""
+MADE_BY_A_RUN = {"model/", "report/", "runs/NAME", "klue/roberta-large"}
+DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "experiments/README.md")
+
+
+def missing_paths(text: str, folders: tuple[Path, ...]) -> list[str]:
+    """Return what a document names that is in none of the folders, or in no such file."""
+    missing = []
+    for path, name in PATH.findall(text):
+        there = [folder / path for folder in folders if (folder / path).exists()]
+        defined = rf"^\s*(?:def |class |)(?:{name.split('.')[-1]})\b"
+        if not there or (name and not re.search(defined, there[0].read_text(encoding="utf-8"), re.MULTILINE)):
+            missing.append(f"{path}:{name}")
+    return [path for path in missing if path.removesuffix(":") not in MADE_BY_A_RUN]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_a_document_names_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert missing_paths(text, (ROOT, ROOT / "mtl_re", ROOT / "experiments")) == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
+def test_a_path_that_does_not_exist_would_be_seen():
+    assert len(PATH.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) > 40
+    text = "`model/pooling.py:POOLINGS` `model/pooling.py:PUDDLES` `rooms/pooling.py`"
+    assert missing_paths(text, (ROOT / "mtl_re",)) == ["model/pooling.py:PUDDLES", "rooms/pooling.py:"]
+
+
 @pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
