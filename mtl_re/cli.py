@@ -1,8 +1,9 @@
 """The command line: options → one function call, faults → one line and an exit code.
 
-Options are the dataclasses of `config`, read by jsonargparse: every one is in `--help`, may stand in a YAML file
-(`--config`), and can be overridden (`--loss.weights.coarse 2`). What a command does is imported only when it runs, so
-help and usage errors need no torch. Exit codes: 0 done, 1 the input or the run failed, 2 usage.
+`COMMANDS` is the table: one row a command, with the function that it calls. The options of a command are the fields of
+a dataclass of `config`, read by jsonargparse: each is in `--help`, may stand in a YAML file (`--config`), and can be
+overridden (`--loss.weights.coarse 2`). The function is imported when the command runs, so help and usage errors need no
+torch. Exit codes: 0 done, 1 the input or the run failed, 2 usage.
 """
 
 from __future__ import annotations
@@ -10,38 +11,316 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from mtl_re import __version__, config
 from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
 
-DATA_HELP = "a path (.json, .jsonl, .csv, .parquet, each also .gz), hub:DATASET/CONFIG:SPLIT or sample:train|valid|test"
+# ---- what a command prints -----------------------------------------------------------------------------------------
+
+
+def _print(result: Any, options: Any) -> None:
+    """Print a list line by line, a dict as JSON, and anything else as it is."""
+    if isinstance(result, dict):
+        result = json.dumps(result, ensure_ascii=False, indent=1)
+    print(*result if isinstance(result, list) else [result], sep="\n")
+
+
+def _print_check(report: Any, options: None) -> None:
+    from mtl_re.data.check import render_check
+
+    print(render_check(report))
+    if report.has_errors:
+        raise MtlReError("the data has errors (listed above)")
+
+
+def _print_scores(result: dict[str, Any], options: config.EvaluateConfig) -> None:
+    from mtl_re.scoring.summary import evaluation_summary
+
+    print(evaluation_summary(result))
+    if options.output is None:
+        _print(result, options)
+
+
+def _print_count(count: int, options: config.PredictConfig) -> None:
+    print(f"{count} predictions in {options.output}")
+
+
+def _print_rates(result: dict[str, Any], options: config.CooccurrenceConfig) -> None:
+    from mtl_re.analysis.cooccurrence import render_cooccurrence
+
+    print(render_cooccurrence(result))
+
+
+def _print_triples(triples: Any, options: config.ExtractConfig) -> None:
+    from mtl_re.predict.triples import render_triples
+
+    print(render_triples(triples, options))
+
+
+def _print_export(report: dict[str, Any], options: config.ExportConfig) -> None:
+    from mtl_re.export.export import render_export
+
+    print(render_export(report))
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument that is no field of the command's dataclass: a positional one, or an option that is converted.
+
+    Attributes:
+        name: `ckpt`, or `--heads` for an option.
+        help: its text in `--help`.
+        usage: its name in the usage line (None: an option).
+        kind: converts the parsed value for the function (None: left as it is).
+        settings: what else `ArgumentParser.add_argument` takes.
+    """
+
+    name: str
+    help: str
+    usage: str | None = None
+    kind: Callable[[Any], Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, parsed: Namespace) -> Any:
+        """Return the value that the function is called with."""
+        value = parsed[self.name.lstrip("-")]
+        return value if self.kind is None else self.kind(value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table.
+
+    Attributes:
+        help: its text in `--help`.
+        run: `module:function`. It is called with the values of `arguments`, then the options, then (where these stand
+            in groups, as those of a run do) the name for the run's directory.
+        options: the dataclass of the options (None: `arguments` are all there is).
+        arguments: in the order in which the function takes them.
+        forms: settings of `ArgumentParser.add_argument` for fields of `options` that hold several words.
+        show: prints what the function returned.
+    """
+
+    help: str
+    run: str
+    options: type | None
+    arguments: tuple[Argument, ...] = ()
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    show: Callable[[Any, Any], None] = _print
+
+    def parser(self, name: str) -> ArgumentParser:
+        """Return the parser of this command's arguments."""
+        usage = [argument.usage for argument in self.arguments if argument.usage]
+        parser = ArgumentParser(description=self.help, usage=" ".join(["mtl-re", name, *usage, "[options]"]))
+        parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of a fault.")
+        for argument in self.arguments:
+            settings = {"type": str, "metavar": argument.usage, **argument.settings}
+            parser.add_argument(argument.name, help=argument.help, **settings)
+        if self.options is not None:
+            self._add_options(parser, self.options)
+        return parser
+
+    def _add_options(self, parser: ArgumentParser, options: type) -> None:
+        """Add one option a field; a field that is False by default becomes a flag."""
+        flags = {field.name: {"action": "store_true"} for field in fields(options) if field.default is False}
+        forms = {**flags, **self.forms}
+        texts = {text.arg_name: text.description for text in parse_from_object(options).params} if forms else {}
+        for name, form in forms.items():
+            parser.add_argument(f"--{name}", help=texts[name], **form)
+        groups = config.groups(options)
+        for name, kind in groups.items():
+            parser.add_class_arguments(kind, name)
+        if not groups:
+            parser.add_class_arguments(options, skip=set(forms))
+
+    def made(self, parsed: Namespace) -> Any:
+        """Return the dataclass of the parsed options.
+
+        Raises:
+            MtlReError: a value is out of its range.
+        """
+        if self.options is None:
+            return None
+        values = {field.name: parsed[field.name] for field in fields(self.options)}
+        for name, kind in config.groups(self.options).items():
+            if not isinstance(values[name], Namespace):
+                raise MtlReError(f"{name}: expected a group of options, found {values[name]!r}")
+            values[name] = kind(**vars(values[name]))
+        return self.options(**values)
+
+    def call(self, parsed: Namespace, options: Any) -> Any:
+        """Import the function, call it and return its result."""
+        values = [argument.value(parsed) for argument in self.arguments]
+        module, _, function = self.run.partition(":")
+        if self.options is not None:
+            values.append(options)
+            if config.groups(self.options):
+                values.append(Path(str(parsed.config[-1])).stem if parsed.config else function)
+        return getattr(import_module(module), function)(*values)
+
+
+CKPT = Argument("ckpt", "A run directory, its model/, an exported directory, or a hub id.", "CKPT")
+DATA = Argument(
+    "data",
+    "A path (.json, .jsonl, .csv, .parquet, each also .gz), hub:DATASET/CONFIG:SPLIT, or sample:train|valid|test.",
+    "DATA ...",
+    settings={"nargs": "+", "metavar": "DATA"},
+)
+HEADS = Argument(
+    "--heads", "The label set, as `model.heads`.", kind=Taxonomy.from_option, settings={"default": "hierarchical"}
+)
+PREDICTIONS = Argument(
+    "predictions", "Predictions with gold labels, as `evaluate --predictions` writes.", "PREDICTIONS.jsonl", Path
+)
+COMPOSE = {"compose": {"type": str, "nargs": "+", "metavar": "HEAD=CKPT"}}
+
+COMMANDS: dict[str, Command] = {
+    "sample": Command(
+        "Write the embedded corpus (train, valid and test as KLUE JSON).",
+        "mtl_re.data.sample:write",
+        config.SampleConfig,
+        (Argument("directory", "Where to write train.json, valid.json and test.json.", "DIR"),),
+    ),
+    "check": Command(
+        "Validate data: bad rows, duplicates, contradictions, overlap.",
+        "mtl_re.data.check:check_files",
+        None,
+        (DATA, HEADS),
+        show=_print_check,
+    ),
+    "explore": Command(
+        "Draw the distributions of data files, side by side.",
+        "mtl_re.analysis.explore:explore",
+        None,
+        (
+            DATA,
+            Argument("--output", "Directory for the pictures and explore.md.", kind=Path, settings={"required": True}),
+            HEADS,
+        ),
+    ),
+    "train": Command("Train a model; prints the run directory last.", "mtl_re.training.train:train", config.Config),
+    "adapt": Command(
+        "Adapt an encoder to your text by masked-language modelling; prints the run directory last.",
+        "mtl_re.adapt.adapt:adapt",
+        config.AdaptConfig,
+        forms={"exclude": {"type": str, "nargs": "+", "default": [], "metavar": "DATA"}},
+    ),
+    "evaluate": Command(
+        "Score a checkpoint on labelled rows.",
+        "mtl_re.scoring.evaluation:evaluate",
+        config.EvaluateConfig,
+        (replace(CKPT, settings={"type": str | None, "nargs": "?"}),),
+        COMPOSE,
+        _print_scores,
+    ),
+    "predict": Command(
+        "Predict rows; the probabilities of several checkpoints are averaged (soft vote).",
+        "mtl_re.predict.predict:predict",
+        config.PredictConfig,
+        (replace(CKPT, usage="CKPT ...", kind=list, settings={"nargs": "*", "metavar": "CKPT"}),),
+        COMPOSE,
+        _print_count,
+    ),
+    "calibrate": Command(
+        "Fit temperatures and a threshold, and store them in the checkpoint.",
+        "mtl_re.scoring.calibrate:calibrate",
+        config.CalibrateConfig,
+        (CKPT,),
+    ),
+    "compare": Command(
+        "Compare two prediction files of the same rows by paired bootstrap.",
+        "mtl_re.scoring.significance:compare_files",
+        config.CompareConfig,
+        (Argument("a", "Predictions A.", "A.jsonl", Path), Argument("b", "Predictions B.", "B.jsonl", Path)),
+    ),
+    "errors": Command(
+        "Analyse the errors of a predictions file, with examples and pictures.",
+        "mtl_re.analysis.error_analysis:write_errors",
+        config.ErrorsConfig,
+        (PREDICTIONS,),
+    ),
+    "cooccurrence": Command(
+        "Measure how often unrelated entities of one sentence are predicted to be related.",
+        "mtl_re.analysis.cooccurrence:cooccurrence",
+        config.CooccurrenceConfig,
+        (PREDICTIONS,),
+        show=_print_rates,
+    ),
+    "extract": Command(
+        "Extract the triples between the entities of one sentence.",
+        "mtl_re.predict.predictor:extract_triples",
+        config.ExtractConfig,
+        (CKPT,),
+        {"entity": {"type": str, "action": "append", "required": True, "metavar": "WORD:TYPE"}},
+        _print_triples,
+    ),
+    "demo": Command(
+        "Serve a web page on this machine to try a checkpoint.", "mtl_re.page.server:demo", config.DemoConfig, (CKPT,)
+    ),
+    "export": Command(
+        "Write one directory for PyTorch, ONNX and the hub, usable without this package.",
+        "mtl_re.export.export:export",
+        config.ExportConfig,
+        (CKPT, Argument("directory", "Where to write: a new or empty directory (see --overwrite).", "DIR")),
+        show=_print_export,
+    ),
+    "ablate": Command(
+        "Run or continue a study of many trainings, and write its report.",
+        "mtl_re.study.workers:ablate",
+        config.AblateConfig,
+        (Argument("study", "The study file (see experiments/ablations/).", "STUDY.yaml", Path),),
+    ),
+}
+
+
+# ---- running one ---------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="mtl-re",
+        version=__version__,
+        description="Relation extraction: one encoder, a coarse head that gates fine heads.",
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_subcommand(name, command.parser(name), help=command.help)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser, runners = build_parser()
     try:
-        options = parser.parse_args(_underscored(sys.argv[1:] if arguments is None else arguments))
-        name = options.subcommand
-        command = options[name]
-        call = runners[name](command)
+        parsed = build_parser().parse_args(_underscored(sys.argv[1:] if arguments is None else arguments))
+        command, parsed = COMMANDS[parsed.subcommand], parsed[parsed.subcommand]
+        options = command.made(parsed)
     except MtlReError as error:  # a value out of its range is a usage fault
         return _fail(error, 2)
     except (TypeError, ValueError, KeyError, AttributeError) as error:  # a config file of another shape than options
         return _fail(MtlReError(f"the options cannot be read ({type(error).__name__}: {error}); see --help"), 2)
-    debug = command.debug
     try:
         _calm()
-        call()
+        result = command.call(parsed, options)
+        if _speaks():
+            command.show(result, options)
         sys.stdout.flush()
     except MtlReError as error:
-        if debug:
+        if parsed.debug:
             raise
         return _fail(error, 1)
     except BrokenPipeError:  # `| head` has seen enough
@@ -50,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(MtlReError("interrupted"), 1)
     except Exception as error:
-        if debug:
+        if parsed.debug:
             raise
         text = " ".join(str(error).split())[:500]
         return _fail(MtlReError(f"{type(error).__name__}: {text} (--debug shows where)"), 1)
@@ -58,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _underscored(arguments: Sequence[str]) -> list[str]:
-    """`--label-order` means `--label_order`; what stands behind `=`, and head names, are left alone."""
+    """Read `--label-order` as `--label_order`; what stands behind `=`, and head names, are left alone."""
     spelled = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -68,9 +347,14 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
+def _speaks() -> bool:
+    """Return whether this process prints: under a launcher only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _fail(error: MtlReError, code: int) -> int:
-    """One line on stderr; under a launcher only the first process speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print the error as one line on stderr and return the exit code."""
+    if _speaks():
         print(f"mtl-re: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return code
 
@@ -81,315 +365,3 @@ def _calm() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
-Runner = Callable[[Namespace], Callable[[], Any]]
-
-
-def build_parser() -> tuple[ArgumentParser, dict[str, Runner]]:
-    """The parser of all commands, and for each a function from its options to the call to make."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="mtl-re",
-        version=f"mtl-re {__version__}",
-        description="Relation extraction: one encoder, a coarse head that gates fine heads.",
-    )
-    commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    runners: dict[str, Runner] = {}
-
-    def command(name: str, runner: Runner, help: str, positional: str = "") -> ArgumentParser:
-        sub = ArgumentParser(description=help, usage=f"mtl-re {name} {positional}[options]")
-        sub.add_argument("--config", action="config", help="YAML file with any of these options.")
-        sub.add_argument("--debug", action="store_true", help="Show the traceback of a fault.")
-        commands.add_subcommand(name, sub, help=help)
-        runners[name] = runner
-        return sub
-
-    sub = command("sample", _sample, "Write the embedded corpus (train, valid and test as KLUE JSON).", "DIR ")
-    sub.add_argument("directory", type=str, help="Where to write train.json, valid.json and test.json.")
-    sub.add_class_arguments(config.SampleConfig)
-
-    sub = command("check", _check, "Validate data: bad rows, duplicates, contradictions, overlap.", "DATA ... ")
-    sub.add_argument("data", type=str, nargs="+", help=DATA_HELP)
-    sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
-
-    sub = command("explore", _explore, "Draw the distributions of data files, side by side.", "DATA ... ")
-    sub.add_argument("data", type=str, nargs="+", help=DATA_HELP)
-    sub.add_argument("--output", type=str, required=True, help="Directory for the pictures and explore.md.")
-    sub.add_argument("--heads", type=str, default="hierarchical", help="The label set, as model.heads.")
-
-    sub = command("train", _train, "Train a model; prints the run directory last.")
-    for name, group in config.GROUPS.items():
-        sub.add_class_arguments(group, name)
-
-    help = "Adapt an encoder to your text by masked-language modelling; prints the run directory last."
-    sub = command("adapt", _adapt, help)
-    for name, group in config.ADAPT_GROUPS.items():
-        sub.add_class_arguments(group, name)
-    help = "Evaluation sentences (any form of data.train): texts that share words with them are dropped and counted."
-    sub.add_argument("--exclude", type=str, nargs="+", default=[], metavar="DATA", help=help)
-
-    sub = command("evaluate", _evaluate, "Score a checkpoint on labelled rows.", "CKPT ")
-    help = "A run's directory or model/ folder, an exported directory, or a hub id."
-    sub.add_argument("ckpt", type=str | None, nargs="?", help=help)
-    _compose(sub)
-    sub.add_class_arguments(config.EvaluateConfig, skip={"compose"})
-
-    sub = command("predict", _predict, "Predict rows; several checkpoints vote softly.", "CKPT ... ")
-    sub.add_argument("ckpt", type=str, nargs="*", help="Checkpoints, as for evaluate.")
-    sub.add_argument("--resume", action="store_true", help="Go on with an interrupted prediction of the same rows.")
-    _compose(sub)
-    sub.add_class_arguments(config.PredictConfig, skip={"compose", "resume"})
-
-    sub = command("calibrate", _calibrate, "Fit temperatures and a threshold, store them.", "CKPT ")
-    sub.add_argument("ckpt", type=str, help="A run's directory or a checkpoint directory.")
-    sub.add_class_arguments(config.CalibrateConfig)
-
-    sub = command("compare", _compare, "Paired bootstrap of two prediction files on the same rows.", "A.jsonl B.jsonl ")
-    sub.add_argument("a", type=str, help="Predictions A.")
-    sub.add_argument("b", type=str, help="Predictions B.")
-    sub.add_class_arguments(config.CompareConfig)
-
-    help = "Where the errors of a predictions file lie, with examples and pictures."
-    sub = command("errors", _errors, help, "PREDICTIONS.jsonl ")
-    sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
-    sub.add_class_arguments(config.ErrorsConfig)
-
-    help = "How often unrelated entities of one sentence are predicted as related."
-    sub = command("cooccurrence", _cooccurrence, help, "PREDICTIONS.jsonl ")
-    sub.add_argument("predictions", type=str, help="Predictions with gold labels, as `evaluate --predictions` writes.")
-    sub.add_class_arguments(config.CooccurrenceConfig)
-
-    sub = command("extract", _extract, "The triples between the entities of one sentence.", "CKPT ")
-    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate.")
-    help = "An entity of the sentence, WORD:TYPE or WORD@START:TYPE; give the option once for each."
-    sub.add_argument("--entity", type=str, action="append", required=True, metavar="WORD:TYPE", help=help)
-    sub.add_class_arguments(config.ExtractConfig, skip={"entity"})
-
-    sub = command("demo", _demo, "A web page on this machine to try a checkpoint.", "CKPT ")
-    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate.")
-    sub.add_class_arguments(config.DemoConfig)
-
-    sub = command("export", _export, "One directory for PyTorch, ONNX and the hub, usable elsewhere.", "CKPT DIR ")
-    sub.add_argument("ckpt", type=str, help="A checkpoint, as for evaluate; a run directory for --average.")
-    sub.add_argument("directory", type=str, help="Where to write; it must be empty or not exist (see --overwrite).")
-    flags = {
-        "onnx": "Write model.onnx too: token ids to probabilities and label, checked against PyTorch.",
-        "int8": "Write model.int8.onnx too (implies --onnx), its loss measured and bounded.",
-        "force": "Keep an int8 graph that is over the bounds.",
-        "overwrite": "Replace an older export in DIR.",
-        "private": "Make the hub repository private.",
-    }
-    for name, help in flags.items():
-        sub.add_argument(f"--{name}", action="store_true", help=help)
-    sub.add_class_arguments(config.ExportConfig, skip=set(flags))
-
-    sub = command("ablate", _ablate, "Run or continue a study of many trainings; writes its report.", "STUDY.yaml ")
-    sub.add_argument("study", type=str, help="The study file (see experiments/ablations/).")
-    sub.add_argument("--report", action="store_true", help="Train nothing: report on the cells that are finished.")
-    sub.add_argument("--retry", action="store_true", help="Run failed cells again.")
-    sub.add_class_arguments(config.AblateConfig, skip={"report", "retry"})
-    return parser, runners
-
-
-def _compose(parser: ArgumentParser) -> None:
-    help = "One checkpoint a head instead of one for all: coarse=A org=B per=C."
-    parser.add_argument("--compose", type=str, nargs="+", metavar="HEAD=CKPT", help=help)
-
-
-def _made(kind: type, options: Namespace) -> Any:
-    """The dataclass of a flat command from its parsed options."""
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
-
-
-def _groups(kinds: dict[str, Any], options: Namespace) -> dict[str, Any]:
-    """The dataclasses of a command whose options stand in groups."""
-    for name in kinds:
-        if not isinstance(options[name], Namespace):
-            raise MtlReError(f"{name}: expected a group of options, found {options[name]!r}")
-    return {name: kind(**vars(options[name])) for name, kind in kinds.items()}
-
-
-def _train(options: Namespace) -> Callable[[], Any]:
-    made = config.Config(**_groups(config.GROUPS, options))
-    given = options.config
-    name = Path(str(given[-1])).stem if given else "train"
-
-    def call() -> None:
-        from mtl_re.training.train import train
-
-        run_dir = train(made, name)
-        if os.environ.get("RANK", "0") == "0":
-            print(run_dir)
-
-    return call
-
-
-def _adapt(options: Namespace) -> Callable[[], Any]:
-    made = config.AdaptConfig(**_groups(config.ADAPT_GROUPS, options), exclude=options.exclude)
-    name = Path(str(options.config[-1])).stem if options.config else "adapt"
-
-    def call() -> None:
-        from mtl_re.adapt.adapt import adapt
-
-        run_dir = adapt(made, name)
-        if os.environ.get("RANK", "0") == "0":
-            print(run_dir)
-
-    return call
-
-
-def _sample(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.SampleConfig, options)
-
-    def call() -> None:
-        from mtl_re.data.sample import write
-
-        for path in write(options.directory, made):
-            print(path)
-
-    return call
-
-
-def _check(options: Namespace) -> Callable[[], Any]:
-    def call() -> None:
-        from mtl_re.data.check import check_files, render_check
-        from mtl_re.taxonomy import Taxonomy
-
-        report = check_files(options.data, Taxonomy.from_option(options.heads))
-        print(render_check(report))
-        if report.has_errors:
-            raise MtlReError("the data has errors (listed above)")
-
-    return call
-
-
-def _explore(options: Namespace) -> Callable[[], Any]:
-    def call() -> None:
-        from mtl_re.analysis.explore import explore
-        from mtl_re.taxonomy import Taxonomy
-
-        print(explore(options.data, Path(options.output), Taxonomy.from_option(options.heads)))
-
-    return call
-
-
-def _evaluate(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.EvaluateConfig, options)
-
-    def call() -> None:
-        from mtl_re.scoring.evaluation import evaluate
-        from mtl_re.scoring.summary import evaluation_summary
-
-        result = evaluate(options.ckpt, made)
-        print(evaluation_summary(result))
-        if made.output is None:
-            print(json.dumps(result, ensure_ascii=False, indent=1))
-
-    return call
-
-
-def _predict(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.PredictConfig, options)
-
-    def call() -> None:
-        from mtl_re.predict.predict import predict
-
-        count = predict(options.ckpt or [], made)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{count} predictions in {made.output}")
-
-    return call
-
-
-def _calibrate(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.CalibrateConfig, options)
-
-    def call() -> None:
-        from mtl_re.scoring.calibrate import calibrate
-
-        print(json.dumps(calibrate(options.ckpt, made), ensure_ascii=False, indent=1))
-
-    return call
-
-
-def _compare(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.CompareConfig, options)
-
-    def call() -> None:
-        from mtl_re.scoring.significance import compare_files
-
-        result = compare_files(Path(options.a), Path(options.b), made.resamples, made.seed)
-        print(json.dumps(result, ensure_ascii=False, indent=1))
-
-    return call
-
-
-def _errors(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.ErrorsConfig, options)
-
-    def call() -> None:
-        from mtl_re.analysis.error_analysis import write_errors
-
-        print(write_errors(Path(options.predictions), made))
-
-    return call
-
-
-def _cooccurrence(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.CooccurrenceConfig, options)
-
-    def call() -> None:
-        from mtl_re.analysis.cooccurrence import cooccurrence, render_cooccurrence
-
-        print(render_cooccurrence(cooccurrence(Path(options.predictions), made)))
-
-    return call
-
-
-def _extract(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.ExtractConfig, options)
-
-    def call() -> None:
-        from mtl_re.predict.predictor import Predictor
-        from mtl_re.predict.triples import find_entity, render_triples
-
-        entities = [find_entity(made.sentence, text) for text in made.entity]
-        predictor = Predictor.from_pretrained(options.ckpt, gate=made.gate, prior=made.prior, restrict=made.restrict)
-        print(render_triples(predictor.extract(made.sentence, entities, made.threshold), made))
-
-    return call
-
-
-def _demo(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.DemoConfig, options)
-
-    def call() -> None:
-        from mtl_re.page.server import demo
-
-        demo(options.ckpt, made)
-
-    return call
-
-
-def _export(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.ExportConfig, options)
-
-    def call() -> None:
-        from mtl_re.export.export import export, render_export
-
-        print(render_export(export(options.ckpt, options.directory, made)))
-        print(options.directory)
-
-    return call
-
-
-def _ablate(options: Namespace) -> Callable[[], Any]:
-    made = _made(config.AblateConfig, options)
-
-    def call() -> None:
-        from mtl_re.study.workers import ablate
-
-        print(ablate(Path(options.study), made))
-
-    return call

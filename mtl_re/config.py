@@ -1,8 +1,8 @@
-"""Every option, as typed dataclasses: one per group of `train`, one per other command.
+"""Every option, as typed dataclasses: one for each group of `train` and `adapt`, one for each other command.
 
-The text under a field is its `--help`. Types and bounds are checked here, before anything heavy is imported;
-names that a registry owns (`loss.kind`, `model.pooling`, ...) are checked against the registry by the command.
-No torch: `mtl-re --help` reads this file and nothing below it.
+The text under a field is its `--help`. Types and ranges are checked here, before anything heavy is imported; names that
+a registry holds (`loss.kind`, `model.pooling`, ...) are checked against the registry by the command. This file imports
+no torch, so that `mtl-re --help` is quick.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -26,32 +26,34 @@ Backend = Literal["torch", "onnx", "onnx-int8"]
 
 @dataclass
 class DataConfig:
-    """Rows: where they come from and how a row becomes model input."""
+    """The rows: where they come from, and how one becomes model input."""
 
     train: str = ""
     """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
     `sample:train`."""
     valid: str | None = None
-    """Validation rows, in the same forms. None: split `valid_fraction` off the training rows, by sentence."""
+    """Validation rows, in the same forms (None: hold `valid_fraction` of the training rows out, by sentence)."""
     valid_fraction: float = 0.1
-    """Share of the training rows held out when `valid` is None (0: no validation, the last model is kept)."""
+    """Share of the training rows that is held out when `valid` is None (0: no validation; the last model is kept)."""
     fold: str | None = None
     """`k/K`: hold out the k-th of K parts of the training rows, by sentence, instead of `valid_fraction`. K runs, each
-    with another fold, validate on every row once, and `mtl-re predict RUN1 RUN2 ...` lets them vote."""
+    with another fold, validate on every row once, and `mtl-re predict RUN1 RUN2 ...` averages their probabilities."""
     max_length: int = 256
-    """Longest input in tokens, special tokens included; longer sentences are cut around the two entities."""
+    """Longest input in tokens, special tokens included; a longer sentence is cut around its two entities."""
     markers: str = "typed_punct_ko"
-    """How the two entities are marked: typed_punct_ko, typed_punct, entity_punct, special, typed_special."""
+    """How the two entities are marked in the text: typed_punct_ko, typed_punct, entity_punct, special,
+    typed_special."""
     query: bool = False
-    """Append a question about the two entities as a second segment."""
+    """Append a question about the two entities as a second text segment."""
     on_bad_row: OnBadRow = "error"
-    """`error`: stop and name the bad rows. `skip`: count them and write them to rejected.jsonl."""
+    """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
     on_overlap: Literal["drop", "error"] = "drop"
-    """Training rows that are validation rows too (same sentence, same spans): `drop` and count them, or `error`."""
+    """A training row that is a validation row too (same sentence, same spans): `drop` it and count it, or `error`."""
     limit: int | None = None
-    """Use this many training rows only, drawn by `split_seed` (None: all)."""
+    """Number of training rows to use, drawn by `split_seed` (None: all)."""
     split_seed: int = 42
-    """Seed of `limit` and of the validation split; apart from `train.seed`, so that the seeds of a study share rows."""
+    """Seed of `limit` and of the validation split; separate from `train.seed`, so that runs of several seeds share
+    rows."""
 
     def __post_init__(self) -> None:
         _between("data.valid_fraction", self.valid_fraction, 0, 0.9)
@@ -72,19 +74,20 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The network: one encoder, a pair vector, one linear layer a head."""
+    """The network: one encoder, a vector for the pair of entities, one linear layer for each head."""
 
     encoder: str = "klue/roberta-large"
-    """A hub id, a local directory, or `scratch:tiny` (a small encoder and vocabulary made from the training text)."""
+    """A hub id, a local directory, or `scratch:tiny|mini|small|base` (a new encoder, untrained, whose vocabulary is
+    made from the training text)."""
     heads: str = "hierarchical"
-    """`hierarchical` (from the labels' prefixes), `flat` (one head over all labels), or a YAML file with a two-level
-    map."""
+    """`hierarchical` (coarse, org and per, from the prefixes of KLUE's labels), `flat` (one head over all labels), or a
+    YAML file with a two-level map of labels."""
     pooling: str = "markers"
     """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
     dropout: float = 0.1
-    """Dropout before the hidden layer of the pair vector and before the heads (the encoder keeps its own)."""
+    """Dropout before and after the hidden layer over the pair vector (the encoder has its own)."""
     dropout_samples: int = 1
-    """Draws of that dropout for each training row; the loss is their mean (multi-sample dropout, Inoue 2019)."""
+    """Samples of that dropout for each training row; their losses are averaged (multi-sample dropout, Inoue 2019)."""
 
     def __post_init__(self) -> None:
         _between("model.dropout", self.dropout, 0, 0.9)
@@ -98,19 +101,21 @@ class LossConfig:
     kind: str = "cross_entropy"
     """Loss of one head on one row: cross_entropy, focal."""
     reduction: Literal["joint", "per_head"] = "joint"
-    """`joint`: every head divides by the rows of the step, so unit weights give the NLL of the product distribution.
-    `per_head`: every head divides by its own labelled rows."""
+    """`joint`: each head's loss sum is divided by the rows of the step, so that unit weights give the negative
+    log-likelihood of the product distribution. `per_head`: it is divided by the rows that have a label for that
+    head."""
     weighting: str = "fixed"
-    """How head weights move during training, starting from `weights`: fixed, uncertainty, dwa, rlw, famo."""
+    """How the weights of the heads change during training, starting from `weights`: fixed, uncertainty, dwa, rlw,
+    famo."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each head by name (coarse, org, per; a head not named: 1; 0: the head is not trained at all)."""
+    """Weight of each head by name: coarse, org, per (a head that is not named: 1; 0: the head is not trained)."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over a head's classes."""
+    """Share of the target probability that is spread evenly over a head's classes."""
     focal_gamma: float = 2.0
     """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
     rdrop: float = 0.0
-    """α: every row is read twice under other dropout, and α times the symmetric KL divergence of the two answers of
-    each head is added to its loss (R-Drop, Liang et al. 2021; twice the time, 0 is off)."""
+    """α of R-Drop (Liang et al. 2021): every row passes twice, with different dropout, and α times the symmetric KL
+    divergence of each head's two distributions is added to its loss. Takes twice the time (0: off)."""
 
     def __post_init__(self) -> None:
         _between("loss.label_smoothing", self.label_smoothing, 0, 0.9)
@@ -129,18 +134,18 @@ class OptimConfig:
     head_lr: float | None = None
     """Peak learning rate of the pair layer and the heads (None: `lr`)."""
     weight_decay: float = 0.01
-    """Decoupled decay; biases and normalisation weights are not decayed."""
+    """Decoupled weight decay; biases and normalisation weights are exempt."""
     beta2: float = 0.999
-    """Decay of Adam's second moment. Smaller ones forget sooner, so that a growing gradient does not meet a rate
-    made for smaller ones: 0.98 (as RoBERTa) where a high rate breaks runs."""
+    """Decay of Adam's second moment. A smaller value adapts sooner to gradients that grow; take 0.98 (as RoBERTa) where
+    a high learning rate makes runs diverge."""
     warmup: float = 0.1
-    """Share of all steps over which the rate rises from 0."""
+    """Share of all steps over which the learning rate rises from 0 to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the rate after warmup; linear and cosine end at 0."""
+    """Learning rate after the warmup; linear and cosine end at 0."""
     layer_decay: float = 1.0
-    """Factor on the rate for each encoder layer further from the heads (1: none)."""
+    """Factor on the learning rate for each layer further from the heads (1: none)."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm (0: not clipped)."""
+    """Gradients are clipped to this global norm (0: no clipping)."""
 
     def __post_init__(self) -> None:
         _between("optim.lr", self.lr, 0, 1)
@@ -158,44 +163,46 @@ class TrainConfig:
     """The run."""
 
     run_dir: str | None = None
-    """Where the run is written (None: runs/CONFIG-TIME)."""
+    """Directory of the run (None: runs/CONFIG-TIME)."""
     epochs: int = 3
     """Passes over the training rows."""
     batch_size: int = 32
     """Rows of one forward pass on one process; a step takes batch_size × processes × accumulate rows."""
     accumulate: int = 1
-    """Forward passes a step on each process."""
+    """Forward passes for each step on each process (gradient accumulation)."""
     precision: Precision = "auto"
-    """`auto`: bf16 where the device computes it fast (CUDA >= 8.0, CPU with amx_bf16 or avx512_bf16), else fp16 on
-    CUDA, else fp32 (`no`)."""
+    """`auto`: bf16 where the device is fast at it (CUDA compute capability 8.0 or more, a CPU with amx_bf16 or
+    avx512_bf16), else fp16 on CUDA, else fp32. `no`: fp32."""
     seed: int = 42
-    """Seed of the batch order, the heads' initial weights and dropout."""
+    """Seed of the order of the rows, the initial weights of the heads, and dropout."""
     resume: str | None = None
-    """`auto`: go on from the newest whole checkpoint of `run_dir`, if there is one; or a checkpoint's path."""
+    """`auto`: continue from the newest undamaged checkpoint of `run_dir`, if there is one; or the path of a
+    checkpoint."""
     save_every: int | Literal["epoch"] = "epoch"
-    """Write a resumable checkpoint each epoch, or every so many steps."""
+    """Write a resumable checkpoint every epoch, or every this many steps."""
     keep: int = 2
-    """Resumable checkpoints kept."""
+    """Number of resumable checkpoints that are kept."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: takes less memory, and about a third more time."""
     early_stop: int | None = None
     """Stop after this many evaluations without a better `eval.metric` (None: never)."""
     max_steps: int | None = None
-    """Stop after this many steps, the schedule ending there too (None: `epochs` decides)."""
+    """Stop after this many steps, where the learning-rate schedule then ends (None: `epochs` decides)."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, such as 0.99: it is what is evaluated and kept, while the
-    weights themselves go on learning (0: none)."""
+    """Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated and kept as the
+    model, the weights themselves are trained further (0: no average)."""
     workers: int = 0
-    """Processes that pad batches ahead of the model (0: the training process does)."""
+    """Processes that prepare batches ahead of the model (0: the training process does it)."""
     on_bad_step: Literal["stop", "rollback"] = "stop"
-    """A step whose loss or gradient is not finite, or spikes (`spike`): `stop`, or `rollback` to the newest whole
-    checkpoint and go on from there without that step's rows."""
+    """What to do at a bad step, one whose loss or gradient is not finite or whose gradient spikes (`spike`): `stop` and
+    name its rows, or `rollback` to the newest undamaged checkpoint and continue without these rows."""
     spike: float | None = None
-    """A gradient norm above this many times the median of the last 50 steps is a bad step too (None: it is not)."""
+    """A step is bad too when its gradient norm exceeds this many times the median of the last 50 steps, such as 10
+    (None: only steps that are not finite are)."""
     max_rollbacks: int = 5
-    """Steps that `on_bad_step: rollback` may leave out; the next bad one stops the run."""
+    """Number of bad steps that `on_bad_step: rollback` may leave out in a run; the next one stops it."""
 
     def __post_init__(self) -> None:
         _between("train.epochs", self.epochs, 1, 100_000)
@@ -218,16 +225,18 @@ class EvalConfig:
     """Evaluation during training, and how the best model is chosen."""
 
     every: int | Literal["epoch"] = "epoch"
-    """Evaluate each epoch, or every so many steps (and at the end in any case)."""
+    """Evaluate every epoch, or every this many steps (and always at the end)."""
     gate: Gate = "hard"
-    """How a label is read off the product probabilities; kept in the checkpoint as its default."""
+    """How the probabilities are decoded into a label: `hard` takes the most probable coarse class first and the best
+    label inside it second, `soft` takes the most probable of all labels. The checkpoint keeps it as its default."""
     metric: Literal["micro_f1", "auprc", "macro_f1", "accuracy"] = "micro_f1"
-    """The best model is the one with the highest value of this."""
+    """The model with the highest value of this metric on the validation rows is kept."""
     target_prior: list[float] | None = None
-    """Shares of the coarse classes, in taxonomy order, to which validation rows are re-weighted when the best model is
-    chosen (KLUE-RE dev is about 0.6, 0.17, 0.23 while train is 0.29, 0.32, 0.39). None: rows count as they come."""
+    """Shares of the coarse classes (no_relation, org, per) to which the validation rows are re-weighted when the best
+    model is chosen. KLUE-RE's dev has about 0.6, 0.17, 0.23, its train 0.29, 0.32, 0.39. None: every row counts
+    once."""
     batch_size: int = 128
-    """Rows of one forward pass of an evaluation."""
+    """Rows of one forward pass in an evaluation."""
 
     def __post_init__(self) -> None:
         _between("eval.batch_size", self.batch_size, 1, 1_000_000)
@@ -239,16 +248,18 @@ class EvalConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where figures go besides metrics.jsonl, which is always written."""
+    """Where metrics are sent besides metrics.jsonl, which is always written."""
 
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
-    """Extra trackers; wandb runs offline where it has no key or no network, and says where the run lies."""
+    """Trackers to use; wandb runs offline where it has no API key or no network, and prints the directory of its
+    run."""
     project: str = "mtl-re"
-    """Project name for the trackers."""
+    """Project name in the trackers."""
     group: str | None = None
-    """wandb's group of the run, such as all seeds of an arm (`mtl-re ablate` says STUDY/ARM; None: WANDB_RUN_GROUP)."""
+    """Group of the run in wandb, such as all seeds of an arm (`mtl-re ablate` sets STUDY/ARM; None:
+    WANDB_RUN_GROUP)."""
     artifact: bool = True
-    """Send `model/` to wandb at the end, as an artifact named after the run."""
+    """Upload `model/` to wandb at the end, as an artifact named after the run."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
 
@@ -258,7 +269,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """Everything `mtl-re train` needs."""
+    """All options of `mtl-re train`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -273,45 +284,33 @@ class Config:
             raise MtlReError("train.early_stop: there are no validation rows to stop by; give data.valid_fraction")
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as written to `config.yaml`."""
+        """Return nested plain values, as written to `config.yaml`."""
         return asdict(self)
-
-
-GROUPS: dict[str, Any] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "loss": LossConfig,
-    "optim": OptimConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-    "tracking": TrackingConfig,
-}
-"""The groups of `Config`, by field name."""
 
 
 @dataclass
 class AdaptDataConfig:
-    """The text an encoder is adapted to."""
+    """The text to which the encoder is adapted."""
 
     train: str = ""
-    """Rows with entities, or with `text` or `sentence` (a path or `hub:DATASET/CONFIG:SPLIT`, as for train), a .txt
-    file (a text a line) or a folder of them. A text counts once, however often it stands there."""
+    """Rows with entities, or with `text` or `sentence` (a path or `hub:DATASET/CONFIG:SPLIT`, as for `train`), a .txt
+    file (one text a line), or a directory of such files. A repeated text is used once."""
     held_out: float = 0.02
-    """Share of the texts kept out of training, on which loss and perplexity are measured (0: none, the last model is
+    """Share of the texts held out of training, on which loss and perplexity are measured (0: none; the last model is
     kept)."""
     max_length: int = 256
-    """Tokens of a block, special tokens included; longer texts are cut into several."""
+    """Tokens of a block, special tokens included; a longer text is cut into several blocks."""
     packing: Literal["greedy", "none"] = "greedy"
-    """`greedy`: texts follow each other in a block while they fit whole. `none`: a block holds one text."""
+    """`greedy`: a block is filled with whole texts as long as they fit. `none`: a block holds one text."""
     exclude_words: int = 8
-    """A text that shares this many consecutive words with an `exclude` sentence is dropped (a shorter sentence: the
-    whole of it)."""
+    """A text is dropped when it shares this many consecutive words with a sentence of `exclude`, or contains the whole
+    of a shorter one."""
     limit: int | None = None
-    """Use this many texts only, drawn by `split_seed` (None: all)."""
+    """Number of texts to use, drawn by `split_seed` (None: all)."""
     on_bad_row: OnBadRow = "error"
-    """`error`: stop at a bad row. `skip`: count it and write it to rejected.jsonl."""
+    """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
     split_seed: int = 42
-    """Seed of `limit` and of the texts held out."""
+    """Seed of `limit` and of the held-out texts."""
 
     def __post_init__(self) -> None:
         _between("data.held_out", self.held_out, 0, 0.9)
@@ -324,13 +323,13 @@ class AdaptDataConfig:
 
 @dataclass
 class AdaptModelConfig:
-    """What is adapted."""
+    """The encoder to adapt."""
 
     encoder: str = "klue/roberta-large"
-    """A hub id or a local directory with a masked-LM head, or `scratch:tiny|mini|small|base` (a new encoder; its
+    """A hub id or a local directory with a masked-LM head, or `scratch:tiny|mini|small|base` (a new encoder, whose
     vocabulary is made from the text)."""
     vocabulary: int = 16_000
-    """Pieces of a new encoder's vocabulary (more where the text has more different characters)."""
+    """Size of a new encoder's vocabulary (larger where the text has more distinct characters)."""
 
     def __post_init__(self) -> None:
         _between("model.vocabulary", self.vocabulary, 100, 1_000_000)
@@ -338,14 +337,14 @@ class AdaptModelConfig:
 
 @dataclass
 class MaskConfig:
-    """What is hidden and has to be guessed (Devlin et al. 2019: 80 % masked, 10 % replaced, 10 % left)."""
+    """The tokens to predict (Devlin et al. 2019: 80 % are masked, 10 % replaced, 10 % left as they are)."""
 
     units: Literal["token", "whole_word"] = "whole_word"
-    """What is hidden as one: a token, or a word (a run of letters and digits, or one other sign)."""
+    """What is masked as a unit: a token, or a word (a run of letters and digits, or any other single character)."""
     entities: bool | float = False
-    """Hide the entity spans of relation rows as one: true (with `probability`), or the share of spans hidden."""
+    """Mask the entity spans of relation rows as units: true (with `probability`), or the share of spans to mask."""
     probability: float = 0.15
-    """Share of the units hidden."""
+    """Share of the units that is masked."""
 
     def __post_init__(self) -> None:
         _between("mask.probability", self.probability, 0.001, 0.9)
@@ -357,29 +356,30 @@ class AdaptTrainConfig:
     """The run of an adaptation."""
 
     run_dir: str | None = None
-    """Where the run is written (None: runs/CONFIG-TIME)."""
+    """Directory of the run (None: runs/CONFIG-TIME)."""
     epochs: int = 3
-    """Passes over the text; the masks of each are new."""
+    """Passes over the text, each with new masks."""
     batch_size: int = 32
     """Blocks of one forward pass on one process; a step takes batch_size × processes × accumulate blocks."""
     accumulate: int = 1
-    """Forward passes a step on each process."""
+    """Forward passes for each step on each process (gradient accumulation)."""
     precision: Precision = "auto"
-    """As train.precision of `mtl-re train`: bf16 where it is fast, else fp16 on CUDA, else fp32 (`no`)."""
+    """As `train.precision` of `mtl-re train`: bf16 where it is fast, else fp16 on CUDA, else fp32 (`no`)."""
     seed: int = 42
-    """Seed of the order, the masks, dropout and a new encoder's weights."""
+    """Seed of the order of the blocks, the masks, dropout, and the weights of a new encoder."""
     resume: str | None = None
-    """`auto`: go on from the newest whole checkpoint of `run_dir`, if there is one; or a checkpoint's path."""
+    """`auto`: continue from the newest undamaged checkpoint of `run_dir`, if there is one; or the path of a
+    checkpoint."""
     save_every: int | Literal["epoch"] = "epoch"
-    """Write a resumable checkpoint each epoch, or every so many steps."""
+    """Write a resumable checkpoint every epoch, or every this many steps."""
     evaluate_every: int | Literal["epoch"] = "epoch"
-    """Measure the held-out loss each epoch, or every so many steps (and before the first and after the last)."""
+    """Measure the held-out loss every epoch, or every this many steps (and before the first and after the last)."""
     keep: int = 2
-    """Resumable checkpoints kept."""
+    """Number of resumable checkpoints that are kept."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: takes less memory, and about a third more time."""
     max_steps: int | None = None
-    """Stop after this many steps, the schedule ending there too (None: `epochs` decides)."""
+    """Stop after this many steps, where the learning-rate schedule then ends (None: `epochs` decides)."""
 
     def __post_init__(self) -> None:
         _between("train.epochs", self.epochs, 1, 100_000)
@@ -394,7 +394,7 @@ class AdaptTrainConfig:
 
 @dataclass
 class AdaptConfig:
-    """Everything `mtl-re adapt` needs."""
+    """All options of `mtl-re adapt`."""
 
     data: AdaptDataConfig = field(default_factory=AdaptDataConfig)
     """Text."""
@@ -407,24 +407,22 @@ class AdaptConfig:
     train: AdaptTrainConfig = field(default_factory=AdaptTrainConfig)
     """The run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where figures go."""
+    """Where metrics are sent."""
     exclude: list[str] = field(default_factory=list)
-    """Evaluation sentences: texts that share words with them are dropped and counted."""
+    """Evaluation sentences, as rows (any form of data.train): texts that share words with them are dropped and
+    counted."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as written to `config.yaml`."""
+        """Return nested plain values, as written to `config.yaml`."""
         return asdict(self)
 
 
-ADAPT_GROUPS: dict[str, Any] = {
-    "data": AdaptDataConfig,
-    "model": AdaptModelConfig,
-    "mask": MaskConfig,
-    "optim": OptimConfig,
-    "train": AdaptTrainConfig,
-    "tracking": TrackingConfig,
-}
-"""The groups of `AdaptConfig`, by field name."""
+def groups(options: type) -> dict[str, Any]:
+    """Return the groups of `options`: the fields that are dataclasses themselves, by name."""
+    return {field.name: field.default_factory for field in fields(options) if is_dataclass(field.default_factory)}
+
+
+GROUPS, ADAPT_GROUPS = groups(Config), groups(AdaptConfig)
 
 
 @dataclass
@@ -438,7 +436,7 @@ class SampleConfig:
     test: int = 300
     """Test rows."""
     seed: int = 0
-    """The corpus is a function of this seed and the sizes."""
+    """Seed of the corpus: the same seed and sizes give the same rows."""
 
     def __post_init__(self) -> None:
         for name in ("train", "valid", "test"):
@@ -450,31 +448,31 @@ class EvaluateConfig:
     """Options of `mtl-re evaluate`."""
 
     data: str
-    """Labelled rows (see `mtl-re train --help` for the forms)."""
+    """Labelled rows (for the forms see `data.train` in `mtl-re train --help`)."""
     output: str | None = None
-    """Write the metrics here as JSON."""
+    """Write the metrics to this JSON file (None: print them)."""
     gate: Gate | None = None
     """`hard` or `soft` (None: the checkpoint's own)."""
     prior: str = "none"
-    """Coarse prior of these rows: `none` (as trained), `em` (estimated from these rows without their labels;
-    transductive, and named so in the output), or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes in these rows: `none` (as in training), `em` (estimated from these rows without their
+    labels, by EM; transductive, and reported as such), or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
     """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
     it was fitted under."""
     compose: list[str] | None = None
-    """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
+    """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
     predictions: str | None = None
-    """Write one prediction a row here (.jsonl)."""
+    """Write the predictions to this file (.jsonl), one line a row."""
     batch_size: int = 128
     """Rows of one forward pass."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
     resamples: int = 1000
-    """Bootstrap resamples for the intervals (0: none)."""
+    """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
-    """Stop at a bad row, or count it and go on."""
+    """A row that cannot be used: `error` stops and names it; `skip` counts it and leaves it out."""
 
     def __post_init__(self) -> None:
         _between("batch_size", self.batch_size, 1, 1_000_000)
@@ -486,22 +484,24 @@ class PredictConfig:
     """Options of `mtl-re predict`."""
 
     data: str
-    """Rows, labelled or not."""
+    """Rows, with or without labels (for the forms see `data.train` in `mtl-re train --help`)."""
     output: str
-    """.csv: contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse, probs."""
+    """File to write. .csv: a contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse,
+    probs."""
     gate: Gate | None = None
     """`hard` or `soft` (None: the first checkpoint's own)."""
     prior: str = "none"
-    """Coarse prior of these rows: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes in these rows: `none` (as in training), or shares in taxonomy order
+    (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
     """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
     it was fitted under."""
     compose: list[str] | None = None
-    """One checkpoint a head instead of one for all (`--compose coarse=A org=B per=C`)."""
+    """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
     label_order: LabelOrder | None = None
-    """Order of the probabilities (None: boostcamp in a .csv where the labels are KLUE's, else the checkpoint's)."""
+    """Label order of the probabilities (None: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
     batch_size: int = 128
     """Rows of one forward pass."""
     window: int = 4096
@@ -510,7 +510,8 @@ class PredictConfig:
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
     on_bad_row: OnBadRow = "error"
-    """Stop at a bad row, or leave it out of the output, count it and list it in OUTPUT.rejected.jsonl."""
+    """A row that cannot be used: `error` stops and names it; `skip` leaves it out of the output and lists it in
+    OUTPUT.rejected.jsonl."""
     resume: bool = False
     """Continue an interrupted prediction of the same rows by the same checkpoints and options; the number of processes
     may be another one."""
@@ -527,14 +528,14 @@ class AblateConfig:
     workers: int = 1
     """Worker processes on this machine; each trains one cell at a time."""
     launch: str = ""
-    """Words before `-m mtl_re train` in a cell's command, such as `accelerate launch --num_processes 2` (empty: this
+    """Command before `-m mtl_re train` in each cell, such as `accelerate launch --num_processes 2` (empty: this
     Python)."""
     report: bool = False
-    """Train nothing: write the report from the cells that are finished."""
+    """Train nothing, and write the report from the cells that are finished."""
     retry: bool = False
     """Run failed cells again."""
     resamples: int = 10_000
-    """Bootstrap resamples of the rows for each comparison."""
+    """Bootstrap resamples of the rows in each comparison."""
 
     def __post_init__(self) -> None:
         _between("workers", self.workers, 1, 1024)
@@ -546,15 +547,16 @@ class CalibrateConfig:
     """Options of `mtl-re calibrate`."""
 
     data: str | None = None
-    """Labelled rows that training did not see and that will not be scored; not given: those that the run held out."""
+    """Labelled rows that were not trained on and will not be scored (None: those that the run held out)."""
     prior: str = "none"
-    """Target prior for the threshold: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes for which the threshold is fitted: `none` (as in training), or shares in taxonomy
+    order (`0.6,0.17,0.23`)."""
     unlabelled: str | None = None
-    """Estimate the target prior from these rows by EM, with BBSE as a cross-check (labels, if any, are not read)."""
+    """Estimate that prior from these rows by EM, with BBSE as a cross-check (labels, if any, are not used)."""
     output: str | None = None
     """Directory for calibration.json and the reliability picture."""
     store: bool = True
-    """Write temperatures and threshold into the checkpoint."""
+    """Store the temperatures and the threshold in the checkpoint."""
     batch_size: int = 128
     """Rows of one forward pass."""
 
@@ -582,16 +584,16 @@ class ErrorsConfig:
     output: str
     """Directory for errors.md and its pictures."""
     data: str | None = None
-    """The rows that were predicted, in the same order: for sentences, lengths, entity types, and for gold labels where
-    the predictions have none. None: what the predictions alone can tell."""
+    """The predicted rows, in the same order: for sentences, lengths and entity types, and for gold labels where the
+    predictions have none (None: report what the predictions alone tell)."""
     examples: int = 5
-    """Rows quoted of each kind of error, the most confident first (0: none)."""
+    """Example rows for each kind of error, the most confident first (0: none)."""
     heads: str = "hierarchical"
-    """The label set, as model.heads."""
+    """The label set, as `model.heads` of `mtl-re train`."""
     resamples: int = 1000
-    """Bootstrap resamples for the intervals (0: none)."""
+    """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
-    """Stop at a bad row of `data`, or leave it out, as the predictions did."""
+    """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
     def __post_init__(self) -> None:
         _between("examples", self.examples, 0, 1000)
@@ -612,11 +614,11 @@ class ExtractConfig:
     gate: Gate | None = None
     """Without effect on triples: a pair gives its most probable relation whatever the gate (kept for old commands)."""
     prior: str = "none"
-    """Coarse prior of such pairs: `none`, or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes: `none` (as in training), or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the pair's type."""
     format: Literal["text", "json"] = "text"
-    """`text`: score, subject, relation, object, tabs between; `json`: one object a line."""
+    """`text`: score, subject, relation and object, separated by tabs; `json`: one object a line."""
 
     def __post_init__(self) -> None:
         _between("threshold", self.threshold, 0, 1)
@@ -627,18 +629,17 @@ class CooccurrenceConfig:
     """Options of `mtl-re cooccurrence`."""
 
     data: str | None = None
-    """The rows that were predicted, in the same order: for entity types, and for gold labels where the predictions
-    have none."""
+    """The predicted rows, in the same order: for entity types, and for gold labels where the predictions have none."""
     output: str | None = None
-    """Write the rates here as JSON (what `mtl-re export --cooccurrence` takes)."""
+    """Write the rates to this JSON file, which `mtl-re export --cooccurrence` takes."""
     threshold: float | None = None
-    """The rate is of rows whose 1 - p(no_relation) reaches this (None: of rows predicted as related)."""
+    """Count a pair as related when 1 - p(no_relation) reaches this (None: when its predicted label is a relation)."""
     thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    """Thresholds with a row of their own."""
+    """Further thresholds to report."""
     heads: str = "hierarchical"
-    """The label set, as model.heads."""
+    """The label set, as `model.heads` of `mtl-re train`."""
     on_bad_row: OnBadRow = "error"
-    """Stop at a bad row of `data`, or leave it out, as the predictions did."""
+    """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
     def __post_init__(self) -> None:
         for value in [*self.thresholds, *([] if self.threshold is None else [self.threshold])]:
@@ -650,13 +651,13 @@ class DemoConfig:
     """Options of `mtl-re demo`."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine reaches the default one. The page asks for no password."""
+    """Address to listen on; the default can only be reached from this machine. The page asks for no password."""
     port: int = 7860
-    """Port to listen on (0: any free one)."""
+    """Port to listen on (0: any free port)."""
     max_rows: int = 10_000
-    """Rows of an uploaded file."""
+    """Most rows of an uploaded file."""
     max_megabytes: float = 20.0
-    """Size of an uploaded file."""
+    """Largest size of an uploaded file, in MB."""
     batch_size: int = 32
     """Rows of one forward pass."""
 
@@ -672,38 +673,41 @@ class ExportConfig:
     """Options of `mtl-re export`."""
 
     onnx: bool = False
-    """Write model.onnx: token ids to probabilities and label in one graph, checked against PyTorch."""
+    """Write model.onnx, one graph from token ids to probabilities and label, checked against PyTorch."""
     int8: bool = False
-    """Write model.int8.onnx too (implies `onnx`), refused where it loses more than `int8_bound` or `int8_changed`."""
+    """Write model.int8.onnx too (implies `onnx`); refused where it loses more than `int8_bound` or `int8_changed`
+    allow."""
     check_data: str = "sample:valid"
-    """Rows on which the graphs are checked; labelled ones for `int8`. Take held-out rows of the model's own kind."""
+    """Rows on which the graphs are checked, labelled for `int8`. Take held-out rows of the kind the model is for."""
     int8_bound: float = 1.0
     """Points of F1 and of AUPRC that int8 may lose on `check_data`."""
     int8_changed: float = 2.0
-    """Percent of `check_data` whose label int8 may change."""
+    """Share of `check_data`, in percent, whose predicted label int8 may change."""
     force: bool = False
-    """Keep an int8 graph that is over the bounds."""
+    """Keep an int8 graph that exceeds the bounds."""
     prior: str = "none"
-    """Coarse prior inside the graph: `none` (as trained), or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes inside the graph: `none` (as in training), or shares in taxonomy order
+    (`0.6,0.17,0.23`)."""
     threshold: Literal["none", "stored"] = "none"
     """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint inside the graph, together
     with the prior that it was fitted under."""
     average: str | None = None
-    """`last:3`: the mean of the weights of the run's last three training checkpoints (under `train.ema` too the weights
-    themselves, not their average) instead of its best model."""
+    """`last:3`: export the mean of the weights of the run's last three training checkpoints instead of its best model
+    (with `train.ema`, of the weights themselves, not of their moving average)."""
     metrics: str | None = None
     """Scores for the model card: the JSON of `mtl-re evaluate --output`."""
     metrics_data: str | None = None
-    """What rows `metrics` was measured on, in words (`KLUE-RE dev-open`); None: the name of the file."""
+    """Name of the rows on which `metrics` was measured, such as `KLUE-RE dev` (None: the name of the file)."""
     cooccurrence: str | None = None
     """False-relation rate for the model card: the JSON of `mtl-re cooccurrence --output`."""
     licence: str | None = None
-    """Licence of the weights for the model card, as the hub calls it (`cc-by-4.0`); None: KLUE's where the name of the
-    training file says KLUE, else `other`."""
+    """Licence of the weights for the model card, as the hub names it, such as `cc-by-4.0` (None: KLUE's where the name
+    of the training file contains KLUE, else `other`)."""
     overwrite: bool = False
-    """Replace an older export in DIR."""
+    """Replace an earlier export in DIR."""
     push_to_hub: str | None = None
-    """Upload the directory to this hub repository (NAME or OWNER/NAME); the token is huggingface_hub's own."""
+    """Upload the directory to this hub repository (NAME or OWNER/NAME), with the token that huggingface_hub has
+    stored."""
     private: bool = False
     """Make the hub repository private."""
 
@@ -715,10 +719,10 @@ class ExportConfig:
 
 
 def parse_config(options: Mapping[str, Any]) -> Config:
-    """Nested options → `Config`, by the parser of `mtl-re train`.
+    """Return the `Config` of nested options, by the parser of `mtl-re train`.
 
     Raises:
-        MtlReError: an unknown key, a value of the wrong type or out of range.
+        MtlReError: a key is unknown, or a value is of the wrong type or out of its range.
     """
     from jsonargparse import ArgumentError
 
@@ -740,13 +744,13 @@ def _parser() -> Any:
 
 
 def parse_shares(name: str, value: str | Sequence[float]) -> list[float]:
-    """`0.6,0.17,0.23` (or a list, as YAML gives it) → shares.
+    """Return the shares in `0.6,0.17,0.23`, or in a list as YAML gives it.
 
     Args:
         name: the option, for the message.
 
     Raises:
-        MtlReError: not numbers, not positive, or they do not sum to 1.
+        MtlReError: the shares are not numbers, not positive, or do not sum to 1.
     """
     try:
         shares = [float(part) for part in (value.split(",") if isinstance(value, str) else value)]

@@ -1,7 +1,7 @@
-"""The one exception that means "the input or the run is at fault, not the program".
+"""The exception that means "the input or the run is at fault, not the program".
 
-The command line prints its text as a single line and exits with 1; everything else is a bug and keeps its
-traceback under `--debug`. A message says what was wrong, where (file, row, field), and what to do.
+The command line prints its message as a single line and exits with 1; any other exception is a bug, whose traceback
+`--debug` shows. A message says what was wrong, where (file, row, field), and what to do.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class RowError(MtlReError):
 
 
 def entry(option: str, name: str, registry: Mapping[str, T]) -> T:
-    """What a registry holds under a name that came from an option.
+    """Return what `registry` holds under `name`, the value of `option`.
 
     Raises:
-        MtlReError: nothing; the text lists what it holds.
+        MtlReError: the registry has no such name; the message lists those it has.
     """
     if name not in registry:
         raise MtlReError(f"{option}: {name!r}; expected one of {', '.join(registry)}")
@@ -42,6 +42,6 @@ def entry(option: str, name: str, registry: Mapping[str, T]) -> T:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's text, on one line and not too long."""
+    """Return the text of an exception on one line, cut after 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + "..."

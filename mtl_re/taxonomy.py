@@ -1,9 +1,9 @@
-"""Labels and heads: which head learns what from a label, and how heads compose back into one label.
+"""Labels and heads: the target of each head for a label, and the label that the heads compose.
 
 A taxonomy groups the final labels into coarse classes. `hierarchical` gives it a root head over the coarse classes
 (`coarse`) and one fine head for every coarse class with two labels or more, named like its class; a coarse class
 with a single label is decided by the root alone. `flat` gives it one root head (`label`) over all labels; the
-groups stay known, because reports and the target prior speak in coarse classes either way.
+groups stay known, because reports and target priors are about coarse classes either way.
 
 This file is the only place that knows `IGNORE`, the target of a head that has no label in a row. Pure Python.
 """
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mtl_re.errors import MtlReError
 
 IGNORE = -100
-"""Target of a head that a row's label says nothing about; torch's cross entropy skips it."""
+"""Target of a head that has no label in a row; torch's cross entropy skips it."""
 
 NO_RELATION = "no_relation"
 
@@ -150,25 +150,25 @@ class Taxonomy:
 
     @cached_property
     def root(self) -> Head:
-        """The head every labelled row trains: over coarse classes, or over all labels when flat."""
+        """Return the head that every labelled row trains: over the coarse classes, or over all labels when flat."""
         classes = tuple(self.groups) if self.layout == "hierarchical" else self.labels
         return Head(ROOT_NAMES[self.layout], classes)
 
     @cached_property
     def fine(self) -> tuple[Head, ...]:
-        """One head for every coarse class with two labels or more (none when flat)."""
+        """Return one head for each coarse class with two labels or more (none when flat)."""
         if self.layout == "flat":
             return ()
         return tuple(Head(name, labels) for name, labels in self.groups.items() if len(labels) > 1)
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
-        """All heads, the root first; their order is the column order of target tensors."""
+        """Return all heads, the root first; their order is the column order of target tensors."""
         return (self.root, *self.fine)
 
     @cached_property
     def branches(self) -> tuple[tuple[int, ...], ...]:
-        """For each root class, the indices into `labels` that it opens."""
+        """Return for each root class the indices into `labels` of the labels under it."""
         index = {label: position for position, label in enumerate(self.labels)}
         if self.layout == "flat":
             return tuple((index[label],) for label in self.root.classes)
@@ -177,7 +177,7 @@ class Taxonomy:
     # ---- label <-> targets -----------------------------------------------------------------------------------
 
     def targets(self, label: str | None) -> dict[str, int]:
-        """Target of every head for a gold label; `IGNORE` for a head the label does not fall under.
+        """Return the target of every head for a gold label: `IGNORE` for a head that the label does not fall under.
 
         Args:
             label: one of `labels`, or None for an unlabelled row, which trains no head.
@@ -185,21 +185,21 @@ class Taxonomy:
         Raises:
             MtlReError: the label is not in the taxonomy.
         """
-        found = {head.name: IGNORE for head in self.heads}
+        targets = {head.name: IGNORE for head in self.heads}
         if label is None:
-            return found
+            return targets
         coarse = self.coarse_of(label)
-        found[self.root.name] = self.root.classes.index(label if self.layout == "flat" else coarse)
+        targets[self.root.name] = self.root.classes.index(label if self.layout == "flat" else coarse)
         for head in self.fine:
             if head.name == coarse:
-                found[head.name] = head.classes.index(label)
-        return found
+                targets[head.name] = head.classes.index(label)
+        return targets
 
     def compose(self, targets: Mapping[str, int]) -> str:
-        """The label that head classes spell: the inverse of `targets`.
+        """Return the label that the heads' classes stand for: the inverse of `targets`.
 
-        Only the root's class and, where that class has a head, that head's class are read; the classes of the
-        other heads do not matter, so predictions compose as well as targets do.
+        Only the root's class and, where that class has a head, that head's class are used. The classes of the other
+        heads do not matter, so predictions can be composed as well as targets.
         """
         name = self.root.classes[targets[self.root.name]]
         if self.layout == "flat":
@@ -215,12 +215,12 @@ class Taxonomy:
 
     @cached_property
     def group_of_label(self) -> tuple[int, ...]:
-        """For each label its coarse class's index in `groups`: sums 30 probabilities into coarse ones."""
+        """Return for each label the index of its coarse class in `groups`, by which probabilities are summed."""
         names = list(self.groups)
         return tuple(names.index(self._coarse[label]) for label in self.labels)
 
     def coarse_of(self, label: str) -> str:
-        """The coarse class of a label.
+        """Return the coarse class of a label.
 
         Raises:
             MtlReError: the label is not in the taxonomy.
@@ -239,10 +239,10 @@ class Taxonomy:
         no_relation: str | None = NO_RELATION,
         separator: str = ":",
     ) -> Taxonomy:
-        """Group labels by what stands before `separator` (`org:founded` → `org`); a label without one is alone.
+        """Group labels by their prefix before `separator` (`org:founded` → `org`); a label without one is alone.
 
-        The subject of a group is expected to be of the type that the prefix names (`org` → `ORG`), which holds on
-        KLUE-RE (13 exceptions in dev) and on TACRED-like sets.
+        The subject of a group is expected to be of the type that the prefix names (`org` → `ORG`). That holds on
+        KLUE-RE (13 exceptions in dev) and on TACRED-like label sets.
         """
         groups: dict[str, list[str]] = {}
         for label in labels:
@@ -253,13 +253,13 @@ class Taxonomy:
 
     @classmethod
     def from_option(cls, option: str) -> Taxonomy:
-        """Read `model.heads`: `hierarchical` or `flat` (over KLUE's labels), or the path of a YAML map.
+        """Return the taxonomy of `model.heads`: `hierarchical` or `flat` (over KLUE's labels), or a YAML file.
 
-        The YAML file: `groups: {coarse: [labels]}`, and optionally `labels: [order]`, `layout`, `no_relation`,
+        The YAML file holds `groups: {coarse: [labels]}`, and optionally `labels: [order]`, `layout`, `no_relation`,
         `subject_types: {coarse: [types]}`.
 
         Raises:
-            MtlReError: the option is neither, or the file does not hold such a map.
+            MtlReError: the option is none of these, or the file does not hold such a map.
         """
         if option == "hierarchical":
             return cls.from_prefixes()
@@ -278,7 +278,7 @@ class Taxonomy:
             raise MtlReError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON form that survives writers that sort keys: every order is a list."""
+        """Return a JSON form in which every order is a list, so that it survives writers that sort keys."""
         types = self.subject_types
         return {
             "labels": list(self.labels),
@@ -290,7 +290,7 @@ class Taxonomy:
 
     @classmethod
     def from_dict(cls, data: Any) -> Taxonomy:
-        """Inverse of `to_dict`; also accepts plain mappings, as people write them in YAML.
+        """Return the taxonomy of `to_dict`'s form, or of plain mappings as people write them in YAML.
 
         Raises:
             MtlReError: a key is unknown, missing or of the wrong type.

@@ -1,10 +1,12 @@
 """The command line: exit codes, one line a fault, no traceback unless asked for, and help that loads no torch."""
 
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from conftest import sample_examples, tiny_model
 from distributed_worker import rows_file, shrink
 from hostile import FILE_FAULTS, ROW_FAULTS, write_hostile
 
+import mtl_re
 from mtl_re import cli
 from mtl_re.cli import main
 from mtl_re.model import network as model
@@ -72,7 +75,16 @@ def test_help_and_version(capsys):
     for name in COMMANDS:
         assert name in text
     assert call("--version") == 0
-    assert "0.1.0" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"mtl-re {mtl_re.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_row_of_the_table_names_a_function_that_takes_its_arguments(name):
+    command = cli.COMMANDS[name]
+    module, _, function = command.run.partition(":")
+    values = [*command.arguments, *([command.options] if command.options else [])]
+    values += ["name"] if command.options and cli.config.groups(command.options) else []
+    inspect.signature(getattr(import_module(module), function)).bind(*values)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

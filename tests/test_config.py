@@ -26,7 +26,7 @@ eval: {every: epoch, gate: hard, metric: micro_f1, target_prior: null, batch_siz
 tracking: {trackers: [], project: mtl-re, log_every: 20}
 """
 )
-"""DESIGN §6."""
+"""What users' config files rely on."""
 
 OUT_OF_RANGE = [
     ("data", "valid_fraction", (-0.1, 0.95, math.nan)),

@@ -1,4 +1,7 @@
-"""Every `mtl-re` command line of the two READMEs is one that the program takes; those of the Korean one are run."""
+"""Every command line of the README is one that the program takes, and is run; the Korean README has the same ones.
+
+Every path that the documents name exists.
+"""
 
 import csv
 import json
@@ -24,27 +27,36 @@ YAML = {"F.yaml": "data:\n  train: train.json\n", "STUDY.yaml": "{}\n"}
 """Placeholders that must be files for a command line to parse."""
 
 
-def commands(name: str) -> list[str]:
-    """The command lines of a README's shell blocks, comments and launchers taken off."""
+def blocks(name: str, language: str) -> list[str]:
+    """Return the fenced blocks of a document."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(name: str) -> list[str]:
+    """Return the command lines of a document's shell blocks, comments and launchers taken off."""
+    lines = [line for block in blocks(name, "sh") for line in block.splitlines()]
     found = [match["rest"] for line in lines if (match := LINE.match(line.strip()))]
     return [rest.split("  #")[0].strip() for rest in found]
 
 
-CASES = [(name, command) for name in ("README.md", "README.ko.md") for command in commands(name)]
+CASES = [(name, command) for name in ("README.md", "experiments/README.md") for command in commands(name)]
 
 
 @pytest.fixture(scope="module")
 def parser():
-    return cli.build_parser()[0]
+    return cli.build_parser()
 
 
 def test_there_are_commands_to_check():
-    per_file = [sum(name == readme for name, _ in CASES) for readme in ("README.md", "README.ko.md")]
-    assert min(per_file) >= 8
-    mentioned = {command.split()[0] for _, command in CASES}
-    assert {"check", "train", "evaluate", "predict", "extract", "demo"} <= mentioned
+    assert {command.split()[0] for _, command in CASES} >= {
+        *("check", "explore", "train", "evaluate", "predict", "export", "extract", "errors", "cooccurrence", "demo"),
+    }
+
+
+def test_the_korean_readme_has_the_same_commands():
+    assert commands("README.ko.md") == commands("README.md")
+    assert blocks("README.ko.md", "python") == blocks("README.md", "python")
 
 
 @pytest.mark.parametrize(("name", "command"), CASES, ids=[f"{name}: {command[:60]}" for name, command in CASES])
@@ -60,8 +72,39 @@ def test_the_command_line_parses(parser, name, command, tmp_path, monkeypatch):
         assert set(GROUPS) <= set(vars(options["train"]))
 
 
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)(?::([\w.]+))?`")
+"""A path in backticks; behind a colon, a name that stands in the file."""
+MADE_BY_A_RUN = {"model/", "report/", "runs/NAME", "klue/roberta-large"}
+DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "experiments/README.md")
+
+
+def missing_paths(text: str, folders: tuple[Path, ...]) -> list[str]:
+    """Return what a document names that is in none of the folders, or in no such file."""
+    missing = []
+    for path, name in PATH.findall(text):
+        there = [folder / path for folder in folders if (folder / path).exists()]
+        defined = rf"^\s*(?:def |class |)(?:{name.split('.')[-1]})\b"
+        if not there or (name and not re.search(defined, there[0].read_text(encoding="utf-8"), re.MULTILINE)):
+            missing.append(f"{path}:{name}")
+    return [path for path in missing if path.removesuffix(":") not in MADE_BY_A_RUN]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_a_document_names_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert missing_paths(text, (ROOT, ROOT / "mtl_re", ROOT / "experiments")) == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
+def test_a_path_that_does_not_exist_would_be_seen():
+    assert len(PATH.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) > 40
+    text = "`model/pooling.py:POOLINGS` `model/pooling.py:PUDDLES` `rooms/pooling.py`"
+    assert missing_paths(text, (ROOT / "mtl_re",)) == ["model/pooling.py:PUDDLES", "rooms/pooling.py:"]
+
+
 @pytest.mark.slow
-def test_the_korean_quick_start_runs(tmp_path, monkeypatch, capsys):
+def test_the_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, split, size in (("train", "train", 400), ("dev", "valid", 60)):
         Path(f"{name}.json").write_text(json.dumps(list(sample.rows(split, size))), encoding="utf-8")
@@ -70,7 +113,7 @@ def test_the_korean_quick_start_runs(tmp_path, monkeypatch, capsys):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(TINY, encoding="utf-8")
     run, done = "", []
-    for command in commands("README.ko.md"):
+    for command in commands("README.md"):
         name = command.split()[0]
         if name == "demo":  # serves until it is stopped: tests/page/test_page.py
             continue
@@ -86,7 +129,7 @@ def test_the_korean_quick_start_runs(tmp_path, monkeypatch, capsys):
         assert Path(made).exists(), made
     with open("submission.csv", encoding="utf-8", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [str(number) for number in range(20)]
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.ko.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = blocks("README.md", "python")
     exec(block.replace("runs/NAME", run), {})
 
 

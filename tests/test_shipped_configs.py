@@ -33,8 +33,9 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
     command = "adapt" if path.name.startswith("adapt") else "train"
     module = import_module({"train": "mtl_re.training.train", "adapt": "mtl_re.adapt.adapt"}[command])
     monkeypatch.setattr(module, command, lambda config, name: taken.append((config, name)))
-    options = parser[0].parse_args([command, "--config", str(path), *more])
-    parser[1][command](options[command])()
+    given = parser.parse_args([command, "--config", str(path), *more])[command]
+    row = cli.COMMANDS[command]
+    row.call(given, row.made(given))
     return taken[0]
 
 

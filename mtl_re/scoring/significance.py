@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_re.config import CompareConfig
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
@@ -160,9 +161,7 @@ def _finite(values: Sequence[float], name: str) -> Floats:
 # ---- two prediction files ------------------------------------------------------------------------------------
 
 
-def compare_files(
-    a: Path, b: Path, resamples: int = 10_000, seed: int = 0, no_relation: str = NO_RELATION
-) -> dict[str, Any]:
+def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = NO_RELATION) -> dict[str, Any]:
     """Compare two files of `mtl-re predict` or `evaluate --predictions` (.jsonl) on the same labelled rows.
 
     Both are read side by side; a row needs `id`, `label`, `gold` and `probs`. The label set is read from the first
@@ -188,10 +187,10 @@ def compare_files(
     }
     return {
         "n": len(gold),
-        "resamples": resamples,
+        "resamples": options.resamples,
         "no_relation": taxonomy.no_relation,
         **arms,
-        **paired_bootstrap(gold, pred_a, pred_b, probs_a, probs_b, taxonomy, resamples, seed),
+        **paired_bootstrap(gold, pred_a, pred_b, probs_a, probs_b, taxonomy, options.resamples, options.seed),
         "only_a_right": only_a,
         "only_b_right": only_b,
         "mcnemar_p": mcnemar(only_a, only_b),

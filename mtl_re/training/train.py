@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtl_re import files
 from mtl_re.config import Config
-from mtl_re.features.collate import Batch, Collator, epoch_steps, step_parts
+from mtl_re.features.collate import Batch, Collator, epoch_steps, pass_cost, step_parts
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -282,10 +284,27 @@ FLAGS += "--disable-component-update --disable-sync"
 SENTENCE = "누리전자 대표 😀 한라희"
 
 
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it where MTL_RE_REQUIRE_BROWSER=1 says that a browser must be here (`.ci/run`)."""
+    if os.environ.get("MTL_RE_REQUIRE_BROWSER") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def test_a_browser_may_be_missing_but_not_where_it_is_required(monkeypatch):
+    monkeypatch.delenv("MTL_RE_REQUIRE_BROWSER", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no browser"):
+        missing("no browser")
+    monkeypatch.setenv("MTL_RE_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="no browser"):
+        missing("no browser")
+
+
 @pytest.fixture(scope="module")
 def server(saved, tmp_path_factory):
     """(address, process, temporary folder) of `mtl-re demo` as a user starts it, with limits a test can reach."""
-    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    if find_spec("gradio") is None:
+        missing("gradio is not installed (extra: demo)")
     folder = tmp_path_factory.mktemp("served")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     call = [
@@ -313,16 +332,20 @@ def server(saved, tmp_path_factory):
 @pytest.fixture
 def browser(server, tmp_path):
     """Opens the page: (language, width) → page; afterwards: nothing was asked of another host, nothing went wrong."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if find_spec("playwright") is None:
+        missing("playwright is not installed (extra: dev)")
+    from playwright.sync_api import sync_playwright
+
     asked, faults, contexts = [], [], []
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
+        program = CHROMIUM or driver.chromium.executable_path
+        if not Path(program).exists():
+            missing("Chromium is not installed (apt-get install chromium, or playwright install chromium)")
 
         def opened(language: str = "en-US", width: int = 1280):
             folder = tmp_path / f"profile{len(contexts)}"
             size = {"width": width, "height": 900}
-            options = {"executable_path": CHROMIUM, "args": FLAGS.split(), "locale": language, "viewport": size}
+            options = {"executable_path": program, "args": FLAGS.split(), "locale": language, "viewport": size}
             context = driver.chromium.launch_persistent_context(str(folder), accept_downloads=True, **options)
             contexts.append(context)
             context.on("request", lambda request: asked.append(request.url))

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from mtl_re.config import CompareConfig
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import metrics, significance
 from mtl_re.taxonomy import Taxonomy
@@ -196,7 +197,7 @@ def test_compare_files(pair):
     for row in rows_b:  # the order of keys says nothing
         row["probs"] = dict(reversed(row["probs"].items()))
     a, b = write(folder / "a.jsonl", rows_a), write(folder / "b.jsonl", rows_b)
-    found = significance.compare_files(a, b, resamples=200, seed=3)
+    found = significance.compare_files(a, b, CompareConfig(200, 3))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     expected = significance.paired_bootstrap(gold, pred_a, pred_b, probs_a, probs_b, TAXONOMY, resamples=200, seed=3)
     assert {name: found[name] for name in ("micro_f1", "auprc")} == expected
@@ -205,7 +206,7 @@ def test_compare_files(pair):
     assert (found["n"], found["no_relation"]) == (60, "no_relation")
     assert found["only_b_right"] == ((pred_b == gold) & (pred_a != gold)).sum()
     assert found["mcnemar_p"] == significance.mcnemar(found["only_a_right"], found["only_b_right"])
-    same = significance.compare_files(a, a, resamples=50, seed=0)
+    same = significance.compare_files(a, a, CompareConfig(50))
     assert same["micro_f1"] == same["auprc"] == {"difference": 0.0, "ci": [0.0, 0.0], "p": 1.0}
     assert (same["only_a_right"], same["only_b_right"], same["mcnemar_p"]) == (0, 0, 1.0)
 
@@ -213,8 +214,8 @@ def test_compare_files(pair):
 def test_compare_files_without_no_relation(pair):
     _, rows_a, rows_b, folder = pair
     a, b = write(folder / "a.jsonl", rows_a), write(folder / "b.jsonl", rows_b)
-    assert significance.compare_files(a, b, 50, 0, no_relation="org:a")["no_relation"] == "org:a"
-    assert significance.compare_files(a, b, 50, 0, no_relation="none")["no_relation"] is None
+    assert significance.compare_files(a, b, CompareConfig(50), no_relation="org:a")["no_relation"] == "org:a"
+    assert significance.compare_files(a, b, CompareConfig(50), no_relation="none")["no_relation"] is None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,9 @@ def test_compare_files_names_the_first_row_at_fault(pair, change, message):
     rows_b[2]["gold"] = rows_a[2]["gold"] = LABELS[0]
     change(rows_b)
     with pytest.raises(MtlReError, match=message):
-        significance.compare_files(write(folder / "a.jsonl", rows_a), write(folder / "b.jsonl", rows_b), 10, 0)
+        significance.compare_files(
+            write(folder / "a.jsonl", rows_a), write(folder / "b.jsonl", rows_b), CompareConfig(10)
+        )
 
 
 @pytest.mark.parametrize(
@@ -260,9 +263,9 @@ def test_compare_files_refuses_files_that_are_not_jsonl(pair, content, message):
     if content is not None:
         b.write_bytes(content)
     with pytest.raises(MtlReError, match=message):
-        significance.compare_files(write(folder / "a.jsonl", rows_a), b, 10, 0)
+        significance.compare_files(write(folder / "a.jsonl", rows_a), b, CompareConfig(10))
 
 
 def test_compare_files_refuses_empty_files(tmp_path):
     with pytest.raises(MtlReError, match="no rows to compare"):
-        significance.compare_files(write(tmp_path / "a.jsonl", []), write(tmp_path / "b.jsonl", []), 10, 0)
+        significance.compare_files(write(tmp_path / "a.jsonl", []), write(tmp_path / "b.jsonl", []), CompareConfig(10))

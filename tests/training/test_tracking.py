@@ -413,6 +413,6 @@ def test_sweep_starts_trainings_that_the_parser_takes(monkeypatch):
         for word in create_sweep_command(list(sweep["command"])):
             words += expanded[word[2:-1]] if word.startswith("${") else [word]
         assert words[:3] == ["/usr/bin/env", "mtl-re", "train"]
-        parsed = build_parser()[0].parse_args(words[2:])
+        parsed = build_parser().parse_args(words[2:])
         assert parsed.train.tracking.trackers == ["wandb"]
         assert parsed.train.optim.lr == values["optim.lr"]["value"]
