@@ -74,7 +74,14 @@ def test_the_command_line_parses(parser, name, command, tmp_path, monkeypatch):
 
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)(?::([\w.]+))?`")
 """A path in backticks; behind a colon, a name that stands in the file."""
-MADE_BY_A_RUN = {"model/", "report/", "runs/NAME", "klue/roberta-large", "results/DATE_name/", "experiments/results/DATE_name/"}
+MADE_BY_A_RUN = {
+    "model/",
+    "report/",
+    "runs/NAME",
+    "klue/roberta-large",
+    "results/DATE_name/",
+    "experiments/results/DATE_name/",
+}
 DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "experiments/README.md")
 
 

@@ -4,8 +4,8 @@
 beside this one. Blank lines separate templates: the sentence, then indented its readings: groups of a label and the
 `subject>object` pairs that it holds for, with a comma between groups. A template lists pairs that are clear from its
 text alone, the unrelated ones too, so that its words never give the label away. A slot is a kind and perhaps a number
-(`{person2}`), after a colon the particle that a word ending in a consonant takes (`{person:은}`); `kin` is a person with
-the surname of `person`. All text is our own and all people are invented.
+(`{person2}`), after a colon the particle of a word that ends in a consonant (`{person:은}`); `kin` is a person with the
+surname of `person`. All text is our own and all people are invented.
 """
 
 from itertools import product
