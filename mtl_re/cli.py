@@ -69,7 +69,7 @@ def _print_triples(triples: Any, options: config.ExtractConfig) -> None:
 def _print_export(report: dict[str, Any], options: config.ExportConfig) -> None:
     from mtl_re.export.export import render_export
 
-    print(render_export(report))
+    print(f"{render_export(report)}\n{report['directory']}")
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
     """Write the directory, and upload it if `options` says so.
 
     Returns:
-        The content of its export.json.
+        The content of its export.json, and `directory`, where it lies.
 
     Raises:
         MtlReError: CKPT or DIR cannot be used, a check failed, or the hub refused the upload.
@@ -77,7 +77,7 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
         refuse_machine_paths(build, [ckpt, folder])
     if options.push_to_hub is not None:
         push(final, options.push_to_hub, options.private)
-    return report
+    return report | {"directory": folder}
 
 
 # ---- what is exported --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from mtl_re.errors import MtlReError
+from mtl_re.model.cpu import release_free_memory
 from mtl_re.signals import stop_signals
 from mtl_re.training.run import Run
 
@@ -160,6 +161,7 @@ class Loop(ABC):
                 self.end_epoch()
             if state.step % self.log_every == 0 or state.step == self.total:
                 self.write_line()
+                release_free_memory()
             self.bar.update(1)
             with self.clock.paused():
                 if due(self.evaluate_every, state.step, finished):

@@ -264,7 +264,7 @@ def test_the_command(tmp_path, saved, capsys):
     assert cli.main(["export", str(saved), str(tmp_path / "out")]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert cli.main(["export", str(saved), str(tmp_path / "two"), "--average", "last:2"]) == 1
-    assert "no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert cli.main(["export", str(saved), str(tmp_path / "two"), "--prior", "0.9,0.9"]) == 2
 
 

@@ -51,3 +51,19 @@ def test_no_hint_where_nothing_is_gained(maps, monkeypatch):
     assert allocator.allocator_hint("cpu", allocator.WORTH_IT) is None
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert allocator.allocator_hint("cpu", allocator.WORTH_IT) is None
+
+
+def test_free_memory_is_released_under_glibc_alone(maps, monkeypatch):
+    calls = []
+
+    class Library:
+        malloc_trim = staticmethod(calls.append)
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library)
+    for name, expected in ((None, [0]), ("jemalloc", [0])):
+        allocator._malloc_trim.cache_clear()
+        if name:
+            load_library(maps, name)
+        allocator.release_free_memory()
+        assert calls == expected
+    allocator._malloc_trim.cache_clear()

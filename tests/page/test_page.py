@@ -453,6 +453,19 @@ def test_examples_and_languages(browser, backend, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def open_tab(page, name: str, inside: str) -> None:
+    """Open a tab, and click again if its content does not appear: a click before Gradio has bound its tabs is lost."""
+    timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
+    for patience in (10_000, 10_000, 60_000):
+        page.get_by_role("tab", name=name).click()
+        try:
+            page.locator(inside).wait_for(state="attached", timeout=patience)
+            return
+        except timed_out:
+            continue
+    pytest.fail(f"the tab {name!r} did not open")
+
+
 def choose_file(page, path: str) -> None:
     """Choose a file, and once more if it does not appear: on a busy machine Gradio has lost a choice."""
     timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
@@ -468,7 +481,7 @@ def choose_file(page, path: str) -> None:
 @pytest.mark.slow
 def test_a_file_goes_up_and_a_submission_comes_down(browser, examples, tmp_path):
     page = browser()
-    page.get_by_role("tab", name=TEXTS["en"]["tab_file"]).click()
+    open_tab(page, TEXTS["en"]["tab_file"], "#file input[type=file]")
     choose_file(page, upload(tmp_path, [row.to_row() for row in examples]))
     page.click("#file-run")
     page.wait_for_selector("#re-rows >> text=60 rows")

@@ -2,18 +2,18 @@
 
 `speed_up` is called by whoever has put a model on its device, in training and in scoring. Behind it stand packed
 sequences (`packed`: no computation for padding) and dropout from fewer random numbers (`dropout`); `allocator_hint`
-says how to start the process with a faster memory allocator.
+says how to start the process with a faster memory allocator, and `release_free_memory` keeps the usual one small.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from mtl_re.model.cpu.allocator import allocator_hint
+from mtl_re.model.cpu.allocator import allocator_hint, release_free_memory
 from mtl_re.model.cpu.dropout import use_quick_dropout
 from mtl_re.model.cpu.packed import packed_states, use_packed_attention
 
-__all__ = ["allocator_hint", "speed_up"]
+__all__ = ["allocator_hint", "release_free_memory", "speed_up"]
 
 
 def speed_up(model: Any) -> None:

@@ -1,19 +1,23 @@
 """Advice on the memory allocator that this process runs on.
 
 glibc's allocator returns memory to the system and requests it again at every step, and each time the system maps its
-pages anew: an eighth of a small encoder's step on one machine, half of it on another. jemalloc with its default decay
-holds pages back for some seconds, which is enough. With its decay turned off it never returns any: packed sequences
-come in many lengths, so the pages of every tensor size accumulate, by over 100 MB a step for a 12-layer encoder. An
-allocator can only be chosen before a process starts; therefore a run gives this advice once, at its start.
+pages anew: an eighth of a small encoder's step on one machine, half of it on another. What it keeps lies scattered over
+a heap that grows for some hundreds of steps; `release_free_memory` returns that, once for each logged line. jemalloc
+with its default decay holds pages back for some seconds, which is enough. With its decay turned off it never returns
+any: packed sequences come in many lengths, so the pages of every tensor size accumulate, by over 100 MB a step for a
+12-layer encoder. An allocator can only be chosen before a process starts, so a run gives this advice at its start.
 """
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 WORTH_IT = 5_000_000
@@ -41,6 +45,19 @@ def allocator_hint(device: str, parameters: int) -> str | None:
     library = ctypes.util.find_library("jemalloc")
     install = "" if library else " (Debian: apt-get install libjemalloc2)"
     return f"hint: jemalloc makes steps on a CPU faster; start with LD_PRELOAD={library or 'libjemalloc.so.2'}{install}"
+
+
+def release_free_memory() -> None:
+    """Return the free pages inside glibc's heap to the system (malloc_trim); do nothing under another allocator."""
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    if not sys.platform.startswith("linux") or _loaded_allocator() != "glibc":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
 
 
 def _loaded_allocator() -> str:
