@@ -22,7 +22,6 @@ from mtl_re.config import DemoConfig
 from mtl_re.errors import MtlReError
 from mtl_re.page.backend import PageBackend
 from mtl_re.page.layout import build_page
-from mtl_re.page.stylesheet import STYLESHEET
 from mtl_re.predict.predictor import Predictor
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -100,7 +99,7 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
             footer_links=[],
             ssr_mode=False,
             theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=[Font("monospace")]),
-            css=STYLESHEET,
+            css_paths=Path(__file__).with_name("stylesheet.css"),
             app_kwargs={
                 "middleware": [Middleware(SecurityHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
             },

@@ -27,7 +27,6 @@ from mtl_re.page import server as page_server
 from mtl_re.page.backend import PageBackend, answer, mark_selection, submission
 from mtl_re.page.draft import Draft, python_span
 from mtl_re.page.rendering import escaped, marked_html, result_html, view_of
-from mtl_re.page.stylesheet import STYLESHEET
 from mtl_re.page.translations import GLOSSES, TEXTS, TYPES
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
@@ -197,7 +196,7 @@ def test_both_languages_say_the_same():
     assert TEXTS["ko"].keys() == TEXTS["en"].keys()
     assert TYPES["ko"].keys() == TYPES["en"].keys()
     assert set(GLOSSES["ko"]) == {*KLUE, "org", "per"}
-    assert not re.search(r"https?:|url\(|@import", STYLESHEET)
+    assert not re.search(r"https?:|url\(|@import", Path(page_server.__file__).with_name("stylesheet.css").read_text())
 
 
 # ---- what is answered ----------------------------------------------------------------------------------------------
