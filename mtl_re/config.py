@@ -24,8 +24,38 @@ Restrict = Literal["none", "subject_type"]
 Backend = Literal["torch", "onnx", "onnx-int8"]
 
 
+def within(low: float, high: float, default: Any) -> Any:
+    """Return a dataclass field whose number, or numbers in a list or map, `Options` checks to lie in a range."""
+    given = {"default_factory": default.copy} if isinstance(default, list | dict) else {"default": default}
+    return field(**given, metadata={"range": (low, high)})
+
+
+class Options:
+    """Options whose ranges are checked when they are made; `group` stands before their names in messages."""
+
+    _group = ""
+
+    def __init_subclass__(cls, group: str = "") -> None:
+        if group:
+            cls._group = f"{group}."
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # type: ignore[arg-type] # every subclass is a dataclass
+            if (limits := option.metadata.get("range")) is not None:
+                _check_range(f"{self._group}{option.name}", getattr(self, option.name), *limits)
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_range(f"{name}.{key}", inner, low, high)
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not low <= number <= high:  # False for NaN as well
+            raise MtlReError(f"{name}: {number} is out of range; expected {low} to {high:g}")
+
+
 @dataclass
-class DataConfig:
+class DataConfig(Options, group="data"):
     """The rows: where they come from, and how one becomes model input."""
 
     train: str = ""
@@ -33,12 +63,12 @@ class DataConfig:
     `sample:train`."""
     valid: str | None = None
     """Validation rows, in the same forms (None: hold `valid_fraction` of the training rows out, by sentence)."""
-    valid_fraction: float = 0.1
+    valid_fraction: float = within(0, 0.9, 0.1)
     """Share of the training rows that is held out when `valid` is None (0: no validation; the last model is kept)."""
     fold: str | None = None
     """`k/K`: hold out the k-th of K parts of the training rows, by sentence, instead of `valid_fraction`. K runs, each
     with another fold, validate on every row once, and `mtl-re predict RUN1 RUN2 ...` averages their probabilities."""
-    max_length: int = 256
+    max_length: int = within(8, 65536, 256)
     """Longest input in tokens, special tokens included; a longer sentence is cut around its two entities."""
     markers: str = "typed_punct_ko"
     """How the two entities are marked in the text: typed_punct_ko, typed_punct, entity_punct, special,
@@ -49,18 +79,14 @@ class DataConfig:
     """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
     on_overlap: Literal["drop", "error"] = "drop"
     """A training row that is a validation row too (same sentence, same spans): `drop` it and count it, or `error`."""
-    limit: int | None = None
+    limit: int | None = within(1, math.inf, None)
     """Number of training rows to use, drawn by `split_seed` (None: all)."""
-    split_seed: int = 42
+    split_seed: int = within(0, 2**32 - 1, 42)
     """Seed of `limit` and of the validation split; separate from `train.seed`, so that runs of several seeds share
     rows."""
 
     def __post_init__(self) -> None:
-        _between("data.valid_fraction", self.valid_fraction, 0, 0.9)
-        _between("data.max_length", self.max_length, 8, 65536)
-        _between("data.split_seed", self.split_seed, 0, 2**32 - 1)
-        if self.limit is not None:
-            _between("data.limit", self.limit, 1, math.inf)
+        super().__post_init__()
         if self.fold is not None:
             _check_fold(self.fold)
             if self.valid is not None:
@@ -73,7 +99,7 @@ class DataConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Options, group="model"):
     """The network: one encoder, a vector for the pair of entities, one linear layer for each head."""
 
     encoder: str = "klue/roberta-large"
@@ -84,18 +110,14 @@ class ModelConfig:
     YAML file with a two-level map of labels."""
     pooling: str = "markers"
     """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
-    dropout: float = 0.1
+    dropout: float = within(0, 0.9, 0.1)
     """Dropout before and after the hidden layer over the pair vector (the encoder has its own)."""
-    dropout_samples: int = 1
+    dropout_samples: int = within(1, 64, 1)
     """Samples of that dropout for each training row; their losses are averaged (multi-sample dropout, Inoue 2019)."""
-
-    def __post_init__(self) -> None:
-        _between("model.dropout", self.dropout, 0, 0.9)
-        _between("model.dropout_samples", self.dropout_samples, 1, 64)
 
 
 @dataclass
-class LossConfig:
+class LossConfig(Options, group="loss"):
     """The joint loss. Weights are normalised to sum to the number of heads: only their ratios matter."""
 
     kind: str = "cross_entropy"
@@ -107,124 +129,99 @@ class LossConfig:
     weighting: str = "fixed"
     """How the weights of the heads change during training, starting from `weights`: fixed, uncertainty, dwa, rlw,
     famo."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = within(0, 1e6, {})
     """Weight of each head by name: coarse, org, per (a head that is not named: 1; 0: the head is not trained)."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = within(0, 0.9, 0.0)
     """Share of the target probability that is spread evenly over a head's classes."""
-    focal_gamma: float = 2.0
+    focal_gamma: float = within(0, 10, 2.0)
     """Exponent of the focal loss (Lin et al. 2017); 0 is cross entropy."""
-    rdrop: float = 0.0
+    rdrop: float = within(0, 1000, 0.0)
     """α of R-Drop (Liang et al. 2021): every row passes twice, with different dropout, and α times the symmetric KL
     divergence of each head's two distributions is added to its loss. Takes twice the time (0: off)."""
 
-    def __post_init__(self) -> None:
-        _between("loss.label_smoothing", self.label_smoothing, 0, 0.9)
-        _between("loss.focal_gamma", self.focal_gamma, 0, 10)
-        _between("loss.rdrop", self.rdrop, 0, 1000)
-        for name, weight in self.weights.items():
-            _between(f"loss.weights.{name}", weight, 0, 1e6)
-
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Options, group="optim"):
     """AdamW and its schedule."""
 
-    lr: float = 2.0e-5
+    lr: float = within(0, 1, 2.0e-5)
     """Peak learning rate of the encoder."""
-    head_lr: float | None = None
+    head_lr: float | None = within(0, 1, None)
     """Peak learning rate of the pair layer and the heads (None: `lr`)."""
-    weight_decay: float = 0.01
+    weight_decay: float = within(0, 10, 0.01)
     """Decoupled weight decay; biases and normalisation weights are exempt."""
-    beta2: float = 0.999
+    beta2: float = within(0, 0.999999, 0.999)
     """Decay of Adam's second moment. A smaller value adapts sooner to gradients that grow; take 0.98 (as RoBERTa) where
     a high learning rate makes runs diverge."""
-    warmup: float = 0.1
+    warmup: float = within(0, 1, 0.1)
     """Share of all steps over which the learning rate rises from 0 to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warmup; linear and cosine end at 0."""
-    layer_decay: float = 1.0
+    layer_decay: float = within(0.01, 1, 1.0)
     """Factor on the learning rate for each layer further from the heads (1: none)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = within(0, math.inf, 1.0)
     """Gradients are clipped to this global norm (0: no clipping)."""
-
-    def __post_init__(self) -> None:
-        _between("optim.lr", self.lr, 0, 1)
-        if self.head_lr is not None:
-            _between("optim.head_lr", self.head_lr, 0, 1)
-        _between("optim.weight_decay", self.weight_decay, 0, 10)
-        _between("optim.beta2", self.beta2, 0, 0.999999)
-        _between("optim.warmup", self.warmup, 0, 1)
-        _between("optim.layer_decay", self.layer_decay, 0.01, 1)
-        _between("optim.max_grad_norm", self.max_grad_norm, 0, math.inf)
 
 
 @dataclass
-class TrainConfig:
-    """The run."""
+class RunConfig(Options, group="train"):
+    """What the runs of `train` and of `adapt` have in common."""
 
     run_dir: str | None = None
     """Directory of the run (None: runs/CONFIG-TIME)."""
-    epochs: int = 3
-    """Passes over the training rows."""
-    batch_size: int = 32
-    """Rows of one forward pass on one process; a step takes batch_size × processes × accumulate rows."""
-    accumulate: int = 1
+    epochs: int = within(1, 100_000, 3)
+    """Passes over the training rows, or over the text, each with new masks."""
+    batch_size: int = within(1, 1_000_000, 32)
+    """Rows (blocks of text) of one forward pass on one process; a step takes batch_size × processes × accumulate of
+    them."""
+    accumulate: int = within(1, 1_000_000, 1)
     """Forward passes for each step on each process (gradient accumulation)."""
     precision: Precision = "auto"
     """`auto`: bf16 where the device is fast at it (CUDA compute capability 8.0 or more, a CPU with amx_bf16 or
     avx512_bf16), else fp16 on CUDA, else fp32. `no`: fp32."""
-    seed: int = 42
-    """Seed of the order of the rows, the initial weights of the heads, and dropout."""
+    seed: int = within(0, 2**32 - 1, 42)
+    """Seed of the order of the rows, of dropout, masks, and new weights (of the heads, or of a new encoder)."""
     resume: str | None = None
     """`auto`: continue from the newest undamaged checkpoint of `run_dir`, if there is one; or the path of a
     checkpoint."""
-    save_every: int | Literal["epoch"] = "epoch"
+    save_every: int | Literal["epoch"] = within(1, math.inf, "epoch")
     """Write a resumable checkpoint every epoch, or every this many steps."""
-    keep: int = 2
+    keep: int = within(1, 1_000_000, 2)
     """Number of resumable checkpoints that are kept."""
-    compile: bool = False
-    """Compile the encoder with torch.compile."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: takes less memory, and about a third more time."""
-    early_stop: int | None = None
-    """Stop after this many evaluations without a better `eval.metric` (None: never)."""
-    max_steps: int | None = None
+    max_steps: int | None = within(1, math.inf, None)
     """Stop after this many steps, where the learning-rate schedule then ends (None: `epochs` decides)."""
-    ema: float = 0.0
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """The run."""
+
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    early_stop: int | None = within(1, math.inf, None)
+    """Stop after this many evaluations without a better `eval.metric` (None: never)."""
+    ema: float = within(0, 0.999999, 0.0)
     """Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated and kept as the
     model, the weights themselves are trained further (0: no average)."""
-    workers: int = 0
+    workers: int = within(0, 256, 0)
     """Processes that prepare batches ahead of the model (0: the training process does it)."""
     on_bad_step: Literal["stop", "rollback"] = "stop"
     """What to do at a bad step, one whose loss or gradient is not finite or whose gradient spikes (`spike`): `stop` and
     name its rows, or `rollback` to the newest undamaged checkpoint and continue without these rows."""
-    spike: float | None = None
+    spike: float | None = within(1, math.inf, None)
     """A step is bad too when its gradient norm exceeds this many times the median of the last 50 steps, such as 10
     (None: only steps that are not finite are)."""
-    max_rollbacks: int = 5
+    max_rollbacks: int = within(0, 1_000_000, 5)
     """Number of bad steps that `on_bad_step: rollback` may leave out in a run; the next one stops it."""
-
-    def __post_init__(self) -> None:
-        _between("train.epochs", self.epochs, 1, 100_000)
-        _between("train.batch_size", self.batch_size, 1, 1_000_000)
-        _between("train.accumulate", self.accumulate, 1, 1_000_000)
-        _between("train.seed", self.seed, 0, 2**32 - 1)
-        _between("train.keep", self.keep, 1, 1_000_000)
-        _between("train.ema", self.ema, 0, 0.999999)
-        _between("train.workers", self.workers, 0, 256)
-        _between("train.max_rollbacks", self.max_rollbacks, 0, 1_000_000)
-        if self.spike is not None:
-            _between("train.spike", self.spike, 1, math.inf)
-        for name in ("early_stop", "max_steps", "save_every"):
-            if isinstance(value := getattr(self, name), int):
-                _between(f"train.{name}", value, 1, math.inf)
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Options, group="eval"):
     """Evaluation during training, and how the best model is chosen."""
 
-    every: int | Literal["epoch"] = "epoch"
+    every: int | Literal["epoch"] = within(1, math.inf, "epoch")
     """Evaluate every epoch, or every this many steps (and always at the end)."""
     gate: Gate = "hard"
     """How the probabilities are decoded into a label: `hard` takes the most probable coarse class first and the best
@@ -235,19 +232,17 @@ class EvalConfig:
     """Shares of the coarse classes (no_relation, org, per) to which the validation rows are re-weighted when the best
     model is chosen. KLUE-RE's dev has about 0.6, 0.17, 0.23, its train 0.29, 0.32, 0.39. None: every row counts
     once."""
-    batch_size: int = 128
+    batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass in an evaluation."""
 
     def __post_init__(self) -> None:
-        _between("eval.batch_size", self.batch_size, 1, 1_000_000)
-        if isinstance(self.every, int):
-            _between("eval.every", self.every, 1, math.inf)
+        super().__post_init__()
         if self.target_prior is not None:
             check_shares("eval.target_prior", self.target_prior)
 
 
 @dataclass
-class TrackingConfig:
+class TrackingConfig(Options, group="tracking"):
     """Where metrics are sent besides metrics.jsonl, which is always written."""
 
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
@@ -260,11 +255,8 @@ class TrackingConfig:
     WANDB_RUN_GROUP)."""
     artifact: bool = True
     """Upload `model/` to wandb at the end, as an artifact named after the run."""
-    log_every: int = 20
+    log_every: int = within(1, math.inf, 20)
     """Steps between two lines of metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        _between("tracking.log_every", self.log_every, 1, math.inf)
 
 
 @dataclass
@@ -289,107 +281,59 @@ class Config:
 
 
 @dataclass
-class AdaptDataConfig:
+class AdaptDataConfig(Options, group="data"):
     """The text to which the encoder is adapted."""
 
     train: str = ""
     """Rows with entities, or with `text` or `sentence` (a path or `hub:DATASET/CONFIG:SPLIT`, as for `train`), a .txt
     file (one text a line), or a directory of such files. A repeated text is used once."""
-    held_out: float = 0.02
+    held_out: float = within(0, 0.9, 0.02)
     """Share of the texts held out of training, on which loss and perplexity are measured (0: none; the last model is
     kept)."""
-    max_length: int = 256
+    max_length: int = within(8, 65536, 256)
     """Tokens of a block, special tokens included; a longer text is cut into several blocks."""
     packing: Literal["greedy", "none"] = "greedy"
     """`greedy`: a block is filled with whole texts as long as they fit. `none`: a block holds one text."""
-    exclude_words: int = 8
+    exclude_words: int = within(1, 1000, 8)
     """A text is dropped when it shares this many consecutive words with a sentence of `exclude`, or contains the whole
     of a shorter one."""
-    limit: int | None = None
+    limit: int | None = within(1, math.inf, None)
     """Number of texts to use, drawn by `split_seed` (None: all)."""
     on_bad_row: OnBadRow = "error"
     """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
-    split_seed: int = 42
+    split_seed: int = within(0, 2**32 - 1, 42)
     """Seed of `limit` and of the held-out texts."""
-
-    def __post_init__(self) -> None:
-        _between("data.held_out", self.held_out, 0, 0.9)
-        _between("data.max_length", self.max_length, 8, 65536)
-        _between("data.exclude_words", self.exclude_words, 1, 1000)
-        _between("data.split_seed", self.split_seed, 0, 2**32 - 1)
-        if self.limit is not None:
-            _between("data.limit", self.limit, 1, math.inf)
 
 
 @dataclass
-class AdaptModelConfig:
+class AdaptModelConfig(Options, group="model"):
     """The encoder to adapt."""
 
     encoder: str = "klue/roberta-large"
     """A hub id or a local directory with a masked-LM head, or `scratch:tiny|mini|small|base` (a new encoder, whose
     vocabulary is made from the text)."""
-    vocabulary: int = 16_000
+    vocabulary: int = within(100, 1_000_000, 16_000)
     """Size of a new encoder's vocabulary (larger where the text has more distinct characters)."""
-
-    def __post_init__(self) -> None:
-        _between("model.vocabulary", self.vocabulary, 100, 1_000_000)
 
 
 @dataclass
-class MaskConfig:
+class MaskConfig(Options, group="mask"):
     """The tokens to predict (Devlin et al. 2019: 80 % are masked, 10 % replaced, 10 % left as they are)."""
 
     units: Literal["token", "whole_word"] = "whole_word"
     """What is masked as a unit: a token, or a word (a run of letters and digits, or any other single character)."""
-    entities: bool | float = False
+    entities: bool | float = within(0, 1, False)
     """Mask the entity spans of relation rows as units: true (with `probability`), or the share of spans to mask."""
-    probability: float = 0.15
+    probability: float = within(0.001, 0.9, 0.15)
     """Share of the units that is masked."""
-
-    def __post_init__(self) -> None:
-        _between("mask.probability", self.probability, 0.001, 0.9)
-        _between("mask.entities", self.entities, 0, 1)
 
 
 @dataclass
-class AdaptTrainConfig:
+class AdaptTrainConfig(RunConfig):
     """The run of an adaptation."""
 
-    run_dir: str | None = None
-    """Directory of the run (None: runs/CONFIG-TIME)."""
-    epochs: int = 3
-    """Passes over the text, each with new masks."""
-    batch_size: int = 32
-    """Blocks of one forward pass on one process; a step takes batch_size × processes × accumulate blocks."""
-    accumulate: int = 1
-    """Forward passes for each step on each process (gradient accumulation)."""
-    precision: Precision = "auto"
-    """As `train.precision` of `mtl-re train`: bf16 where it is fast, else fp16 on CUDA, else fp32 (`no`)."""
-    seed: int = 42
-    """Seed of the order of the blocks, the masks, dropout, and the weights of a new encoder."""
-    resume: str | None = None
-    """`auto`: continue from the newest undamaged checkpoint of `run_dir`, if there is one; or the path of a
-    checkpoint."""
-    save_every: int | Literal["epoch"] = "epoch"
-    """Write a resumable checkpoint every epoch, or every this many steps."""
-    evaluate_every: int | Literal["epoch"] = "epoch"
+    evaluate_every: int | Literal["epoch"] = within(1, math.inf, "epoch")
     """Measure the held-out loss every epoch, or every this many steps (and before the first and after the last)."""
-    keep: int = 2
-    """Number of resumable checkpoints that are kept."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: takes less memory, and about a third more time."""
-    max_steps: int | None = None
-    """Stop after this many steps, where the learning-rate schedule then ends (None: `epochs` decides)."""
-
-    def __post_init__(self) -> None:
-        _between("train.epochs", self.epochs, 1, 100_000)
-        _between("train.batch_size", self.batch_size, 1, 1_000_000)
-        _between("train.accumulate", self.accumulate, 1, 1_000_000)
-        _between("train.seed", self.seed, 0, 2**32 - 1)
-        _between("train.keep", self.keep, 1, 1_000_000)
-        for name in ("max_steps", "save_every", "evaluate_every"):
-            if isinstance(value := getattr(self, name), int):
-                _between(f"train.{name}", value, 1, math.inf)
 
 
 @dataclass
@@ -426,25 +370,21 @@ GROUPS, ADAPT_GROUPS = groups(Config), groups(AdaptConfig)
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(Options):
     """Options of `mtl-re sample`."""
 
-    train: int = 1600
+    train: int = within(1, 1_000_000, 1600)
     """Training rows."""
-    valid: int = 300
+    valid: int = within(1, 1_000_000, 300)
     """Validation rows."""
-    test: int = 300
+    test: int = within(1, 1_000_000, 300)
     """Test rows."""
     seed: int = 0
     """Seed of the corpus: the same seed and sizes give the same rows."""
 
-    def __post_init__(self) -> None:
-        for name in ("train", "valid", "test"):
-            _between(name, getattr(self, name), 1, 1_000_000)
-
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Options):
     """Options of `mtl-re evaluate`."""
 
     data: str
@@ -465,22 +405,18 @@ class EvaluateConfig:
     """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
     predictions: str | None = None
     """Write the predictions to this file (.jsonl), one line a row."""
-    batch_size: int = 128
+    batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
-    resamples: int = 1000
+    resamples: int = within(0, 1_000_000, 1000)
     """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
     """A row that cannot be used: `error` stops and names it; `skip` counts it and leaves it out."""
 
-    def __post_init__(self) -> None:
-        _between("batch_size", self.batch_size, 1, 1_000_000)
-        _between("resamples", self.resamples, 0, 1_000_000)
-
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Options):
     """Options of `mtl-re predict`."""
 
     data: str
@@ -502,9 +438,9 @@ class PredictConfig:
     """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities (None: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
-    batch_size: int = 128
+    batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass."""
-    window: int = 4096
+    window: int = within(1, 10_000_000, 4096)
     """Consecutive rows that are sorted by length together and written to the disk as one part: memory and the work that
     a kill loses grow with it, not with the input (small windows pad more: by 6 % at 4096, by 21 % at 1024)."""
     precision: Precision = "no"
@@ -516,16 +452,12 @@ class PredictConfig:
     """Continue an interrupted prediction of the same rows by the same checkpoints and options; the number of processes
     may be another one."""
 
-    def __post_init__(self) -> None:
-        _between("batch_size", self.batch_size, 1, 1_000_000)
-        _between("window", self.window, 1, 10_000_000)
-
 
 @dataclass
-class AblateConfig:
+class AblateConfig(Options):
     """Options of `mtl-re ablate`."""
 
-    workers: int = 1
+    workers: int = within(1, 1024, 1)
     """Worker processes on this machine; each trains one cell at a time."""
     launch: str = ""
     """Command before `-m mtl_re train` in each cell, such as `accelerate launch --num_processes 2` (empty: this
@@ -534,16 +466,12 @@ class AblateConfig:
     """Train nothing, and write the report from the cells that are finished."""
     retry: bool = False
     """Run failed cells again."""
-    resamples: int = 10_000
+    resamples: int = within(1, 1_000_000, 10_000)
     """Bootstrap resamples of the rows in each comparison."""
-
-    def __post_init__(self) -> None:
-        _between("workers", self.workers, 1, 1024)
-        _between("resamples", self.resamples, 1, 1_000_000)
 
 
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(Options):
     """Options of `mtl-re calibrate`."""
 
     data: str | None = None
@@ -557,28 +485,22 @@ class CalibrateConfig:
     """Directory for calibration.json and the reliability picture."""
     store: bool = True
     """Store the temperatures and the threshold in the checkpoint."""
-    batch_size: int = 128
+    batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass."""
-
-    def __post_init__(self) -> None:
-        _between("batch_size", self.batch_size, 1, 1_000_000)
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(Options):
     """Options of `mtl-re compare`."""
 
-    resamples: int = 10_000
+    resamples: int = within(1, 1_000_000, 10_000)
     """Bootstrap resamples of the rows."""
     seed: int = 0
     """Seed of the resampling."""
 
-    def __post_init__(self) -> None:
-        _between("resamples", self.resamples, 1, 1_000_000)
-
 
 @dataclass
-class ErrorsConfig:
+class ErrorsConfig(Options):
     """Options of `mtl-re errors`."""
 
     output: str
@@ -586,22 +508,18 @@ class ErrorsConfig:
     data: str | None = None
     """The predicted rows, in the same order: for sentences, lengths and entity types, and for gold labels where the
     predictions have none (None: report what the predictions alone tell)."""
-    examples: int = 5
+    examples: int = within(0, 1000, 5)
     """Example rows for each kind of error, the most confident first (0: none)."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
-    resamples: int = 1000
+    resamples: int = within(0, 1_000_000, 1000)
     """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
-    def __post_init__(self) -> None:
-        _between("examples", self.examples, 0, 1000)
-        _between("resamples", self.resamples, 0, 1_000_000)
-
 
 @dataclass
-class ExtractConfig:
+class ExtractConfig(Options):
     """Options of `mtl-re extract`."""
 
     sentence: str
@@ -609,7 +527,7 @@ class ExtractConfig:
     entity: list[str]
     """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word occurs several times (START counts characters
     from 0)."""
-    threshold: float = 0.5
+    threshold: float = within(0, 1, 0.5)
     """Least probability of a triple's relation, which is the pair's most probable one."""
     gate: Gate | None = None
     """Without effect on triples: a pair gives its most probable relation whatever the gate (kept for old commands)."""
@@ -620,56 +538,43 @@ class ExtractConfig:
     format: Literal["text", "json"] = "text"
     """`text`: score, subject, relation and object, separated by tabs; `json`: one object a line."""
 
-    def __post_init__(self) -> None:
-        _between("threshold", self.threshold, 0, 1)
-
 
 @dataclass
-class CooccurrenceConfig:
+class CooccurrenceConfig(Options):
     """Options of `mtl-re cooccurrence`."""
 
     data: str | None = None
     """The predicted rows, in the same order: for entity types, and for gold labels where the predictions have none."""
     output: str | None = None
     """Write the rates to this JSON file, which `mtl-re export --cooccurrence` takes."""
-    threshold: float | None = None
+    threshold: float | None = within(0, 1, None)
     """Count a pair as related when 1 - p(no_relation) reaches this (None: when its predicted label is a relation)."""
-    thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    thresholds: list[float] = within(0, 1, [number / 10 for number in range(1, 10)])
     """Further thresholds to report."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
-    def __post_init__(self) -> None:
-        for value in [*self.thresholds, *([] if self.threshold is None else [self.threshold])]:
-            _between("threshold", value, 0, 1)
-
 
 @dataclass
-class DemoConfig:
+class DemoConfig(Options):
     """Options of `mtl-re demo`."""
 
     host: str = "127.0.0.1"
     """Address to listen on; the default can only be reached from this machine. The page asks for no password."""
-    port: int = 7860
+    port: int = within(0, 65_535, 7860)
     """Port to listen on (0: any free port)."""
-    max_rows: int = 10_000
+    max_rows: int = within(1, 10_000_000, 10_000)
     """Most rows of an uploaded file."""
-    max_megabytes: float = 20.0
+    max_megabytes: float = within(0.001, 10_000, 20.0)
     """Largest size of an uploaded file, in MB."""
-    batch_size: int = 32
+    batch_size: int = within(1, 1_000_000, 32)
     """Rows of one forward pass."""
-
-    def __post_init__(self) -> None:
-        _between("port", self.port, 0, 65_535)
-        _between("max_rows", self.max_rows, 1, 10_000_000)
-        _between("max_megabytes", self.max_megabytes, 0.001, 10_000)
-        _between("batch_size", self.batch_size, 1, 1_000_000)
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Options):
     """Options of `mtl-re export`."""
 
     onnx: bool = False
@@ -679,9 +584,9 @@ class ExportConfig:
     allow."""
     check_data: str = "sample:valid"
     """Rows on which the graphs are checked, labelled for `int8`. Take held-out rows of the kind the model is for."""
-    int8_bound: float = 1.0
+    int8_bound: float = within(0, 100, 1.0)
     """Points of F1 and of AUPRC that int8 may lose on `check_data`."""
-    int8_changed: float = 2.0
+    int8_changed: float = within(0, 100, 2.0)
     """Share of `check_data`, in percent, whose predicted label int8 may change."""
     force: bool = False
     """Keep an int8 graph that exceeds the bounds."""
@@ -712,8 +617,7 @@ class ExportConfig:
     """Make the hub repository private."""
 
     def __post_init__(self) -> None:
-        _between("int8_bound", self.int8_bound, 0, 100)
-        _between("int8_changed", self.int8_changed, 0, 100)
+        super().__post_init__()
         if self.prior not in ("none", "em"):
             parse_shares("prior", self.prior)
 
@@ -770,8 +674,3 @@ def _check_fold(fold: str) -> None:
     number, slash, folds = fold.partition("/")
     if not (slash and number.isdecimal() and folds.isdecimal() and int(folds) >= 2 and 1 <= int(number) <= int(folds)):
         raise MtlReError(f"data.fold: {fold!r}; expected k/K such as 1/5, k from 1 to K and at least 2 folds")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # False for NaN as well
-        raise MtlReError(f"{name}: {value} is out of range; expected {low} to {high:g}")

@@ -25,7 +25,7 @@ from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator_hint
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training.loop import rows_of_a_step
+from mtl_re.training.loop import LoopState, rows_of_a_step
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all
 from mtl_re.training.run import (
@@ -118,31 +118,20 @@ class Masker:
 
 
 @dataclass
-class AdaptState:
-    """Where a run stands. Plain JSON values.
+class AdaptState(LoopState):
+    """Where an adaptation stands; its rows are blocks.
 
     Attributes:
-        step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
-        step_rows: Blocks of a full step.
         loss, hidden, tokens: Sums over the steps since the last logged line (hidden: masked tokens; checkpoints have
             the name).
-        first, best, best_step: held-out loss before the first step, the lowest so far, and its step.
-        evaluated_step: of the last evaluation. skipped: fp16 steps skipped for overflow, in all and in a row.
+        first, best: Held-out loss before the first step, and the lowest so far.
     """
 
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    step_rows: int = 0
     loss: float = 0.0
     hidden: int = 0
     tokens: int = 0
     first: float | None = None
     best: float | None = None
-    best_step: int = 0
-    evaluated_step: int = -1
-    skipped: int = 0
-    skipped_in_a_row: int = 0
 
 
 @dataclass

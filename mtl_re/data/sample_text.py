@@ -3,13 +3,13 @@
 `NAMES[kind]` holds an entity type and two disjoint lists of words (sample_names.yaml); `TRAIN` and `HELD_OUT` are the
 templates (text files beside this one). Blank lines separate templates: the sentence, then indented its readings: groups
 of a label and the `subject>object` pairs that it holds for, with a comma between groups. A template lists pairs that
-are clear from its text alone, the unrelated ones too, so that its words never give the label away. A slot is a kind and
-perhaps a number (`{person2}`), after a colon the particle of a word that ends in a consonant (`{person:은}`); `kin` is a
-person with the surname of `person`. All text is our own and all people are invented.
+are clear from its text alone, the unrelated ones too, so that its words never give the label away. A slot is a kind
+and perhaps a number (`{person2}`), after a colon the particle of a word that ends in a consonant (`{person:은}`); `kin`
+is a person with the surname of `person`. All text is our own and all people are invented.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def _read(name: str) -> str:
 
 
 NAMES: dict[str, Names] = {
-    kind: Names(given["type"], *(tuple(sum(map(_words, given[part]), [])) for part in ("train", "held_out")))
+    kind: Names(given["type"], *(tuple(chain(*map(_words, given[part]))) for part in ("train", "held_out")))
     for kind, given in yaml.safe_load(_read("sample_names.yaml")).items()
 }
 TRAIN, HELD_OUT = _read("sample_train.txt"), _read("sample_held_out.txt")

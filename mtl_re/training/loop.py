@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,20 +26,26 @@ MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is no
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
-class Progress(Protocol):
-    """Where a run stands.
+@dataclass
+class LoopState:
+    """Where a run stands: plain JSON values, which a checkpoint holds; equal states continue equally.
 
     Attributes:
         step: Optimizer steps taken. epoch, position: The next step is number `position` of `epoch`.
         step_rows: Rows of a full step, over all processes and passes.
         evaluated_step: The step of the last evaluation; -1: there was none.
+        best_step: The step of the model that is kept.
+        skipped, skipped_in_a_row: fp16 steps skipped for overflow.
     """
 
-    step: int
-    epoch: int
-    position: int
-    step_rows: int
-    evaluated_step: int
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    step_rows: int = 0
+    evaluated_step: int = -1
+    best_step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class BadStepError(MtlReError):
@@ -87,7 +93,7 @@ class Loop(ABC):
         evaluate_every: Steps between two evaluations, or "epoch".
     """
 
-    def __init__(self, run: Run, state: Progress, rows: int, log_every: int, evaluate_every: int | str) -> None:
+    def __init__(self, run: Run, state: LoopState, rows: int, log_every: int, evaluate_every: int | str) -> None:
         self._run, self._state, self.log_every, self.evaluate_every = run, state, log_every, evaluate_every
         self.total, self.per_epoch = planned_steps(run, state, rows)
         self.clock, self.bar = self.new_clock(), tqdm(disable=True)
@@ -175,7 +181,7 @@ class Loop(ABC):
         return True
 
 
-def planned_steps(run: Run, state: Progress, rows: int) -> tuple[int, int]:
+def planned_steps(run: Run, state: LoopState, rows: int) -> tuple[int, int]:
     """Return the steps of the whole run and of an epoch."""
     per_epoch = math.ceil(rows / state.step_rows)
     most = run.options.max_steps
@@ -187,7 +193,7 @@ def rows_of_a_step(run: Run) -> int:
     return run.options.batch_size * run.options.accumulate * run.accelerator.num_processes
 
 
-def agreed_to_stop(run: Run, state: Progress, stopped: list[int]) -> bool:
+def agreed_to_stop(run: Run, state: LoopState, stopped: list[int]) -> bool:
     """Return whether any process was told to stop; asked for at the same steps on all of them."""
     if run.accelerator.num_processes == 1:
         return bool(stopped)
@@ -202,7 +208,7 @@ def due(every: int | str, step: int, epoch_finished: bool) -> bool:
     return epoch_finished if every == "epoch" else step % int(every) == 0
 
 
-def epoch_reached(state: Progress, rows: int) -> float:
+def epoch_reached(state: LoopState, rows: int) -> float:
     """Return the epochs done, as a fraction, of so many rows each."""
     return round(state.epoch + state.position * state.step_rows / rows, 4)
 

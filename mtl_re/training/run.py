@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtl_re.config import AdaptTrainConfig, TrackingConfig, TrainConfig
+from mtl_re.config import RunConfig, TrackingConfig
 from mtl_re.data.loading import write_rejected
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
@@ -43,7 +43,7 @@ class Run:
         identity: All that must be the same for a resumed run to be the same run, as text.
     """
 
-    options: TrainConfig | AdaptTrainConfig
+    options: RunConfig
     accelerator: Accelerator
     run_dir: Path
     tokenizer: Any
@@ -68,9 +68,7 @@ class Run:
 # ---- beginning ---------------------------------------------------------------------------------------------------
 
 
-def begin(
-    options: TrainConfig | AdaptTrainConfig, tracking: TrackingConfig, name: str, resources: ExitStack
-) -> tuple[Accelerator, Path]:
+def begin(options: RunConfig, tracking: TrackingConfig, name: str, resources: ExitStack) -> tuple[Accelerator, Path]:
     """Give the accelerator, and the run directory, locked until `resources` is closed.
 
     Args:

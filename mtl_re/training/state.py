@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtl_re.config import Config
-from mtl_re.training.loop import rows_of_a_step
+from mtl_re.training.loop import LoopState, rows_of_a_step
 from mtl_re.training.run import (
     chosen_checkpoint,
     loaded_checkpoint,
@@ -29,29 +29,18 @@ from mtl_re.training.tracking import MetricsLog
 
 
 @dataclass
-class State:
-    """Where a run stands. Plain JSON values; equal states continue equally.
+class State(LoopState):
+    """Where a training stands.
 
     Attributes:
-        step: optimizer steps taken. epoch, position: the next step is number `position` of `epoch`.
-        step_rows: rows of a full step, over all processes and passes.
-        best_score, best_step, evaluations_without_gain: model selection.
-        skipped: fp16 steps skipped for overflow, in all and in a row.
-        left_out: steps whose rows a rollback left out, by number. norms: the last steps' gradient norms, where
+        best_score, evaluations_without_gain: Of model selection.
+        left_out: Steps whose rows a rollback left out, by number. norms: The last steps' gradient norms, where
             `train.spike` asks for them.
-        window: sums since the last line of metrics.jsonl.
+        window: Sums since the last line of metrics.jsonl.
     """
 
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    step_rows: int = 0
     best_score: float | None = None
-    best_step: int = 0
     evaluations_without_gain: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluated_step: int = -1
     left_out: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     window: Window = field(default_factory=lambda: Window())
