@@ -12,8 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,21 @@ def _print_count(count: int, options: config.PredictConfig) -> None:
     print(f"{count} predictions in {options.output}")
 
 
-def _print_rates(result: dict[str, Any], options: config.CooccurrenceConfig) -> None:
-    from mtl_re.analysis.cooccurrence import render_cooccurrence
+def _rendered(function: str) -> Callable[[Any, Any], None]:
+    """Return a printer of the text that `module:function` makes of the result (and of the options if it takes them)."""
 
-    print(render_cooccurrence(result))
+    def show(result: Any, options: Any) -> None:
+        render = _imported(function)
+        print(render(result, options) if len(signature(render).parameters) > 1 else render(result))
 
-
-def _print_triples(triples: Any, options: config.ExtractConfig) -> None:
-    from mtl_re.predict.triples import render_triples
-
-    print(render_triples(triples, options))
+    return show
 
 
-def _print_export(report: dict[str, Any], options: config.ExportConfig) -> None:
-    from mtl_re.export.export import render_export
-
-    print(f"{render_export(report)}\n{report['directory']}")
+def _imported(function: str) -> Callable[..., Any]:
+    """Import a `module:function`; a command so loads what it needs, and `--help` nothing."""
+    module, _, name = function.partition(":")
+    made: Callable[..., Any] = getattr(import_module(module), name)
+    return made
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -137,7 +137,8 @@ class Command:
         """Add one option a field; a field that is False by default becomes a flag."""
         flags = {field.name: {"action": "store_true"} for field in fields(options) if field.default is False}
         forms = {**flags, **self.forms}
-        texts = {text.arg_name: text.description for text in parse_from_object(options).params} if forms else {}
+        parents = [parent for parent in options.__mro__ if forms and is_dataclass(parent)]
+        texts = {text.arg_name: text.description for parent in parents for text in parse_from_object(parent).params}
         for name, form in forms.items():
             parser.add_argument(f"--{name}", help=texts[name], **form)
         groups = config.groups(options)
@@ -164,12 +165,11 @@ class Command:
     def call(self, parsed: Namespace, options: Any) -> Any:
         """Import the function, call it and return its result."""
         values = [argument.value(parsed) for argument in self.arguments]
-        module, _, function = self.run.partition(":")
         if self.options is not None:
             values.append(options)
             if config.groups(self.options):
-                values.append(Path(str(parsed.config[-1])).stem if parsed.config else function)
-        return getattr(import_module(module), function)(*values)
+                values.append(Path(str(parsed.config[-1])).stem if parsed.config else self.run.partition(":")[2])
+        return _imported(self.run)(*values)
 
 
 CKPT = Argument("ckpt", "A run directory, its model/, an exported directory, or a hub id.", "CKPT")
@@ -257,7 +257,7 @@ COMMANDS: dict[str, Command] = {
         "mtl_re.analysis.cooccurrence:cooccurrence",
         config.CooccurrenceConfig,
         (PREDICTIONS,),
-        show=_print_rates,
+        show=_rendered("mtl_re.analysis.cooccurrence:render_cooccurrence"),
     ),
     "extract": Command(
         "Extract the triples between the entities of one sentence.",
@@ -265,7 +265,7 @@ COMMANDS: dict[str, Command] = {
         config.ExtractConfig,
         (CKPT,),
         {"entity": {"type": str, "action": "append", "required": True, "metavar": "WORD:TYPE"}},
-        _print_triples,
+        _rendered("mtl_re.predict.triples:render_triples"),
     ),
     "demo": Command(
         "Serve a web page on this machine to try a checkpoint.", "mtl_re.page.server:demo", config.DemoConfig, (CKPT,)
@@ -275,7 +275,7 @@ COMMANDS: dict[str, Command] = {
         "mtl_re.export.export:export",
         config.ExportConfig,
         (CKPT, Argument("directory", "Where to write: a new or empty directory (see --overwrite).", "DIR")),
-        show=_print_export,
+        show=_rendered("mtl_re.export.export:render_export"),
     ),
     "ablate": Command(
         "Run or continue a study of many trainings, and write its report.",

@@ -383,19 +383,16 @@ class SampleConfig(Options):
     """Seed of the corpus: the same seed and sizes give the same rows."""
 
 
-@dataclass
-class EvaluateConfig(Options):
-    """Options of `mtl-re evaluate`."""
+@dataclass(kw_only=True)
+class DecodingConfig(Options):
+    """What `evaluate` and `predict` have in common."""
 
-    data: str
-    """Labelled rows (for the forms see `data.train` in `mtl-re train --help`)."""
-    output: str | None = None
-    """Write the metrics to this JSON file (None: print them)."""
     gate: Gate | None = None
-    """`hard` or `soft` (None: the checkpoint's own)."""
+    """`hard` or `soft` (None: the first checkpoint's own)."""
     prior: str = "none"
-    """Prior of the coarse classes in these rows: `none` (as in training), `em` (estimated from these rows without their
-    labels, by EM; transductive, and reported as such), or shares in taxonomy order (`0.6,0.17,0.23`)."""
+    """Prior of the coarse classes in these rows: `none` (as in training), or shares in taxonomy order
+    (`0.6,0.17,0.23`). `mtl-re evaluate` also takes `em`: estimated from these rows without their labels, by EM
+    (transductive, and reported as such)."""
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
     threshold: Literal["none", "stored"] = "none"
@@ -403,20 +400,31 @@ class EvaluateConfig(Options):
     it was fitted under."""
     compose: list[str] | None = None
     """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
-    predictions: str | None = None
-    """Write the predictions to this file (.jsonl), one line a row."""
     batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass."""
     precision: Precision = "no"
     """Arithmetic of the forward pass (`no`: fp32)."""
-    resamples: int = within(0, 1_000_000, 1000)
-    """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
-    """A row that cannot be used: `error` stops and names it; `skip` counts it and leaves it out."""
+    """A row that cannot be used: `error` stops and names it; `skip` counts it and leaves it out (`mtl-re predict` lists
+    it in OUTPUT.rejected.jsonl)."""
 
 
 @dataclass
-class PredictConfig(Options):
+class EvaluateConfig(DecodingConfig):
+    """Options of `mtl-re evaluate`."""
+
+    data: str
+    """Labelled rows (for the forms see `data.train` in `mtl-re train --help`)."""
+    output: str | None = None
+    """Write the metrics to this JSON file (None: print them)."""
+    predictions: str | None = None
+    """Write the predictions to this file (.jsonl), one line a row."""
+    resamples: int = within(0, 1_000_000, 1000)
+    """Bootstrap resamples for the intervals (0: no intervals)."""
+
+
+@dataclass
+class PredictConfig(DecodingConfig):
     """Options of `mtl-re predict`."""
 
     data: str
@@ -424,30 +432,11 @@ class PredictConfig(Options):
     output: str
     """File to write. .csv: a contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse,
     probs."""
-    gate: Gate | None = None
-    """`hard` or `soft` (None: the first checkpoint's own)."""
-    prior: str = "none"
-    """Prior of the coarse classes in these rows: `none` (as in training), or shares in taxonomy order
-    (`0.6,0.17,0.23`)."""
-    restrict: Restrict = "none"
-    """`subject_type`: rule labels out whose coarse class does not take subjects of the row's type."""
-    threshold: Literal["none", "stored"] = "none"
-    """`stored`: use the relation threshold that `mtl-re calibrate` left in the checkpoint, together with the prior that
-    it was fitted under."""
-    compose: list[str] | None = None
-    """One checkpoint for each head instead of one for all (`--compose coarse=A org=B per=C`)."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities (None: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
-    batch_size: int = within(1, 1_000_000, 128)
-    """Rows of one forward pass."""
     window: int = within(1, 10_000_000, 4096)
     """Consecutive rows that are sorted by length together and written to the disk as one part: memory and the work that
     a kill loses grow with it, not with the input (small windows pad more: by 6 % at 4096, by 21 % at 1024)."""
-    precision: Precision = "no"
-    """Arithmetic of the forward pass (`no`: fp32)."""
-    on_bad_row: OnBadRow = "error"
-    """A row that cannot be used: `error` stops and names it; `skip` leaves it out of the output and lists it in
-    OUTPUT.rejected.jsonl."""
     resume: bool = False
     """Continue an interrupted prediction of the same rows by the same checkpoints and options; the number of processes
     may be another one."""

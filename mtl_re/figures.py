@@ -31,16 +31,9 @@ LONGEST = 48
 
 LATIN_FONT = "DejaVu Sans"  # part of matplotlib
 HANGUL_FONTS = (
-    "Noto Sans KR",
-    "Noto Sans CJK KR",
-    "Noto Sans CJK JP",  # matplotlib finds the collection of all five languages by this face
-    "NanumGothic",
-    "NanumBarunGothic",
-    "Malgun Gothic",
-    "Apple SD Gothic Neo",
-    "AppleGothic",
-    "UnDotum",
-    "Baekmuk Dotum",
+    *("Noto Sans KR", "Noto Sans CJK KR", "Noto Sans CJK JP"),  # matplotlib finds the collection of five by the last
+    *("NanumGothic", "NanumBarunGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic"),
+    *("UnDotum", "Baekmuk Dotum"),
 )
 FONT_PACKAGE = "koreanize_matplotlib"
 """Holds NanumGothic (SIL Open Font License) for machines without a Korean font; only its files are used."""

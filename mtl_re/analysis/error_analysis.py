@@ -25,7 +25,7 @@ from mtl_re.figures import COLORS, bars, beside, legend_below, picture
 from mtl_re.markdown import escape_inline, table, undrawn, write_markdown
 from mtl_re.scoring import metrics
 from mtl_re.scoring.metrics import Floats
-from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, notes, percent
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, label_rows, notes, percent
 
 LENGTHS = (50, 100, 150, 200)
 """Lengths in characters at which the buckets begin; fixed, so that two reports can be compared."""
@@ -166,12 +166,7 @@ def _labels(result: Mapping[str, Any]) -> list[str]:
 
 
 def _label_table(labels: Sequence[str], per_label: Mapping[str, Any]) -> list[str]:
-    keys = ("precision", "recall", "f1", "auprc")
-    cells = [
-        [label, f"{scores['support']:,}", *[percent(scores[key] if scores["support"] else None) for key in keys]]
-        for label, scores in ((label, per_label[label]) for label in labels)
-    ]
-    return table(["label", "rows", "precision", "recall", "F1", "AUPRC"], cells)
+    return table(["label", "rows", "precision", "recall", "F1", "AUPRC"], label_rows(labels, per_label))
 
 
 def _confused(rows: Rows) -> list[str]:

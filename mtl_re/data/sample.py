@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from mtl_re.config import SampleConfig
-from mtl_re.data.sample_text import HELD_OUT, NAMES, TRAIN
+from mtl_re.data.sample_text import HELD_OUT, NAMES, SHARES, TRAIN
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_text
 from mtl_re.taxonomy import NO_RELATION
@@ -27,40 +27,6 @@ from mtl_re.taxonomy import NO_RELATION
 Split = Literal["train", "valid", "test"]
 
 SOURCE = "mtl-re-sample"
-
-SHARES: dict[str, float] = {
-    "no_relation": 29.4,
-    "org:top_members/employees": 13.2,
-    "per:employee_of": 11.0,
-    "per:title": 6.5,
-    "org:member_of": 5.7,
-    "org:alternate_names": 4.1,
-    "per:origin": 3.8,
-    "org:place_of_headquarters": 3.7,
-    "per:date_of_birth": 3.5,
-    "per:alternate_names": 3.1,
-    "per:spouse": 2.4,
-    "per:colleagues": 1.6,
-    "per:parents": 1.6,
-    "org:founded": 1.4,
-    "org:members": 1.3,
-    "per:date_of_death": 1.3,
-    "org:product": 1.2,
-    "per:children": 0.9,
-    "per:place_of_residence": 0.6,
-    "per:other_family": 0.6,
-    "per:place_of_birth": 0.5,
-    "org:founded_by": 0.5,
-    "per:product": 0.4,
-    "per:siblings": 0.4,
-    "org:political/religious_affiliation": 0.3,
-    "per:religion": 0.3,
-    "per:schools_attended": 0.3,
-    "org:dissolved": 0.2,
-    "org:number_of_employees/members": 0.1,
-    "per:place_of_death": 0.1,
-}
-"""Percent of KLUE-RE's train rows, rounded."""
 
 MIN_SHARE = 1.0
 """Percent that a rare label is raised to, so that a sample of two hundred rows holds every label."""

@@ -1,6 +1,6 @@
 """The words of the embedded corpus: names and sentence templates, in a training part and a held-out part.
 
-`NAMES[kind]` holds an entity type and two disjoint lists of words (sample_names.yaml); `TRAIN` and `HELD_OUT` are the
+`NAMES[kind]` holds an entity type and two disjoint lists of words (sample_words.yaml); `TRAIN` and `HELD_OUT` are the
 templates (text files beside this one). Blank lines separate templates: the sentence, then indented its readings: groups
 of a label and the `subject>object` pairs that it holds for, with a comma between groups. A template lists pairs that
 are clear from its text alone, the unrelated ones too, so that its words never give the label away. A slot is a kind
@@ -25,7 +25,7 @@ class Names(NamedTuple):
 
 
 def _words(source: str | Mapping[str, Sequence[int]]) -> list[str]:
-    """Return the words that a line of sample_names.yaml stands for (its head says how they are written)."""
+    """Return the words that a line of sample_words.yaml stands for (its head says how they are written)."""
     if isinstance(source, str):
         sign = next((sign for sign in "×+" if sign in source), None)
         first, _, second = source.partition(sign or "\n")
@@ -42,8 +42,11 @@ def _read(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
+_READ = yaml.safe_load(_read("sample_words.yaml"))
+SHARES: dict[str, float] = _READ["shares"]
+"""Percent of KLUE-RE's train rows by label, rounded."""
 NAMES: dict[str, Names] = {
     kind: Names(given["type"], *(tuple(chain(*map(_words, given[part]))) for part in ("train", "held_out")))
-    for kind, given in yaml.safe_load(_read("sample_names.yaml")).items()
+    for kind, given in _READ["names"].items()
 }
 TRAIN, HELD_OUT = _read("sample_train.txt"), _read("sample_held_out.txt")

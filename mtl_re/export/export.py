@@ -285,7 +285,7 @@ def push(folder: Path, name: str, private: bool) -> str:
 
 
 def render_export(report: dict[str, Any]) -> str:
-    """Return the results of the checks as text, one per line."""
+    """Return the results of the checks and the directory as text, one per line."""
     lines = [f"{report['parameters']:,} parameters"]
     if report["averaged_steps"]:
         lines.append(f"mean of the checkpoints of steps {', '.join(map(str, report['averaged_steps']))}")
@@ -302,4 +302,4 @@ def render_export(report: dict[str, Any]) -> str:
             f"model.int8.onnx on {report['int8']['rows']} rows: {scores} points, {cost['changed_labels']:.2f} % "
             f"changed labels, largest change of a probability {cost['largest_drift']:.3f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, report["directory"]])

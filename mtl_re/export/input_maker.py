@@ -8,7 +8,7 @@ it imports into the directory (as `mtl_re_input/`), so there is no second implem
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from mtl_re.data.loading import read_examples
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
-from mtl_re.features.featurizer import Features, Featurizer
+from mtl_re.features.featurizer import Featurizer, pad_batch
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -111,25 +111,3 @@ class InputMaker:
         while chunk := list(islice(rows, batch_size)):
             features = [row for _, row in chunk]
             yield [example for example, _ in chunk], pad_batch(features, self.tokenizer.pad_token_id or 0, token_types)
-
-
-def pad_batch(rows: Sequence[Features], pad_id: int, token_types: bool) -> dict[str, np.ndarray]:
-    """Return one batch in int64, padded to its longest row: the arrays that `collate.Collator` makes as tensors.
-
-    Shape: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4).
-    """
-    lengths = np.array([len(row.input_ids) for row in rows])
-    ids = np.full((len(rows), lengths.max()), pad_id, np.int64)
-    for line, row in enumerate(rows):
-        ids[line, : lengths[line]] = row.input_ids
-    column = np.arange(ids.shape[1])
-    inside = column < lengths[:, None]
-    batch = {
-        "input_ids": ids,
-        "attention_mask": inside.astype(np.int64),
-        "positions": np.array([row.positions for row in rows], np.int64),
-    }
-    if token_types:
-        second = np.array([row.second for row in rows])
-        batch["token_type_ids"] = (inside & (column >= second[:, None])).astype(np.int64)
-    return batch

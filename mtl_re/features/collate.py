@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 
-from mtl_re.features.featurizer import FeatureTable
+from mtl_re.features.featurizer import FeatureTable, pad_batch
 
 PASS_COST = {"cpu": 64, "cuda": 2048}
 """Cost of one more forward pass, in tokens that take as long, by device type: low on a CPU, high on a GPU, which a pass
@@ -131,22 +131,9 @@ class Collator:
         self.no_targets = np.array([no_targets], np.int64)
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        chosen = np.asarray(rows if len(rows) else [0], np.int64)
-        table = self.table
-        lengths = table.lengths[chosen]
-        rounded = -(-int(lengths.max()) // self.length_step) * self.length_step
-        longest = min(rounded, int(table.lengths.max()))
-        ids = np.full((len(chosen), longest), self.pad_id, np.int64)
-        for line, row in enumerate(chosen):
-            ids[line, : lengths[line]] = table.ids[table.starts[row] : table.starts[row + 1]]
-        column = np.arange(ids.shape[1])
-        batch: Batch = {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy((column < lengths[:, None]).astype(np.int64)),
-            "positions": torch.from_numpy(table.positions[chosen].astype(np.int64)),
-            "targets": torch.from_numpy(table.targets[chosen] if len(rows) else self.no_targets.copy()),
-        }
-        if self.token_types:
-            second = (column >= table.second[chosen][:, None]) & (column < lengths[:, None])
-            batch["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
-        return batch
+        chosen, lengths = np.asarray(rows if len(rows) else [0], np.int64), self.table.lengths
+        rounded = -(-int(lengths[chosen].max()) // self.length_step) * self.length_step
+        longest = min(rounded, int(lengths.max()))
+        arrays = pad_batch([self.table[row] for row in chosen], self.pad_id, self.token_types, longest)
+        arrays["targets"] = self.table.targets[chosen] if len(rows) else self.no_targets.copy()
+        return cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})

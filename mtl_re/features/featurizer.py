@@ -93,6 +93,27 @@ class FeatureTable:
         )
 
 
+def pad_batch(
+    rows: Sequence[Features], pad_id: int, token_types: bool, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return the model's inputs for some rows, int64, padded to the longest of them or to `length`.
+
+    Shape: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4).
+    """
+    lengths = np.array([len(row.input_ids) for row in rows])
+    ids = np.full((len(rows), length or lengths.max()), pad_id, np.int64)
+    for line, row in enumerate(rows):
+        ids[line, : lengths[line]] = row.input_ids
+    column = np.arange(ids.shape[1])
+    inside = column < lengths[:, None]
+    positions = np.array([row.positions for row in rows], np.int64)
+    batch = {"input_ids": ids, "attention_mask": inside.astype(np.int64), "positions": positions}
+    if token_types:
+        second = np.array([row.second for row in rows])
+        batch["token_type_ids"] = (inside & (column >= second[:, None])).astype(np.int64)
+    return batch
+
+
 @dataclass(frozen=True)
 class Frame:
     """The special tokens that a tokenizer puts around one segment, or around two."""

@@ -69,6 +69,15 @@ def interval(bounds: Sequence[float] | None) -> str:
     return NONE if bounds is None else f"{bounds[0]:.2f}–{bounds[1]:.2f}"
 
 
+def label_rows(labels: Sequence[str], per_label: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table's cells for some labels of evaluate's JSON: label, rows, precision, recall, F1, AUPRC."""
+    keys = ("precision", "recall", "f1", "auprc")
+    return [
+        [label, f"{scores['support']:,}", *[percent(scores[key] if scores["support"] else None) for key in keys]]
+        for label, scores in ((label, per_label[label]) for label in labels)
+    ]
+
+
 def _interval(result: Mapping[str, Any], name: str) -> str:
     bounds: Sequence[float] | None = (result.get("ci") or {}).get(name)
     return "" if bounds is None else f"[{bounds[0]:.2f}, {bounds[1]:.2f}] 95 %, "

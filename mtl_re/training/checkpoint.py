@@ -28,16 +28,8 @@ from mtl_re.files import PARTIAL, digest, recover, whole_folder
 _NAME = re.compile(r"step-(\d{6,})")
 MANIFEST, STATE = "manifest.json", "state.json"
 
-
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    safetensors.SafetensorError,
-)  # what a damaged file can make the parsers raise
+# What a damaged file can make the parsers raise:
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, bars, beside, confusion_heat_map, drawable, legend_below, picture
 from mtl_re.files import read_json, read_yaml
 from mtl_re.markdown import escape, table, undrawn, write_markdown
-from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, notes, percent
+from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, label_rows, notes, percent
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.learning_curves import Line, draw_learning_curves
 
@@ -174,12 +174,8 @@ def _labels(
 
 
 def _label_table(labels: Sequence[str], per_label: Mapping[str, Any], trained: Mapping[str, int] | None) -> list[str]:
-    rows = []
-    for label in labels:
-        scores = per_label[label]
-        values = [scores[key] if scores["support"] else None for key in ("precision", "recall", "f1", "auprc")]
-        count = NONE if trained is None else f"{trained.get(label, 0):,}"
-        rows.append([label, count, f"{scores['support']:,}", *map(percent, values)])
+    counts = [NONE if trained is None else f"{trained.get(label, 0):,}" for label in labels]
+    rows = [[cells[0], count, *cells[1:]] for count, cells in zip(counts, label_rows(labels, per_label), strict=True)]
     return table(["label", "train rows", "validation rows", "precision", "recall", "F1", "AUPRC"], rows) if rows else []
 
 
