@@ -216,40 +216,11 @@ def _int8(result: Mapping[str, Any], rows: str) -> str:
 
 
 def _use(model: MtlReModel, report: Mapping[str, Any]) -> str:
-    parts = [_TORCH]
-    if "onnx" in report:
-        parts.append(_ONNX)
-    return "## Use\n\n" + "\n\n".join([*parts, _OURS])
-
-
-_TORCH = """With torch and transformers, without mtl-re (`DIR` is this directory):
-
-```python
-import sys
-
-import torch
-from transformers import AutoModel
-
-sys.path.insert(0, "DIR")
-from mtl_re_input import InputMaker
-
-model = AutoModel.from_pretrained("DIR", trust_remote_code=True).eval()
-maker = InputMaker("DIR")
-for rows, batch in maker.batches(maker.read("rows.jsonl"), 32, model.takes_types):
-    with torch.inference_mode():
-        logits = model(**{name: torch.from_numpy(array) for name, array in batch.items()})
-    probabilities, labels = model.answer(logits)
-    print([(row.id, model.config.id2label[label]) for row, label in zip(rows, labels.tolist())])
-```
-
-Rows have KLUE-RE's format: `sentence`, and `subject_entity` and `object_entity` with `word`, `start_idx`, `end_idx`
-(characters, inclusive) and `type`. `AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)` loads the tokenizer
-alone."""
-_ONNX = """With only onnxruntime, tokenizers and numpy: `python predict_onnx.py rows.jsonl > predictions.jsonl`. The
-graph computes `probabilities`, `coarse` and `label` from token ids; `export.json` says which gate, prior, threshold and
-temperatures it applies."""
-_OURS = """With mtl-re: `Predictor.from_pretrained("DIR").predict(rows)`, or `mtl-re predict DIR --data rows.json
---output predictions.jsonl`; `backend="onnx"` runs the graph."""
+    """Return card_use.md, without the part about a graph where there is none."""
+    text = Path(__file__).with_name("card_use.md").read_text(encoding="utf-8").strip()
+    start, _, rest = text.partition("<!-- onnx -->\n")
+    graph, _, end = rest.partition("\n<!-- /onnx -->\n\n")
+    return f"{start}{graph}\n\n{end}" if "onnx" in report else start + end
 
 
 def _limits(model: MtlReModel, known: Known) -> str:

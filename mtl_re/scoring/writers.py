@@ -14,11 +14,10 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,9 +144,9 @@ def publish(
         MtlReError: The file cannot be written or fails its check; an old file stands.
     """
     with whole_file(path) as partial:
-        with _SINKS[path.suffix](partial, taxonomy, order) as sink:
+        with _SINKS[path.suffix](partial, taxonomy, order) as add:
             for chunk in chunks:
-                sink.add(chunk)
+                add(chunk)
         check_file(partial, path.suffix, order, expected())
 
 
@@ -200,52 +199,46 @@ def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[
     return text.getvalue().encode()
 
 
-class _TextSink(AbstractContextManager["_TextSink"]):
-    """A file of lines, to which encoded rows are written as they are."""
+Add = Callable[[bytes], object]
+"""Writes encoded rows."""
 
-    def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
-        self._file = path.open("wb")
+
+@contextmanager
+def _text_sink(path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> Iterator[Add]:
+    """Open a file of lines, to which encoded rows are written as they are."""
+    file = path.open("wb")
+    try:
         if path.suffix == ".csv":
-            self._file.write((",".join(CSV_HEADER) + "\n").encode())
-
-    def add(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError) if kind else nullcontext():  # the first fault is the one to report
-            self._file.close()
+            file.write((",".join(CSV_HEADER) + "\n").encode())
+        yield file.write
+    except BaseException:
+        with suppress(OSError):  # the first fault is the one to report
+            file.close()
+        raise
+    file.close()
 
 
-class _ParquetSink(AbstractContextManager["_ParquetSink"]):
-    """A parquet file with row groups of a fixed size, whatever the size of the chunks."""
+@contextmanager
+def _parquet_sink(path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> Iterator[Add]:
+    """Open a parquet file with row groups of a fixed size, whatever the size of the chunks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> None:
-        import pyarrow.parquet as pq
+    schema, records = _parquet_schema(list(taxonomy.groups), order), list[dict[str, Any]]()
 
-        self._schema = _parquet_schema(list(taxonomy.groups), order)
-        self._writer = pq.ParquetWriter(path, self._schema)
-        self._records: list[dict[str, Any]] = []
-
-    def add(self, chunk: bytes) -> None:
+    def add(chunk: bytes) -> None:
         for line in chunk.split(b"\n")[:-1]:
-            self._records.append({"gold": None, **json.loads(line)})
-            if len(self._records) == _GROUP:
-                self._write()
+            records.append({"gold": None, **json.loads(line)})
+            if len(records) == _GROUP:
+                write()
 
-    def _write(self) -> None:
-        import pyarrow as pa
+    def write() -> None:
+        writer.write_table(pa.Table.from_pylist(records, schema))
+        records.clear()
 
-        self._writer.write_table(pa.Table.from_pylist(self._records, self._schema))
-        self._records = []
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._write()
-        self._writer.close()
+    with pq.ParquetWriter(path, schema) as writer:
+        yield add
+        write()
 
 
 def _parquet_schema(coarse: Sequence[str], order: Sequence[str]) -> Any:
@@ -258,10 +251,10 @@ def _parquet_schema(coarse: Sequence[str], order: Sequence[str]) -> Any:
     return pa.schema([*texts, ("score", pa.float64()), ("coarse", shares(coarse)), ("probs", shares(order))])
 
 
-_SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], _TextSink | _ParquetSink]] = {
-    ".csv": _TextSink,
-    ".jsonl": _TextSink,
-    ".parquet": _ParquetSink,
+_SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], AbstractContextManager[Add]]] = {
+    ".csv": _text_sink,
+    ".jsonl": _text_sink,
+    ".parquet": _parquet_sink,
 }
 
 

@@ -69,12 +69,7 @@ def train(config: Config, name: str = "train") -> Path:
         run = prepare_training(config, name, resources)
         state, log = resume_training(run)
         on_main(run.accelerator, lambda: write_training_records(run))
-        return live(run, state, lambda: fit(run, state, log), lambda: _conclude(run, state))
-
-
-def fit(run: TrainRun, state: State, log: MetricsLog | None) -> bool:
-    """Take all remaining steps; return False if a signal ended them early (a checkpoint of that moment stands)."""
-    return TrainingLoop(run, state, log).fit()
+        return live(run, state, TrainingLoop(run, state, log).fit, lambda: _conclude(run, state))
 
 
 class TrainingLoop(Loop):
@@ -259,13 +254,13 @@ def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
     state.evaluated_step = state.step
     with run.averaged():
-        _evaluate(run, state, log)
+        if len(run.valid_table):
+            _score_and_select(run, state, log)
+        else:
+            on_main(run.accelerator, lambda: keep_model(run))
 
 
-def _evaluate(run: TrainRun, state: State, log: MetricsLog | None) -> None:
-    if not len(run.valid_table):
-        on_main(run.accelerator, lambda: keep_model(run))
-        return
+def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     options = run.config.eval
     decoded, gold = _score_valid(run, run.accelerator)
     score = evaluation.selection_score(decoded, gold, options)

@@ -223,13 +223,13 @@ def test_workers_change_nothing(plain_run, go):
 
 def test_every_trained_parameter_moves(go, monkeypatch):
     seen = {}
-    real = train_module.fit
+    real = train_module.TrainingLoop.fit
 
-    def remember(run, state, log):
-        seen["before"] = {n: p.detach().clone() for n, p in run.plain_model.named_parameters()}
-        return real(run, state, log)
+    def remember(loop):
+        seen["before"] = {n: p.detach().clone() for n, p in loop.run.plain_model.named_parameters()}
+        return real(loop)
 
-    monkeypatch.setattr(train_module, "fit", remember)
+    monkeypatch.setattr(train_module.TrainingLoop, "fit", remember)
     after = weights(go(**{"data.valid_fraction": 0.0, "optim.weight_decay": 0.0}))
     stuck = [name for name, before in seen["before"].items() if torch.equal(before, after[name])]
     assert not stuck
@@ -254,13 +254,13 @@ def test_weights_change_what_is_trained(plain_run, go):
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_head_of_weight_zero_keeps_its_first_values(go, monkeypatch, decay):
     seen = {}
-    real = train_module.fit
+    real = train_module.TrainingLoop.fit
 
-    def remember(run, state, log):
-        seen.update({n: p.detach().clone() for n, p in run.plain_model.heads["org"].named_parameters()})
-        return real(run, state, log)
+    def remember(loop):
+        seen.update({n: p.detach().clone() for n, p in loop.run.plain_model.heads["org"].named_parameters()})
+        return real(loop)
 
-    monkeypatch.setattr(train_module, "fit", remember)
+    monkeypatch.setattr(train_module.TrainingLoop, "fit", remember)
     after = weights(go(**{"loss.weights": {"org": 0.0}, "optim.weight_decay": decay}))
     assert torch.equal(after["heads.org.weight"], seen["weight"])
     assert torch.equal(after["heads.org.bias"], seen["bias"])
