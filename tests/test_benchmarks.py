@@ -14,7 +14,7 @@ if str(ROOT) not in sys.path:  # experiments are no installed package
     sys.path.append(str(ROOT))
 
 from experiments.benchmarks import __main__ as bench  # noqa: E402
-from experiments.benchmarks import inputs, measure, orders, report, rows  # noqa: E402
+from experiments.benchmarks import inputs, measure, memory, orders, report, rows  # noqa: E402
 from experiments.benchmarks.setting import PREDICT, TRAIN, Setting  # noqa: E402
 
 LENGTHS = np.random.default_rng(0).gamma(5, 12, 1600).astype(np.int64) + 8
@@ -240,3 +240,16 @@ def test_growth_runs_the_command_from_file_to_file(tmp_path, command):
     found = measure.run(setting)
     assert found["rows"] == 20
     assert 10 < found["own_mb"] < found["peak_mb"]
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.1, "flat"), (8.0, "GROWS")])
+def test_memory_report_tells_flat_from_growing(tmp_path, slope, verdict):
+    lines = ["seconds,done,resident_mb,peak_mb"]
+    lines += [f"{2.0 * step},{step},{1000 + slope * step:.0f},{2000 + slope * step:.0f}" for step in range(301)]
+    (tmp_path / "train-glibc.csv").write_text("\n".join(lines) + "\n")
+    run = {"name": "train-glibc", "began": "2026-11-25 12:00", "commit": "abc", "ended": "exit code 0", "per_step": 1}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(run | {"threads": 1, "arguments": ["train"]}) + "\n")
+    memory.write_report(tmp_path, "made for this test")
+    (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| train")]
+    assert f"| {verdict} |" in row
+    assert (tmp_path / "memory.png").stat().st_size > 1000

@@ -23,6 +23,7 @@ import numpy as np
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME
 from experiments.benchmarks.watch import Sample, watch
 from mtl_re import figures
+from mtl_re.markdown import table
 
 COMMANDS = ("train", "adapt", "predict", "evaluate")
 NO_DECAY = "dirty_decay_ms:-1,muzzy_decay_ms:-1"
@@ -179,7 +180,7 @@ def write_report(output: Path, command_line: str) -> None:
         rows.append([command, allocator, *numbers, f"{one.peak:,.0f}", slope, verdict, run["ended"], run["commit"]])
     header = ("command", "allocator", "steps", "s/step", "MB after 100 steps, median", "MB in the last tenth")
     header += ("peak MB", "MB per 100 steps", "after the first hundred", "ended", "commit")
-    lines = ["# Resident memory of whole commands", "", f"`{command_line}`", "", *figures.table(header, rows)]
+    lines = ["# Resident memory of whole commands", "", f"`{command_line}`", "", *table(header, rows)]
     lines += [f"* {name}: {text}" for name, text in ALLOCATORS.items()]
     lines += ["* a step: an optimizer step of train and adapt, a forward pass of predict and evaluate"]
     lines += [f"* threads: {', '.join(sorted({str(run['threads']) for run in runs}))}; other work ran beside it"]
