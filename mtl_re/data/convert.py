@@ -1,0 +1,462 @@
+"""`mtl-re convert`: relation and annotation files of other tools → rows in KLUE-RE's JSON form.
+
+Enters: the records of a file and the name of its format. Leaves: rows that `validation.parse_row` accepts, and for
+every record or annotation that cannot be carried over, the reason and where it stands. A format is one generator
+function from a record to rows and `Dropped`s, and one entry in `FORMATS`; nothing else knows it.
+
+Spans become inclusive character positions. Subject and object keep the order of the source: where a label carries a
+direction of its own (SemEval's `Cause-Effect(e2,e1)`), swapping the entities by it would give the answer away.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+from typing import Any, Literal
+
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import NO_RELATION
+
+Record = Mapping[str, Any]
+Row = dict[str, Any]
+
+BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
+"""Penn Treebank's names of brackets, as TACRED's tokens spell them."""
+UNTYPED = "ENT"
+"""Entity type of a format that has none."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a record holds and a row cannot: `what` names the kind, for counting; `where` the one at hand."""
+
+    what: str
+    where: str = ""
+
+
+@dataclass
+class Options:
+    """How records are read.
+
+    Attributes:
+        types: entity type of the source → type of the row (`PERSON` → `PER`); others stay as they are.
+        no_relation: labels of the source that mean "no relation"; they become `no_relation`.
+        pairs: `related`: annotated relations only; `all`: also every other ordered pair of a text's entities, labelled
+            `no_relation` (for annotation tools, which record relations and not their absence).
+        columns: for the format `columns`, see `Columns`.
+    """
+
+    types: Mapping[str, str] = field(default_factory=dict)
+    no_relation: Sequence[str] = ("no_relation", "Other", "NA")
+    pairs: Literal["related", "all"] = "related"
+    columns: Columns | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """An entity while it is converted: inclusive characters of the text."""
+
+    start: int
+    end: int
+    type: str
+
+
+Format = Callable[[Record, Options], Iterator[Row | Dropped]]
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def make_row(
+    id: Any, text: str, subject: Span, object: Span, label: str | None, options: Options, source: Any = None
+) -> Row | Dropped:
+    """One row in KLUE's JSON form, or why the record cannot become one."""
+    entities = {}
+    for name, span in (("subject_entity", subject), ("object_entity", object)):
+        if not 0 <= span.start <= span.end < len(text):
+            return Dropped("a span outside its text", f"{name} {span.start}..{span.end} of {len(text)} characters")
+        entities[name] = {
+            "word": text[span.start : span.end + 1],
+            "start_idx": span.start,
+            "end_idx": span.end,
+            "type": options.types.get(span.type, span.type),
+        }
+    if subject.start == object.start and subject.end == object.end:
+        return Dropped("subject and object are the same span", entities["subject_entity"]["word"])
+    named = NO_RELATION if label in options.no_relation else label
+    return {"guid": None if id is None else str(id), "sentence": text, **entities, "label": named, "source": source}
+
+
+def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Tokens → text with one space between them, and each token's inclusive characters."""
+    text, places = "", []
+    for token in (BRACKETS.get(token, token) for token in tokens):
+        text += " " if text else ""
+        places.append((len(text), len(text) + len(token) - 1))
+        text += token
+    return text, places
+
+
+def python_offset(text: str, utf16: int) -> int:
+    """A position counted in UTF-16 code units, as browsers count, in Python characters."""
+    return len(text.encode("utf-16-le")[: 2 * utf16].decode("utf-16-le", "ignore"))
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        value = int(str(value).strip())
+    return int(value)
+
+
+# ---- formats of data sets ------------------------------------------------------------------------------------------
+
+
+def tacred(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """TACRED and Re-TACRED (Zhang et al. 2017): tokens, inclusive token spans `subj_start`..`subj_end`, `relation`."""
+    text, places = join_tokens(record["token"])
+    spans = []
+    for name in ("subj", "obj"):
+        first, last = _whole(record[f"{name}_start"]), _whole(record[f"{name}_end"])
+        if not 0 <= first <= last < len(places):
+            yield Dropped("a span outside its tokens", f"{name} {first}..{last} of {len(places)} tokens")
+            return
+        spans.append(Span(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
+    yield make_row(record.get("id"), text, *spans, record.get("relation"), options, record.get("docid"))
+
+
+def semeval(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """SemEval-2010 task 8 (Hendrickx et al. 2010): `<e1>` is the subject, `<e2>` the object; the label keeps its
+    direction. Records come from `semeval_records`."""
+    text, spans = str(record["text"]), []
+    for name in ("e1", "e2"):
+        match = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        if match is None or not match[1]:
+            yield Dropped(f"a sentence without <{name}>", text[:40])
+            return
+        before, inside = (len(re.sub(r"</?e[12]>", "", part)) for part in (text[: match.start()], match[1]))
+        spans.append(Span(before, before + inside - 1, UNTYPED))
+    yield make_row(record.get("id"), re.sub(r"</?e[12]>", "", text), *spans, record.get("relation"), options)
+
+
+def opennre(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """OpenNRE (Han et al. 2019): head `h` and tail `t` with `pos: [start, end)` over `text` or over `token`."""
+    if "token" in record:
+        text, places = join_tokens(record["token"])
+    else:
+        text = str(record["text"])
+        places = [(place, place) for place in range(len(text))]
+    spans = []
+    for name in ("h", "t"):
+        first, end = (_whole(position) for position in record[name]["pos"][:2])
+        if not 0 <= first < end <= len(places):
+            yield Dropped("a span outside its text", f"{name} {first}..{end}")
+            return
+        spans.append(Span(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
+    yield make_row(record.get("id"), text, *spans, record.get("relation"), options)
+
+
+# ---- formats of annotation tools -------------------------------------------------------------------------------------
+
+
+def label_studio(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """Label Studio's JSON export: `labels` regions (exclusive ends, UTF-16 positions) and `relation` results."""
+    texts = [value for value in record["data"].values() if isinstance(value, str)]
+    text = record["data"].get("text", texts[0] if texts else "")
+    for annotation in record["annotations"]:
+        if annotation.get("was_cancelled"):
+            yield Dropped("a cancelled annotation")
+            continue
+        spans: dict[Any, Span] = {}
+        related: list[tuple[Any, Any, str | None]] = []
+        for result in annotation["result"]:
+            if result.get("type") == "relation":
+                ends = (result["from_id"], result["to_id"])
+                ends = ends[::-1] if result.get("direction") == "left" else ends
+                labels = result.get("labels") or [None]
+                related += [(*ends, label) for label in labels]
+            elif "start" in (value := result.get("value", {})):
+                start, end = (python_offset(text, _whole(value[key])) for key in ("start", "end"))
+                labels = value.get("labels") or value.get("hypertextlabels") or [UNTYPED]
+                spans[result["id"]] = Span(start, end - 1, str(labels[0]))
+                if len(labels) > 1:
+                    yield Dropped("a second type of one entity", str(labels[1]))
+            else:
+                yield Dropped(f"a result of type {result.get('type')!r}")
+        yield from annotated_pairs(record.get("id"), text, spans, related, options)
+
+
+def doccano(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """doccano's JSONL export: `entities` with offsets (exclusive ends), and `relations` between their ids."""
+    spans = {
+        entity["id"]: Span(_whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, str(entity["label"]))
+        for entity in record["entities"]
+    }
+    related = [(relation["from_id"], relation["to_id"], relation.get("type")) for relation in record["relations"]]
+    yield from annotated_pairs(record.get("id"), str(record["text"]), spans, related, options)
+
+
+def annotated_pairs(
+    id: Any,
+    text: str,
+    spans: Mapping[Any, Span],
+    related: Sequence[tuple[Any, Any, str | None]],
+    options: Options,
+) -> Iterator[Row | Dropped]:
+    """Rows of one annotated text: its relations, and under `pairs: all` every other ordered pair as `no_relation`."""
+    seen: dict[tuple[Any, Any], str] = {}
+    rows: list[tuple[Any, Any, str]] = []
+    for first, second, label in related:
+        if first not in spans or second not in spans:
+            yield Dropped("a relation of an entity that is not there", f"{first} → {second}")
+        elif label is None:
+            yield Dropped("a relation without a label", f"{first} → {second}")
+        elif (first, second) in seen:
+            yield Dropped("a second relation of one pair", f"{seen[first, second]} and {label}")
+        else:
+            seen[first, second] = label
+            rows.append((first, second, label))
+    others = [pair for pair in permutations(spans, 2) if pair not in seen]
+    if options.pairs == "all":
+        rows += [(first, second, NO_RELATION) for first, second in others]
+    elif others:
+        for _ in others:
+            yield Dropped("a pair without an annotated relation (--pairs all makes it no_relation)")
+    for number, (first, second, label) in enumerate(rows, start=1):
+        name = None if id is None else f"{id}-{number}"
+        yield make_row(name, text, spans[first], spans[second], label, options)
+
+
+# ---- tables with other column names ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EntityColumns:
+    """Where an entity's parts stand: field names, dotted into nested maps (`subject_entity.entity_type`)."""
+
+    start: str
+    end: str
+    type: str | None = None
+    word: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Field names of a table.
+
+    Attributes:
+        ends: whether an entity's end is its last character or the one behind it.
+        first: number of a sentence's first character, 0 or 1.
+    """
+
+    subject: EntityColumns
+    object: EntityColumns
+    sentence: str = "sentence"
+    label: str | None = "label"
+    id: str | None = "id"
+    source: str | None = None
+    ends: Literal["inclusive", "exclusive"] = "inclusive"
+    first: int = 0
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Columns:
+        """Read the map of a YAML file with this class's fields.
+
+        Raises:
+            MtlReError: the file cannot be read, or a key is missing, unknown or of the wrong type.
+        """
+        from mtl_re.files import read_yaml
+
+        given = read_yaml(path)
+        try:
+            entities = {name: EntityColumns(**given.pop(name)) for name in ("subject", "object")}
+            columns = cls(**entities, **given)
+        except KeyError as error:
+            raise MtlReError(f"{path}: the key {error} is missing") from error
+        except TypeError as error:
+            known = "sentence, label, id, source, ends, first, subject and object, each with start, end, type, word"
+            raise MtlReError(f"{path}: {error}; the keys are {known}") from error
+        if columns.ends not in ("inclusive", "exclusive") or columns.first not in (0, 1):
+            raise MtlReError(f"{path}: ends must be inclusive or exclusive, and first 0 or 1")
+        return columns
+
+
+def columns(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """A table whose columns a YAML file names (`Columns`)."""
+    if options.columns is None:
+        raise MtlReError("convert: --from columns needs --columns FILE.yaml with the names of the fields")
+    yield from _by_columns(record, options.columns, options)
+
+
+KORRE = Columns(
+    subject=EntityColumns("subj_start_pos", "subj_end_pos", "subj_type", "subj_name"),
+    object=EntityColumns("obj_start_pos", "obj_end_pos", "obj_type", "obj_name"),
+    label="relation",
+    ends="exclusive",
+)
+BOOSTCAMP = Columns(
+    subject=EntityColumns(
+        "subject_entity.start_idx", "subject_entity.end_idx", "subject_entity.entity_type", "subject_entity.word"
+    ),
+    object=EntityColumns(
+        "object_entity.start_idx", "object_entity.end_idx", "object_entity.entity_type", "object_entity.word"
+    ),
+)
+
+
+def korre(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """KorRE's flat columns: `subj_name`, `subj_start_pos`, exclusive `subj_end_pos`, `subj_type`, ..., `relation`."""
+    yield from _by_columns(record, KORRE, options)
+
+
+def boostcamp(record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """The contest's CSV as some teams rewrote it, with `entity_type` in place of `type`."""
+    yield from _by_columns(record, BOOSTCAMP, options)
+
+
+def _by_columns(record: Record, names: Columns, options: Options) -> Iterator[Row | Dropped]:
+    text, spans = str(_at(record, names.sentence)), []
+    for part in (names.subject, names.object):
+        start, end = (_whole(_at(record, name)) - names.first for name in (part.start, part.end))
+        end -= names.ends == "exclusive"
+        if part.word is not None and text[start : end + 1] != (word := str(_at(record, part.word))):
+            yield Dropped(
+                "a word that is not the text of its span (are `ends` and `first` right?)",
+                f"{word!r}, but characters {start}..{end} are {text[start : end + 1]!r}",
+            )
+            return
+        spans.append(Span(start, end, UNTYPED if part.type is None else str(_at(record, part.type))))
+    optional = {name: record.get(key) for name in _OPTIONAL if (key := getattr(names, name)) is not None}
+    label = str(optional["label"]) if optional.get("label") not in (None, "") else None
+    yield make_row(optional.get("id"), text, *spans, label, options, optional.get("source"))
+
+
+_OPTIONAL = ("label", "id", "source")
+
+
+def _at(record: Record, name: str) -> Any:
+    """The value under a dotted name; a cell that holds a Python dict as text is looked into."""
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        if isinstance(value, str):
+            value = ast.literal_eval(value)
+        value = value[part]
+    return value
+
+
+FORMATS: dict[str, Format] = {
+    "tacred": tacred,
+    "semeval": semeval,
+    "opennre": opennre,
+    "label-studio": label_studio,
+    "doccano": doccano,
+    "korre": korre,
+    "boostcamp": boostcamp,
+    "columns": columns,
+}
+
+_SIGNS: dict[str, frozenset[str]] = {
+    "tacred": frozenset({"token", "subj_start", "obj_start"}),
+    "opennre": frozenset({"h", "t"}),
+    "label-studio": frozenset({"data", "annotations"}),
+    "doccano": frozenset({"text", "entities", "relations"}),
+    "korre": frozenset({"subj_name", "obj_name"}),
+}
+
+
+def format_of(fields: Iterable[str] | Record) -> str | None:
+    """The format whose records have such fields; None where no format is known by its fields."""
+    names = set(fields)
+    for name, signs in _SIGNS.items():
+        if signs <= names:
+            return name
+    if isinstance(fields, Mapping) and "entity_type" in str(fields.get("subject_entity", "")):
+        return "boostcamp"
+    return "columns" if {"sentence"} < names and len(names & {"label", "relation"}) else None
+
+
+# ---- a whole file ----------------------------------------------------------------------------------------------------
+
+
+def semeval_records(lines: Iterable[str]) -> Iterator[Record]:
+    """Records of SemEval's text file: `1<TAB>"sentence"`, the label on the next line, a comment, a blank line."""
+    waiting: dict[str, Any] | None = None
+    for line in (line.rstrip("\r\n") for line in lines):
+        number, tab, sentence = line.partition("\t")
+        if tab and number.strip().isdecimal():
+            if waiting is not None:
+                yield waiting
+            waiting = {"id": number.strip(), "text": sentence.strip().removeprefix('"').removesuffix('"')}
+        elif waiting is not None and line.strip() and not line.startswith("Comment") and "relation" not in waiting:
+            waiting["relation"] = line.strip()
+    if waiting is not None:
+        yield waiting
+
+
+@dataclass
+class Report:
+    """What became of a file's records.
+
+    Attributes:
+        records: read. rows: written. dropped: what could not be carried over → how often. first: and where first.
+        labels: of the rows.
+    """
+
+    records: int = 0
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lines = [f"{self.records:,} records, {self.rows:,} rows, {len(self.labels)} labels"]
+        lines += [
+            f"not carried over: {count:,} × {what} (first: {self.first[what]})"
+            for what, count in self.dropped.most_common()
+        ]
+        return "\n".join(lines)
+
+
+def converted(records: Iterable[tuple[int, Record]], name: str, options: Options, report: Report) -> Iterator[Row]:
+    """Rows of numbered records; what is not carried over is counted in `report`.
+
+    Args:
+        name: a key of `FORMATS`.
+
+    Raises:
+        MtlReError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise MtlReError(f"convert: --from {name!r}; expected one of {', '.join(FORMATS)}")
+    for number, record in records:
+        report.records += 1
+        for made in _safely(FORMATS[name], record, options):
+            if isinstance(made, Dropped):
+                report.dropped[made.what] += 1
+                report.first.setdefault(made.what, f"record {number}{': ' if made.where else ''}{made.where}")
+                continue
+            if made["guid"] is None:
+                made["guid"] = str(number)
+            report.rows += 1
+            report.labels[str(made["label"])] += 1
+            yield made
+
+
+def _safely(convert: Format, record: Record, options: Options) -> Iterator[Row | Dropped]:
+    """A record of another shape than its format's is dropped, and named."""
+    try:
+        yield from convert(record, options)
+    except KeyError as error:
+        yield Dropped(f"a record without {error}", f"it has {', '.join(map(str, record))[:80]}")
+    except (TypeError, ValueError, AttributeError, SyntaxError, IndexError) as error:
+        yield Dropped("a record of another shape", f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+
+
+def json_line(row: Row) -> str:
+    """A row as a line of a .jsonl file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,134 @@
+"""Which places a command may write to: never one of its inputs, and no file of somebody else's.
+
+Enters: the paths that a command's options name. Leaves: nothing, or the fault. A file that this package wrote is known
+by its content (`OURS`), so that the same command may run twice; everything else stays unless `--overwrite` is given.
+An input is refused as an output under any option: by its path, by a link, or by another name of the same inode.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from mtl_re.errors import MtlReError
+
+MARK = "mtl-re"
+"""What pictures and reports of this package carry in their metadata."""
+PREDICTION_KEYS = {"id", "label", "score", "coarse", "probs"}
+
+
+def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path], overwrite: bool) -> None:
+    """Refuse outputs that would destroy something.
+
+    Args:
+        outputs: option → the file or directory that it names.
+        inputs: DATA, files and checkpoints that the command reads; `hub:` and `sample:` sources are no files.
+
+    Raises:
+        MtlReError: two outputs are the same file; an output is an input, or a directory that holds one and is written
+            as a whole; or an existing file is not ours and `overwrite` is off.
+    """
+    read = [Path(given) for given in inputs if not str(given).startswith(("hub:", "sample:"))]
+    seen: dict[Path, str] = {}
+    for option, given in outputs.items():
+        path = Path(given)
+        for other in read:
+            if same_file(path, other):
+                what = f"--{option} {given} is an input of this command ({other}); it would be replaced"
+                raise MtlReError(f"{what}: name another file")
+        if (where := path.absolute()) in seen:
+            raise MtlReError(f"--{seen[where]} and --{option} name the same file, {given}; name two")
+        seen[where] = option
+        if not overwrite and path.is_file() and not is_ours(path):
+            what = f"--{option} {given} exists, and this command did not write it"
+            raise MtlReError(f"{what}: name another file, or give --overwrite to replace it")
+
+
+def check_directory(
+    option: str, folder: str | Path, names: Iterable[str], inputs: Iterable[str], overwrite: bool
+) -> None:
+    """`check_outputs` for the files of these names in a directory.
+
+    Raises:
+        MtlReError: as `check_outputs`, or the path is a file.
+    """
+    if Path(folder).is_file():
+        raise MtlReError(f"{option} {folder} is a file; name a directory")
+    given = list(inputs)
+    for name in names:
+        try:
+            check_outputs({option: Path(folder) / name}, given, overwrite)
+        except MtlReError as error:
+            raise MtlReError(str(error).removeprefix("--")) from error
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file: by name, through links, or as two names of one inode."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist (yet)
+        return one.resolve() == other.resolve()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is empty or was written by this package, judged by its content."""
+    if path.stat().st_size == 0:
+        return True
+    check = OURS.get(path.suffix.lower())
+    try:
+        return check is not None and check(path)
+    except (OSError, ValueError, KeyError, TypeError):  # not readable as what its suffix says: not ours
+        return False
+
+
+def _head(path: Path, size: int = 4096) -> str:
+    with path.open("rb") as file:
+        return file.read(size).decode("utf-8", "ignore")
+
+
+def _is_json(path: Path) -> bool:
+    """Metrics, rates and calibrations by their keys; rows of `mtl-re sample` by their ids."""
+    with path.open(encoding="utf-8") as file:
+        value = json.loads(file.read(64 << 20))
+    if isinstance(value, list):
+        return bool(value) and all(str(row.get("guid", "")).startswith("sample_") for row in value)
+    signs = ({"micro_f1", "auprc", "coarse"}, {"rate", "thresholds"}, {"temperatures", "before", "after"})
+    return any(keys <= set(value) for keys in signs)
+
+
+def _is_jsonl(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline(16 << 20))
+    return set(first) >= PREDICTION_KEYS or {"subject", "relation", "object", "score"} <= set(first)
+
+
+def _is_csv(path: Path) -> bool:
+    return _head(path).splitlines()[0].lstrip("\ufeff") == "id,pred_label,probs"
+
+
+def _is_parquet(path: Path) -> bool:
+    from pyarrow import parquet
+
+    return set(parquet.read_schema(path).names) >= PREDICTION_KEYS
+
+
+def _is_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1024)
+
+
+def _is_text(path: Path) -> bool:
+    return MARK in _head(path, 1024)
+
+
+OURS: dict[str, Callable[[Path], bool]] = {
+    ".json": _is_json,
+    ".jsonl": _is_jsonl,
+    ".csv": _is_csv,
+    ".parquet": _is_parquet,
+    ".png": _is_picture,
+    ".md": _is_text,
+    ".yaml": _is_text,
+}
+"""How a file of this package is known, by suffix."""

@@ -1,0 +1,177 @@
+"""Every format's records become rows that read back as what the record says; what cannot be carried over is counted."""
+
+import json
+
+import pytest
+
+from mtl_re.data import convert
+from mtl_re.data.validation import parse_row
+from mtl_re.errors import MtlReError
+from mtl_re.taxonomy import Taxonomy
+
+TEXT = "김민아는 가나전자 대표이다."
+LABELS = Taxonomy.from_prefixes(("no_relation", "per:employee_of", "org:founded", "Cause-Effect(e2,e1)"))
+
+
+def rows_of(name, *records, **options):
+    report = convert.Report()
+    made = list(convert.converted(enumerate(records, start=1), name, convert.Options(**options), report))
+    return made, report
+
+
+def spelled(row):
+    """The row as `check` and `train` read it: sentence, the two words, their types, the label."""
+    example = parse_row(row, LABELS)
+    return (example.sentence, example.subject.word, example.object.word, example.label)
+
+
+TACRED = {
+    "id": "t1", "relation": "per:employee_of", "token": ["Kim", "leads", "-LRB-", "Gana", "Corp", "-RRB-", "."],
+    "subj_start": 0, "subj_end": 0, "obj_start": 3, "obj_end": 4, "subj_type": "PERSON", "obj_type": "ORGANIZATION",
+}  # fmt: skip
+OPENNRE = {
+    "text": TEXT,
+    "h": {"name": "김민아", "pos": [0, 3]},
+    "t": {"pos": [5, 9]},
+    "relation": "NA",
+}
+DOCCANO = {
+    "id": 7,
+    "text": TEXT,
+    "entities": [
+        {"id": 1, "label": "PER", "start_offset": 0, "end_offset": 3},
+        {"id": 2, "label": "ORG", "start_offset": 5, "end_offset": 9},
+    ],
+    "relations": [{"id": 1, "from_id": 1, "to_id": 2, "type": "per:employee_of"}],
+}
+KORRE = {
+    "sentence": TEXT, "subj_name": "김민아", "subj_start_pos": "0", "subj_end_pos": "3", "subj_type": "PER",
+    "obj_name": "가나전자", "obj_start_pos": "5", "obj_end_pos": "9", "obj_type": "ORG", "relation": "per:employee_of",
+}  # fmt: skip
+BOOSTCAMP = {
+    "id": "0",
+    "sentence": TEXT,
+    "subject_entity": "{'word': '김민아', 'start_idx': 0, 'end_idx': 2, 'entity_type': 'PER'}",
+    "object_entity": "{'word': '가나전자', 'start_idx': 5, 'end_idx': 8, 'entity_type': 'ORG'}",
+    "label": "per:employee_of",
+}
+
+
+def label_studio(text=TEXT, spans=((0, 3, "PER"), (5, 9, "ORG")), direction="right", labels=("per:employee_of",)):
+    results = [
+        {"id": str(n), "type": "labels", "value": {"start": start, "end": end, "labels": [kind]}}
+        for n, (start, end, kind) in enumerate(spans)
+    ]
+    relation = {"type": "relation", "from_id": "0", "to_id": "1", "labels": list(labels), "direction": direction}
+    return {"id": 1, "data": {"text": text}, "annotations": [{"result": [*results, relation]}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "expected"),
+    [
+        ("tacred", TACRED, ("Kim leads ( Gana Corp ) .", "Kim", "Gana Corp", "per:employee_of")),
+        ("opennre", OPENNRE, (TEXT, "김민아", "가나전자", "no_relation")),
+        ("opennre", {**OPENNRE, "token": ["가", "나다", "라"], "h": {"pos": [1, 2]}, "t": {"pos": [2, 3]}},
+         ("가 나다 라", "나다", "라", "no_relation")),
+        ("doccano", DOCCANO, (TEXT, "김민아", "가나전자", "per:employee_of")),
+        ("label-studio", label_studio(), (TEXT, "김민아", "가나전자", "per:employee_of")),
+        ("label-studio", label_studio(direction="left"), (TEXT, "가나전자", "김민아", "per:employee_of")),
+        ("korre", KORRE, (TEXT, "김민아", "가나전자", "per:employee_of")),
+        ("boostcamp", BOOSTCAMP, (TEXT, "김민아", "가나전자", "per:employee_of")),
+    ],
+)  # fmt: skip
+def test_a_record_becomes_a_row(name, record, expected):
+    rows, report = rows_of(name, record)
+    assert [spelled(row) for row in rows] == [expected]
+    assert (report.records, report.rows) == (1, 1)
+    if name in convert._SIGNS or name == "boostcamp":
+        assert convert.format_of(record) == name
+
+
+def test_every_format_is_named_in_the_help_of_an_unknown_one():
+    with pytest.raises(MtlReError, match="expected one of tacred, semeval, opennre, label-studio, doccano, korre"):
+        rows_of("conll", {})
+
+
+def test_semeval_lines():
+    lines = ['8\t"The <e1>fire</e1> came from a <e2>spark</e2>."', "Cause-Effect(e2,e1)", "Comment: none", ""]
+    lines += ['9\t"A <e1>b</e1> <e2>c</e2>"', "Other", "Comment:"]
+    records = list(convert.semeval_records(lines))
+    rows, _ = rows_of("semeval", *records)
+    assert spelled(rows[0]) == ("The fire came from a spark.", "fire", "spark", "Cause-Effect(e2,e1)")
+    assert spelled(rows[1]) == ("A b c", "b", "c", "no_relation")
+    assert [row["guid"] for row in rows] == ["8", "9"]
+
+
+def test_positions_of_a_browser_count_utf16_units():
+    text = "😀 김민아는 가나전자 대표이다."
+    rows, _ = rows_of("label-studio", label_studio(text, ((3, 6, "PER"), (8, 12, "ORG"))))
+    assert spelled(rows[0])[1:3] == ("김민아", "가나전자")
+
+
+def test_columns_of_one_s_own(tmp_path):
+    path = tmp_path / "columns.yaml"
+    path.write_text(
+        "sentence: text\nlabel: rel\nid: null\nends: inclusive\nfirst: 1\n"
+        "subject: {start: s.from, end: s.to, type: s.kind, word: s.text}\n"
+        "object: {start: o.from, end: o.to}\n"
+    )
+    record = {"text": TEXT, "rel": "per:employee_of", "s": {"from": 1, "to": 3, "kind": "PER", "text": "김민아"}}
+    record["o"] = {"from": 6, "to": 9}
+    rows, _ = rows_of("columns", record, columns=convert.Columns.from_yaml(path))
+    assert spelled(rows[0]) == (TEXT, "김민아", "가나전자", "per:employee_of")
+    assert rows[0]["object_entity"]["type"] == convert.UNTYPED
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("subject: {start: a, end: b}", "'object' is missing"), ("a: 1\nsubject: {start: a}\nobject: {}", "missing"),
+     ("ends: half\nsubject: {start: a, end: b}\nobject: {start: a, end: b}", "inclusive or exclusive")],
+)  # fmt: skip
+def test_a_columns_file_at_fault(tmp_path, text, fault):
+    path = tmp_path / "columns.yaml"
+    path.write_text(text)
+    with pytest.raises(MtlReError, match=fault):
+        convert.Columns.from_yaml(path)
+
+
+def test_what_is_not_carried_over_is_counted_and_named():
+    cancelled = label_studio()
+    cancelled["annotations"][0]["was_cancelled"] = True
+    rows, report = rows_of(
+        "label-studio", label_studio(labels=()), cancelled, {"id": 3}, label_studio(spans=((0, 3, "PER"),))
+    )
+    assert not rows
+    assert report.dropped["a relation without a label"] == 1
+    assert report.dropped["a cancelled annotation"] == 1
+    assert report.dropped["a record without 'data'"] == 1
+    assert report.dropped["a relation of an entity that is not there"] == 1
+    assert report.first["a record without 'data'"] == "record 3: it has id"
+    assert "not carried over: 1 × a cancelled annotation (first: record 2)" in str(report)
+
+
+def test_a_shifted_span_is_no_row():
+    rows, report = rows_of("korre", {**KORRE, "subj_start_pos": 1, "subj_end_pos": 4}, {**KORRE, "subj_end_pos": "x"})
+    assert not rows
+    assert len(report.dropped) == 2
+    assert any("is not the text of its span" in what for what in report.dropped)
+
+
+def test_pairs_without_a_relation():
+    rows, report = rows_of("doccano", DOCCANO)
+    assert len(rows) == 1
+    assert sum(report.dropped.values()) == 1
+    rows, report = rows_of("doccano", DOCCANO, pairs="all")
+    assert [row["label"] for row in rows] == ["per:employee_of", "no_relation"]
+    assert not report.dropped
+
+
+def test_types_are_renamed():
+    rows, _ = rows_of("tacred", TACRED, types={"PERSON": "PER"})
+    assert rows[0]["subject_entity"]["type"] == "PER"
+    assert rows[0]["object_entity"]["type"] == "ORGANIZATION"
+
+
+def test_lines_read_back():
+    rows, _ = rows_of("korre", KORRE)
+    assert json.loads(convert.json_line(rows[0])) == rows[0]

@@ -1,0 +1,81 @@
+"""Nothing of the user's is destroyed: inputs are no outputs, and strangers' files stay."""
+
+import json
+import os
+
+import pytest
+
+from mtl_re.errors import MtlReError
+from mtl_re.outputs import check_directory, check_outputs, is_ours, same_file
+
+PREDICTION = {"id": "1", "label": "a", "score": 1.0, "coarse": {}, "probs": {}}
+
+
+@pytest.mark.parametrize("kind", ["path", "relative", "link", "inode", "missing link target"])
+def test_an_output_that_is_an_input(tmp_path, monkeypatch, kind):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    output = tmp_path / "out.jsonl"
+    if kind == "path":
+        output = data
+    elif kind == "relative":
+        monkeypatch.chdir(tmp_path)
+        output = "./rows.jsonl"
+    elif kind == "inode":
+        os.link(data, output)
+    else:
+        output.symlink_to(data)
+    if kind == "missing link target":
+        data.unlink()
+    for overwrite in (False, True):
+        with pytest.raises(MtlReError, match=r"--output .* is an input of this command .* name another file"):
+            check_outputs({"output": output}, ["sample:test", str(data)], overwrite)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ours"),
+    [
+        ("a.jsonl", json.dumps(PREDICTION), True),
+        ("a.jsonl", json.dumps({"id": "1", "sentence": "가", "label": "a"}), False),
+        ("a.jsonl", "not json", False),
+        ("a.csv", "id,pred_label,probs\n1,a,[1]\n", True),
+        ("a.csv", "id,sentence,label\n", False),
+        ("a.json", json.dumps({"micro_f1": 1, "auprc": 1, "coarse": {}}), True),
+        ("a.json", json.dumps([{"guid": "klue-re-v1_train_00000"}]), False),
+        ("a.json", json.dumps([]), False),
+        ("a.txt", "mtl-re", False),
+        ("a.md", "# Notes of mine\n", False),
+        ("a.png", "\x89PNG...", False),
+        ("a.parquet", "PAR1", False),
+        ("a.jsonl", "", True),
+    ],
+)
+def test_whose_file_it_is(tmp_path, name, text, ours):
+    path = tmp_path / name
+    path.write_text(text)
+    assert is_ours(path) is ours
+    if ours:
+        check_outputs({"output": path}, [], overwrite=False)
+    else:
+        with pytest.raises(MtlReError, match=r"exists, and this command did not write it: .*--overwrite"):
+            check_outputs({"output": path}, [], overwrite=False)
+    check_outputs({"output": path}, [], overwrite=True)
+
+
+def test_two_outputs_are_two_files(tmp_path):
+    with pytest.raises(MtlReError, match="--output and --predictions name the same file"):
+        check_outputs({"output": tmp_path / "a.json", "predictions": tmp_path / "a.json"}, [], overwrite=True)
+
+
+def test_a_directory_s_files(tmp_path):
+    (tmp_path / "train.json").write_text('[{"guid": "mine"}]')
+    with pytest.raises(MtlReError, match=r"train\.json exists"):
+        check_directory("DIR", tmp_path, ["valid.json", "train.json"], [], overwrite=False)
+    check_directory("DIR", tmp_path, ["valid.json"], [], overwrite=False)
+    with pytest.raises(MtlReError, match="is a file; name a directory"):
+        check_directory("DIR", tmp_path / "train.json", ["valid.json"], [], overwrite=True)
+
+
+def test_paths_that_do_not_exist_are_compared_by_name(tmp_path):
+    assert same_file(tmp_path / "a" / ".." / "b", tmp_path / "b")
+    assert not same_file(tmp_path / "a", tmp_path / "b")
