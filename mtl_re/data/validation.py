@@ -114,9 +114,7 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
         raise RowError("sentence", f"{len(sentence):,} characters; at most {MAX_SENTENCE:,} are accepted")
     subject_entity = _entity(fields, "subject_entity", sentence)
     object_entity = _entity(fields, "object_entity", sentence)
-    if subject_entity.start <= object_entity.end and object_entity.start <= subject_entity.end:
-        spans = f"{subject_entity.start}..{subject_entity.end} and {object_entity.start}..{object_entity.end}"
-        raise RowError("object_entity", f"overlaps the subject ({spans}); two separate spans are expected")
+    check_spans(subject_entity, object_entity)
     return Example(
         id=_identity(fields, number),
         sentence=sentence,
@@ -127,6 +125,16 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
         file=file,
         row=None if file is None else number,
     )
+
+
+def check_spans(subject: Any, object: Any) -> None:
+    """Raise RowError unless two spans are disjoint, or one lies inside the other without being the same."""
+    first, second = sorted([(subject.start, subject.end), (object.start, object.end)])
+    spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
+    if first == second:
+        raise RowError("object_entity", f"is the same span as the subject ({spans}); two entities are expected")
+    if first[0] < second[0] <= first[1] < second[1]:
+        raise RowError("object_entity", f"crosses the subject ({spans}); one may lie in the other, or beside it")
 
 
 def _entity(fields: Mapping[str, Any], name: str, sentence: str) -> Entity:

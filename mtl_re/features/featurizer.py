@@ -236,7 +236,8 @@ class Featurizer:
         subject = _tokens(offsets, marked.subject, "subject_entity")
         object_ = _tokens(offsets, marked.object, "object_entity")
         budget = self.max_length - self.frame.size - len(question)
-        kept = markers.fit_length(len(ids), min(subject, object_), max(subject, object_), budget)
+        outer, other = sorted([subject, object_], key=lambda span: (span[0], -span[1]))
+        kept = markers.fit_length(len(ids), outer, other, budget)
         frame, sentence = self.frame, [ids[index] for index in kept]
         position = {index: len(frame.before) + rank for rank, index in enumerate(kept)}
         second = len(frame.before) + len(sentence) + len(frame.between)

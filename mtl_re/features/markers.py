@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from mtl_re.data.validation import check_spans
 from mtl_re.errors import RowError, entry
 
 Role = Literal["subject", "object"]
@@ -43,12 +44,14 @@ class Marked:
     Attributes:
         text: the sentence with markers.
         subject: characters [start, stop) from the subject's first marker piece to behind its last.
-        object: the same for the object.
+        object: the same for the object. Of nested entities one range lies inside the other.
+        inserted: the character ranges [start, stop) of `text` that are not of the sentence, in order.
     """
 
     text: str
     subject: tuple[int, int]
     object: tuple[int, int]
+    inserted: tuple[tuple[int, int], ...]
 
 
 # ---- schemes: (role, entity type) → text before and text after the entity ------------------------------------
@@ -111,42 +114,62 @@ def pieces(name: str, types: Sequence[str]) -> list[str]:
 
 
 def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
-    """Insert the markers of scheme `name` around two disjoint entities; the words themselves do not change.
+    """Insert the markers of scheme `name` around two entities; the words themselves do not change.
+
+    One entity may lie inside the other; its markers then stand inside the other's.
 
     Raises:
-        RowError: the spans overlap or exceed the sentence, or the scheme does not know a type.
+        RowError: the spans are equal, cross, or exceed the sentence, or the scheme does not know a type.
     """
     scheme = entry("data.markers", name, MARKERS)
-    entities: list[tuple[Role, Span]] = sorted(
-        [("subject", subject), ("object", object)], key=lambda entity: entity[1].start
-    )
-    text, behind, spans = "", 0, {}
-    for role, entity in entities:
-        if not behind <= entity.start <= entity.end < len(sentence):
-            raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} overlaps or leaves the sentence")
-        before, after = scheme(role, entity.type)
-        text += _spaced(sentence[behind : entity.start], text)
-        text += " " if text and not text[-1].isspace() else ""
-        start = len(text)
-        behind = entity.end + 1
-        text += f"{before} {sentence[entity.start : behind]} {after}"
-        spans[role] = (start, len(text))
-    return Marked(text + _spaced(sentence[behind:], text), spans["subject"], spans["object"])
+    roles: list[tuple[Role, Span]] = [("subject", subject), ("object", object)]
+    for role, entity in roles:
+        if not 0 <= entity.start <= entity.end < len(sentence):
+            raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} leaves the sentence")
+    check_spans(subject, object)
+    outer_first = sorted(roles, key=lambda item: (item[1].start, -item[1].end))
+    edges = [(entity.start, False, role, scheme(role, entity.type)[0]) for role, entity in outer_first]
+    edges += [(entity.end + 1, True, role, scheme(role, entity.type)[1]) for role, entity in reversed(outer_first)]
+    text, behind, closed = "", 0, False
+    inserted: list[tuple[int, int]] = []
+    spans: dict[Role, tuple[int, int]] = {}
+
+    def insert(piece: str) -> None:
+        nonlocal text
+        inserted.append((len(text), len(text) + len(piece)))
+        text += piece
+
+    def copy(stop: int) -> None:
+        nonlocal text, behind
+        if closed and behind < stop and not sentence[behind].isspace():
+            insert(" ")
+        text, behind = text + sentence[behind:stop], stop
+
+    for place, closing, role, piece in sorted(edges, key=lambda edge: (edge[0], not edge[1])):
+        copy(place)
+        if closing:
+            insert(f" {piece}")
+            spans[role] = (spans[role][0], len(text))
+        else:
+            if text and not text[-1].isspace():
+                insert(" ")
+            spans[role] = (len(text), len(text))
+            insert(f"{piece} ")
+        closed = closing
+    copy(len(sentence))
+    return Marked(text, spans["subject"], spans["object"], tuple(inserted))
 
 
-def _spaced(part: str, before: str) -> str:
-    """Return `part`, with a space in front where it would touch a marker."""
-    return f" {part}" if part and before and not part[0].isspace() else part
+def unmark(marked: Marked) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """Return sentence, subject and object span (inclusive characters) of a marked text: the inverse of `mark`."""
 
+    def in_sentence(place: int) -> int:
+        return place - sum(min(stop, place) - start for start, stop in marked.inserted if start < place)
 
-def unmark(marked: Marked, subject: Span, object: Span, name: str) -> tuple[str, str]:
-    """Return the two entity words that a marked text holds: the inverse of `mark` for what must survive."""
-    words = []
-    for role, span, entity in (("subject", marked.subject, subject), ("object", marked.object, object)):
-        before, after = entry("data.markers", name, MARKERS)(role, entity.type)  # type: ignore[arg-type]
-        inside = marked.text[span[0] : span[1]]
-        words.append(inside.removeprefix(before + " ").removesuffix(" " + after))
-    return words[0], words[1]
+    edges = [0, *(edge for span in marked.inserted for edge in span), len(marked.text)]
+    sentence = "".join(marked.text[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True))
+    subject, object = ((in_sentence(start), in_sentence(stop) - 1) for start, stop in (marked.subject, marked.object))
+    return sentence, subject, object
 
 
 def question(subject: Span, object: Span) -> str:
@@ -171,7 +194,7 @@ def fit_length(length: int, first: tuple[int, int], second: tuple[int, int], bud
 
     Args:
         length: number of tokens of the sentence.
-        first, second: disjoint token ranges [start, stop) of the marked entities, in order.
+        first, second: token ranges [start, stop) of the marked entities, in order; nested ones count as the outer one.
         budget: number of tokens that may remain.
 
     Returns:
@@ -182,6 +205,8 @@ def fit_length(length: int, first: tuple[int, int], second: tuple[int, int], bud
     """
     if length <= budget:
         return list(range(length))
+    if second[1] <= first[1]:
+        second = (first[1], first[1])
     needed = first[1] - first[0] + second[1] - second[0]
     if needed > budget:
         raise RowError("sentence", f"the two marked entities take {needed} tokens, data.max_length leaves {budget}")

@@ -39,38 +39,66 @@ def test_what_a_scheme_writes(scheme):
 def test_the_object_may_come_first(scheme):
     marked = mark(SENTENCE, subject=STATE, object=PERSON, name=scheme)
     assert marked.object[1] <= marked.subject[0]
-    assert markers.unmark(marked, STATE, PERSON, scheme) == ("조선", "이순신")
+    assert markers.unmark(marked) == (SENTENCE, (STATE.start, STATE.end), (PERSON.start, PERSON.end))
+
+
+def crossing_or_equal(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    first, second = sorted([one, other])
+    return first == second or first[0] < second[0] <= first[1] < second[1]
 
 
 @st.composite
 def pairs(draw):
-    """A sentence out of awkward characters, and two disjoint spans in it."""
+    """A sentence out of awkward characters, and two spans in it: disjoint, or one inside the other."""
     characters = st.sampled_from("가각나 .,\"'@#*^<>/()\u1100\u1161\u11a8\u0301😀👩‍👩‍👧\t金ａS:")
     sentence = draw(st.text(characters, min_size=2, max_size=30))
-    cuts = sorted(draw(st.lists(st.integers(0, len(sentence)), min_size=4, max_size=4)))
-    spans = [(cuts[0], cuts[1] - 1), (cuts[2], cuts[3] - 1)]
-    if any(start > end for start, end in spans):  # an empty span: take the outermost characters
+    places = st.integers(0, len(sentence) - 1)
+    spans = [tuple(sorted(draw(st.tuples(places, places)))) for _ in range(2)]
+    if crossing_or_equal(*spans):
         spans = [(0, 0), (len(sentence) - 1, len(sentence) - 1)]
-    if draw(st.booleans()):
-        spans.reverse()
     kinds = st.sampled_from(TYPES)
     subject, object_ = (Entity(sentence[start : end + 1], start, end, draw(kinds)) for start, end in spans)
     return sentence, subject, object_
 
 
 @each_scheme
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(pairs())
 def test_nothing_but_markers_and_spaces_is_added(scheme, pair):
     sentence, subject, object_ = pair
     marked = mark(sentence, subject, object_, scheme)
-    assert markers.unmark(marked, subject, object_, scheme) == (subject.word, object_.word)
-    first, second = sorted((marked.subject, marked.object))
-    assert 0 <= first[0] < first[1] <= second[0] < second[1] <= len(marked.text)
-    one, other = sorted((subject, object_), key=lambda entity: entity.start)
-    outside = [marked.text[: first[0]], marked.text[first[1] : second[0]], marked.text[second[1] :]]
-    original = [sentence[: one.start], sentence[one.end + 1 : other.start], sentence[other.end + 1 :]]
-    assert [part.strip() for part in outside] == [part.strip() for part in original]
+    assert markers.unmark(marked) == (sentence, (subject.start, subject.end), (object_.start, object_.end))
+    added = " ".join(marked.text[start:stop] for start, stop in marked.inserted).split()
+    written = [
+        *MARKERS[scheme]("subject", subject.type),
+        *MARKERS[scheme]("object", object_.type),
+    ]
+    assert sorted(added) == sorted(" ".join(written).split())
+
+
+NESTED = "서울대학교병원은 크다."
+HOSPITAL, CITY, SCHOOL = (
+    Entity(NESTED[:stop], 0, stop - 1, kind) for stop, kind in ((7, "ORG"), (2, "LOC"), (5, "ORG"))
+)
+WARD = Entity("병원", 5, 6, "ORG")
+
+
+@pytest.mark.parametrize(
+    ("subject", "object_", "expected"),
+    [
+        (HOSPITAL, CITY, "@ # 서울 # 대학교병원 @ 은 크다."),
+        (CITY, HOSPITAL, "# @ 서울 @ 대학교병원 # 은 크다."),
+        (HOSPITAL, WARD, "@ 서울대학교 # 병원 # @ 은 크다."),
+        (HOSPITAL, Entity("대학", 2, 3, "ORG"), "@ 서울 # 대학 # 교병원 @ 은 크다."),
+    ],
+)
+def test_markers_of_nested_entities_nest(subject, object_, expected):
+    marked = mark(NESTED, subject, object_, "entity_punct")
+    assert marked.text == expected
+    assert marked.text[slice(*marked.subject)].startswith("@ ")
+    assert marked.text[slice(*marked.subject)].endswith(" @")
+    assert marked.text[slice(*marked.object)].startswith("# ")
+    assert marked.text[slice(*marked.object)].endswith(" #")
 
 
 @each_scheme
@@ -102,8 +130,8 @@ def test_markers_stand_alone_between_spaces(scheme, pair):
         (Entity("이", -1, 0, "PER"), STATE),
     ],
 )
-def test_spans_that_overlap_or_leave_the_sentence(subject, object_):
-    with pytest.raises(RowError, match="overlaps or leaves"):
+def test_spans_that_cross_or_leave_the_sentence(subject, object_):
+    with pytest.raises(RowError, match="crosses the subject|same span|leaves the sentence"):
         mark(SENTENCE, subject, object_, "entity_punct")
 
 
