@@ -65,6 +65,7 @@ def _without(name: str) -> Row:
 
 _ROW = klue_row(2)
 _SUBJECT, _OBJECT = _ROW["subject_entity"], _ROW["object_entity"]
+_CROSSING = _ROW["sentence"][_OBJECT["start_idx"] - 2 : _OBJECT["start_idx"] + 3]
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not_an_object": ("a sentence", "row"),
@@ -94,7 +95,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "empty_type": (_changed("object_entity", type=""), "object_entity.type"),
     "blank_word": (_changed("object_entity", word=" ", start_idx=2 + 1, end_idx=2 + 1), "object_entity.word"),
     "same_entities": (klue_row(2, object_entity=_SUBJECT), "object_entity"),
-    "nested_entities": (_changed("subject_entity", **(entity(_ROW["sentence"], "별빛", "ORG"))), "object_entity"),
+    "crossing_entities": (_changed("subject_entity", **(entity(_ROW["sentence"], _CROSSING, "ORG"))), "object_entity"),
     "unknown_label": (klue_row(2, label="per:friend"), "label"),
     "digit_label": (klue_row(2, label="17"), "label"),
     "number_label": (klue_row(2, label=30), "label"),

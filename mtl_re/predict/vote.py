@@ -1,0 +1,81 @@
+"""`mtl-re vote`: a weighted soft vote over files of predictions.
+
+Enters: predictions (.jsonl, .parquet) and contest submissions (.csv) of the same rows. Leaves: one such file: the weighted
+mean of the probabilities, and the most probable label. No model is loaded, so the members may come from any program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from mtl_re.config import VoteConfig
+from mtl_re.errors import MtlReError
+from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows
+from mtl_re.scoring.writers import Prediction, check_suffix, label_order, write_predictions
+from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
+
+
+def vote(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
+    """Write the vote and return the number of its rows.
+
+    Args:
+        files: at least two, with the same ids in the same order.
+        taxonomy: the labels; every file must have exactly these.
+
+    Raises:
+        MtlReError: a file cannot be read or is malformed (file and row are named), the files do not hold the same rows,
+            or the number of weights is not that of the files.
+    """
+    weights = shares(options.weights, len(files))
+    output = Path(options.output)
+    check_suffix(output)
+    order = label_order(options.label_order, taxonomy, output.suffix)
+    return write_predictions(_voted([Path(file) for file in files], weights, taxonomy, options), output, taxonomy, order)
+
+
+def shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
+    """Return the weights of the members of a vote, scaled to sum to 1; equal ones for None. Shape: (members,).
+
+    Raises:
+        MtlReError: their number is another, or one is not positive and finite.
+    """
+    if weights is None:
+        return np.full(members, 1 / members)
+    given = np.array(weights, dtype=np.float64)
+    if len(given) != members:
+        raise MtlReError(f"--weights: {len(given)} weights for {members} members of the vote; give one each")
+    if not (np.isfinite(given).all() and (given > 0).all()):
+        raise MtlReError(f"--weights: {', '.join(map(str, weights))}; expected finite numbers above 0")
+    return given / given.sum()
+
+
+def _voted(
+    paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, options: VoteConfig
+) -> Iterator[Prediction]:
+    index = {label: position for position, label in enumerate(taxonomy.labels)}
+    read = LABEL_ORDERS[options.label_order or "boostcamp"] if _is_klue(taxonomy) else taxonomy.labels
+    for number, lines in enumerate(zip_longest(*(prediction_rows(path, read) for path in paths)), start=1):
+        if None in lines:
+            ended, there = paths[lines.index(None)], next(line for line in lines if line is not None)
+            raise MtlReError(f"{there[0]}: id: {there[1].get('id')!r} has no counterpart; {ended} ends before it")
+        if number == 1:
+            for where, row in lines:
+                if odd := sorted(label_index(where, row).keys() ^ index.keys()):
+                    raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
+        rows = [parsed_row(line, index, ()) for line in lines]
+        for (where, _), (id, _, _) in zip(lines, rows, strict=True):
+            if id != rows[0][0]:
+                what = f"{id!r}, but {lines[0][0]} has {rows[0][0]!r}"
+                raise MtlReError(f"{where}: id: {what}; all files must hold the same rows in the same order")
+        probs = weights @ np.stack([values for _, _, values in rows])
+        probs = probs / probs.sum()
+        gold = next((row["gold"] for _, row in lines if row.get("gold") is not None), None)
+        yield Prediction.of(rows[0][0], probs, int(probs.argmax()), taxonomy, gold)
+    
+
+def _is_klue(taxonomy: Taxonomy) -> bool:
+    return set(taxonomy.labels) == set(LABEL_ORDERS["klue"])

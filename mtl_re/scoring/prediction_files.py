@@ -1,0 +1,134 @@
+"""Files of predictions → rows: what `compare`, `errors` and `vote` read.
+
+Enters: .jsonl or .parquet as `writers` writes them, or a contest submission (.csv), whose list of probabilities has no
+names: their order is the contest's, or the one that is given. Leaves: one map a row (`id`, `label`, `probs` by label,
+`gold` where the file has it) and where it stands, checked by `parsed_row`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_re.errors import MtlReError
+from mtl_re.scoring.metrics import Floats
+from mtl_re.scoring.writers import CSV_HEADER
+from mtl_re.taxonomy import LABEL_ORDERS
+
+CONTEST = LABEL_ORDERS["boostcamp"]
+
+Row = dict[str, Any]
+
+
+def prediction_rows(path: Path, order: Sequence[str] = CONTEST) -> Iterator[tuple[str, Row]]:
+    """Yield ("file:row", row) of each prediction; blank lines are skipped.
+
+    Args:
+        path: .csv, .parquet, or anything else as .jsonl.
+        order: labels of a submission's probabilities.
+
+    Raises:
+        MtlReError: The file cannot be read as what its suffix says.
+    """
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
+    number = 0
+    try:
+        for number, row in reader(path, order):
+            yield f"{path}:{number}", row
+    except json.JSONDecodeError as error:
+        raise MtlReError(f"{path}:{number + 1}: not JSON ({error.msg}, column {error.colno})") from error
+    except csv.Error as error:
+        raise MtlReError(f"{path}: after row {number}: not CSV ({error})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise MtlReError(f"{path}: cannot be read as UTF-8 text ({what})") from error
+
+
+def _json_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise MtlReError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+            if not isinstance(row, dict):
+                raise MtlReError(f"{path}:{number}: {type(row).__name__}; expected one JSON object a line")
+            yield number, row
+
+
+def _csv_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != CSV_HEADER:
+            raise MtlReError(f"{path}: header is {reader.fieldnames}, expected {list(CSV_HEADER)}")
+        for number, row in enumerate(reader, start=1):
+            try:
+                values = json.loads(row["probs"])
+            except (TypeError, ValueError) as error:
+                raise MtlReError(f"{path}:{number}: probs: not a list of numbers ({error})") from error
+            if not isinstance(values, list) or len(values) != len(order):
+                found = len(values) if isinstance(values, list) else type(values).__name__
+                raise MtlReError(f"{path}:{number}: probs: {found} values; expected {len(order)}, one a label")
+            yield number, {"id": row["id"], "label": row["pred_label"], "probs": dict(zip(order, values, strict=True))}
+
+
+def _parquet_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except pa.ArrowException as error:
+        raise MtlReError(f"{path}: after row {number}: not sound Parquet ({error})") from error
+
+
+def label_index(where: str, row: Mapping[str, Any]) -> dict[str, int]:
+    """Return label → index of a file, from its first row."""
+    probs = row.get("probs")
+    if not isinstance(probs, dict) or len(probs) < 2:
+        raise MtlReError(f"{where}: probs: {_short(probs)}; expected an object of label: probability")
+    return {label: position for position, label in enumerate(probs)}
+
+
+def parsed_row(
+    line: tuple[str, Mapping[str, Any]], index: Mapping[str, int], labels: Sequence[str] = ("gold", "label")
+) -> tuple[str, list[int], Floats]:
+    """Return the id, the indices of the fields in `labels`, and the probabilities (L,) of one row.
+
+    Raises:
+        MtlReError: A field is missing or at fault.
+    """
+    where, row = line
+    name = row.get("id")
+    if not isinstance(name, str | int):
+        raise MtlReError(f"{where}: id: {_short(name)}; expected a string or an integer")
+    found = []
+    for key in labels:
+        label = row.get(key)
+        if not isinstance(label, str) or label not in index:
+            raise MtlReError(f"{where}: {key}: {_short(label)}; expected one of the {len(index)} labels of 'probs'")
+        found.append(index[label])
+    probs = row.get("probs")
+    if not isinstance(probs, dict) or probs.keys() != index.keys():
+        odd = sorted(probs.keys() ^ index.keys()) if isinstance(probs, dict) else _short(probs)
+        raise MtlReError(f"{where}: probs: {odd} differ from the labels of the first row; every row needs the same")
+    for label, value in probs.items():
+        if type(value) not in (int, float) or not 0 <= value <= 1 + 1e-6:  # the range is False for NaN as well
+            raise MtlReError(f"{where}: probs: {label!r} is {_short(value)}; expected a probability 0-1")
+    return str(name), found, np.array([probs[label] for label in index], dtype=np.float64)
+
+
+def _short(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]
