@@ -234,6 +234,21 @@ COMMANDS: dict[str, Command] = {
         COMPOSE,
         _print_count,
     ),
+    "vote": Command(
+        "Average prediction files of the same rows, with weights (soft vote).",
+        "mtl_re.predict.vote:vote",
+        config.VoteConfig,
+        (
+            Argument(
+                "files",
+                "Predictions (.jsonl, .parquet) or contest submissions (.csv) of the same rows.",
+                "FILE FILE ...",
+                settings={"nargs": "+", "metavar": "FILE"},
+            ),
+            HEADS,
+        ),
+        show=_print_count,
+    ),
     "calibrate": Command(
         "Fit temperatures and a threshold, and store them in the checkpoint.",
         "mtl_re.scoring.calibrate:calibrate",

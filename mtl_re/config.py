@@ -443,6 +443,19 @@ class PredictConfig(DecodingConfig):
 
 
 @dataclass
+class VoteConfig:
+    """Options of `mtl-re vote`."""
+
+    output: str
+    """File to write: .csv (a contest submission), .jsonl or .parquet, as in `mtl-re predict --output`."""
+    weights: str | None = None
+    """Weight of each file in the mean, such as `2,1,1` (None: equal weights)."""
+    label_order: LabelOrder | None = None
+    """Label order of the probabilities in .csv files, read and written (None: `boostcamp` for KLUE's labels, else that
+    of --heads)."""
+
+
+@dataclass
 class AblateConfig(Options):
     """Options of `mtl-re ablate`."""
 

@@ -188,7 +188,9 @@ def with_rows(network: Any, order: Sequence[int]) -> Any:
     chosen = {}
     for name, tensor in state.items():
         by_row = tensor.dim() > 0 and tensor.shape[0] == rows
-        is_table = tensor.data_ptr() == vocabulary["weight"] or name.endswith(("bias", "decoder.weight", "lm_head.weight"))
+        is_table = tensor.data_ptr() == vocabulary["weight"] or name.endswith(
+            ("bias", "decoder.weight", "lm_head.weight")
+        )
         chosen[name] = tensor[index].clone() if by_row and is_table else tensor
     config = AutoConfig.for_model(**network.config.to_dict())
     config.vocab_size = len(order)

@@ -79,7 +79,9 @@ def derivation(piece: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
     """Every piece that stands at some moment while BPE merges the characters of `piece` (Sennrich et al. 2016)."""
     parts, passed = list(piece), set(piece)
     while len(parts) > 1:
-        candidates = [(ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks]
+        candidates = [
+            (ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks
+        ]
         if not candidates:
             break
         _, place = min(candidates)

@@ -34,28 +34,31 @@ def vote(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
     output = Path(options.output)
     check_suffix(output)
     order = label_order(options.label_order, taxonomy, output.suffix)
-    return write_predictions(_voted([Path(file) for file in files], weights, taxonomy, options), output, taxonomy, order)
+    return write_predictions(
+        _voted([Path(file) for file in files], weights, taxonomy, options), output, taxonomy, order
+    )
 
 
-def shares(weights: Sequence[float] | None, members: int) -> np.ndarray:
-    """Return the weights of the members of a vote, scaled to sum to 1; equal ones for None. Shape: (members,).
+def shares(weights: str | None, members: int) -> np.ndarray:
+    """Return the weights of a vote's members, such as `2,1`, scaled to sum to 1; None: equal. Shape: (members,).
 
     Raises:
         MtlReError: their number is another, or one is not positive and finite.
     """
     if weights is None:
         return np.full(members, 1 / members)
-    given = np.array(weights, dtype=np.float64)
+    try:
+        given = np.array([float(part) for part in weights.split(",")])
+    except ValueError as error:
+        raise MtlReError(f"--weights: {weights!r}; expected numbers such as 2,1") from error
     if len(given) != members:
-        raise MtlReError(f"--weights: {len(given)} weights for {members} members of the vote; give one each")
+        raise MtlReError(f"--weights: {len(given)} weight(s) for {members} members of the vote; give one each")
     if not (np.isfinite(given).all() and (given > 0).all()):
-        raise MtlReError(f"--weights: {', '.join(map(str, weights))}; expected finite numbers above 0")
+        raise MtlReError(f"--weights: {weights}; expected finite numbers above 0")
     return given / given.sum()
 
 
-def _voted(
-    paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, options: VoteConfig
-) -> Iterator[Prediction]:
+def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, options: VoteConfig) -> Iterator[Prediction]:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     read = LABEL_ORDERS[options.label_order or "boostcamp"] if _is_klue(taxonomy) else taxonomy.labels
     for number, lines in enumerate(zip_longest(*(prediction_rows(path, read) for path in paths)), start=1):
@@ -65,7 +68,9 @@ def _voted(
         if number == 1:
             for where, row in lines:
                 if odd := sorted(label_index(where, row).keys() ^ index.keys()):
-                    raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
+                    raise MtlReError(
+                        f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}"
+                    )
         rows = [parsed_row(line, index, ()) for line in lines]
         for (where, _), (id, _, _) in zip(lines, rows, strict=True):
             if id != rows[0][0]:
@@ -75,7 +80,7 @@ def _voted(
         probs = probs / probs.sum()
         gold = next((row["gold"] for _, row in lines if row.get("gold") is not None), None)
         yield Prediction.of(rows[0][0], probs, int(probs.argmax()), taxonomy, gold)
-    
+
 
 def _is_klue(taxonomy: Taxonomy) -> bool:
     return set(taxonomy.labels) == set(LABEL_ORDERS["klue"])

@@ -35,7 +35,9 @@ def test_a_span_that_cuts_a_character_is_refused(span):
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.lists(st.text("가각힣 a金\u1100\u1161\u11a8e\u0301\u0327\uf9e1😀\u3099か", max_size=6), min_size=3, max_size=3))
+@given(
+    st.lists(st.text("가각힣 a金\u1100\u1161\u11a8e\u0301\u0327\uf9e1😀\u3099か", max_size=6), min_size=3, max_size=3)
+)
 def test_every_span_holds_the_composed_form_of_what_it_held(parts):
     before, inside, behind = (unicodedata.normalize("NFD", part) for part in parts)
     text, span = before + inside + behind, (len(before), len(before) + len(inside) - 1)

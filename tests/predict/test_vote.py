@@ -1,0 +1,105 @@
+"""A vote over files is the weighted mean of their probabilities, whatever their formats; odd members are named."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mtl_re import cli
+from mtl_re.config import VoteConfig
+from mtl_re.errors import MtlReError
+from mtl_re.predict.vote import shares, vote
+from mtl_re.scoring.prediction_files import prediction_rows
+from mtl_re.scoring.writers import Prediction, write_predictions
+from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
+
+TAXONOMY = Taxonomy.from_option("hierarchical")
+ROWS = 7
+
+
+def drawn(seed: int) -> np.ndarray:
+    """(rows, labels) probabilities."""
+    return np.random.default_rng(seed).dirichlet(np.ones(len(TAXONOMY.labels)), ROWS)
+
+
+@pytest.fixture
+def members(tmp_path) -> tuple[list[str], list[np.ndarray]]:
+    """One file of each kind, and their probabilities."""
+    files, values = [], [drawn(seed) for seed in range(3)]
+    for suffix, probs in zip((".csv", ".jsonl", ".parquet"), values, strict=True):
+        gold = TAXONOMY.labels[3] if suffix == ".jsonl" else None
+        rows = [Prediction.of(f"r{i}", row, int(row.argmax()), TAXONOMY, gold) for i, row in enumerate(probs)]
+        write_predictions(rows, tmp_path / f"member{suffix}", TAXONOMY)
+        files.append(str(tmp_path / f"member{suffix}"))
+    return files, values
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_weighted_mean(tmp_path, members, suffix):
+    files, values = members
+    output = tmp_path / f"out{suffix}"
+    assert vote(files, TAXONOMY, VoteConfig(str(output), weights="2,1,1")) == ROWS
+    expected = np.average(values, axis=0, weights=[2, 1, 1])
+    for number, (_, row) in enumerate(prediction_rows(output)):
+        assert row["id"] == f"r{number}"
+        assert [row["probs"][label] for label in TAXONOMY.labels] == pytest.approx(expected[number], abs=1e-9)
+        assert row["label"] == TAXONOMY.labels[expected[number].argmax()]
+        assert row.get("gold") == (None if suffix == ".csv" else TAXONOMY.labels[3])
+
+
+def test_the_command(tmp_path, members, capsys):
+    output = tmp_path / "out.csv"
+    files = members[0][:2]
+    assert cli.main(["vote", *files, "--weights", "3,1", "--output", str(output)]) == 0
+    assert f"{ROWS} predictions in" in capsys.readouterr().out
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = np.average(members[1][:2], axis=0, weights=[3, 1])
+    columns = [TAXONOMY.labels.index(label) for label in LABEL_ORDERS["boostcamp"]]
+    assert json.loads(rows[4]["probs"]) == pytest.approx(expected[4, columns], abs=1e-9)
+    assert cli.main(["vote", *files, "--weights", "3", "--output", str(output)]) == 1
+    assert "1 weight(s) for 2 members" in capsys.readouterr().err
+
+
+def test_another_label_order_of_submissions(tmp_path, members):
+    file = tmp_path / "klue.csv"
+    rows = [Prediction.of(f"r{i}", row, 0, TAXONOMY, None) for i, row in enumerate(members[1][0])]
+    write_predictions(rows, file, TAXONOMY, LABEL_ORDERS["klue"])
+    vote([str(file)] * 2, TAXONOMY, VoteConfig(str(tmp_path / "out.jsonl"), label_order="klue"))
+    _, row = next(prediction_rows(tmp_path / "out.jsonl"))
+    assert [row["probs"][label] for label in TAXONOMY.labels] == pytest.approx(members[1][0][0], abs=1e-9)
+
+
+def rewritten(tmp_path, members, change) -> list[str]:
+    """The .csv member, and the .jsonl one after a change of its lines."""
+    lines = (tmp_path / "member.jsonl").read_text().splitlines()
+    (tmp_path / "changed.jsonl").write_text("\n".join(change(lines)) + "\n")
+    return [members[0][0], str(tmp_path / "changed.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], r"member\.csv:7: id: 'r6' has no counterpart"),
+        (lambda lines: [*lines, lines[0]], r"changed\.jsonl:8: id: 'r0' has no counterpart"),
+        (lambda lines: lines[::-1], r"changed\.jsonl:1: id: 'r6', but .*member\.csv:1 has 'r0'"),
+        (lambda lines: [line.replace("per:title", "per:job") for line in lines], r"2 label\(s\) differ .* 'per:job'"),
+        (lambda lines: ["{", *lines], r"changed\.jsonl:1: not JSON"),
+        (
+            lambda lines: [line.replace('"no_relation": 0.', '"no_relation": 9.') for line in lines],
+            "expected a probability",
+        ),
+    ],
+)
+def test_members_that_do_not_fit_are_named(tmp_path, members, change, message):
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(MtlReError, match=message):
+        vote(rewritten(tmp_path, members, change), TAXONOMY, VoteConfig(str(output)))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("weights", ["1", "1,0", "1,-2", "1,nan", "1,inf", "1,x", ""])
+def test_weights_at_fault(weights):
+    with pytest.raises(MtlReError, match="--weights"):
+        shares(weights, 2)
