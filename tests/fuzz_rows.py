@@ -109,11 +109,13 @@ def _entity(row: Row, chance: random.Random) -> Row:
     return row[chance.choice(("subject_entity", "object_entity"))]
 
 
-def _in_entity(key: str, make: Callable[[Any, Row], Any]) -> Callable[[Row, random.Random], bool]:
+def _in_entity(
+    key: str, make: Callable[[Any, Row], Any], accepted: bool = False
+) -> Callable[[Row, random.Random], bool]:
     def fault(row: Row, chance: random.Random) -> bool:
         entity = _entity(row, chance)
         entity[key] = make(entity[key], row)
-        return False
+        return accepted
 
     return fault
 
@@ -135,7 +137,7 @@ def _extra_key(row: Row, chance: random.Random) -> bool:
 
 ENTITY_FAULTS: list[Callable[[Row, random.Random], bool]] = [
     _in_entity("start_idx", lambda value, row: str(value)),
-    _in_entity("start_idx", lambda value, row: float(value)),
+    _in_entity("start_idx", lambda value, row: float(value), accepted=True),
     _in_entity("end_idx", lambda value, row: value + 0.5),
     _in_entity("start_idx", lambda value, row: -1 - value),
     _in_entity("start_idx", lambda value, row: None),
@@ -172,8 +174,10 @@ TOP_FAULTS: list[Callable[[Row, random.Random], bool]] = [
     *(_top("subject_entity", value) for value in (None, [], 3, "", "[1, 2]", "{'word': 'x'", "print(1)")),
     _top("subject_entity", "[" * 3000),
     _top("subject_entity", lambda row: repr(row["subject_entity"]), accepted=True),
-    *(_top("label", value) for value in ("per:friend", "17", 17.0, -1, 30, True, [], {"a": 1}, 1e300, "\ud800")),
+    *(_top("label", value) for value in ("per:friend", "17", 17.5, -1, 30, True, [], {"a": 1}, 1e300, "\ud800")),
     _top("label", 17, accepted=True),
+    _top("label", 17.0, accepted=True),
+    _top("label", 100.0, accepted=True),
     _top("label", 100, accepted=True),
     _top("label", "100", accepted=True),
     _top("label", float("nan"), accepted=True),
@@ -183,6 +187,7 @@ TOP_FAULTS: list[Callable[[Row, random.Random], bool]] = [
     _top("guid", None, accepted=True),
     _top("guid", float("nan"), accepted=True),
     _top("source", 3),
+    _top("source", " ", accepted=True),
     _top("source", float("nan"), accepted=True),
     _top("note", {"deep": [[[[[[]]]]]]}, accepted=True),
 ]
@@ -337,7 +342,8 @@ def check_example(found: Example, row: Row, number: int) -> None:
             assert (entity.word, entity.start, entity.end) == (given["word"], given["start_idx"], given["end_idx"])
         assert found.sentence[entity.start : entity.end + 1] == entity.word
     label = row["label"]
-    wanted = label if label in KLUE else KLUE[label] if isinstance(label, int) and label < 30 else None
+    whole = isinstance(label, int | float) and label < 30
+    wanted = label if label in KLUE else KLUE[int(label)] if whole else None
     assert found.label == wanted, (found.label, label)
     guid = row["guid"]
     assert found.id == (guid if isinstance(guid, str) else str(guid) if isinstance(guid, int) else str(number))

@@ -59,6 +59,12 @@ def _changed(name: str, **changes: Any) -> Row:
     return row
 
 
+def _renamed(name: str, other: str) -> Row:
+    row = klue_row(2)
+    row[other] = row.pop(name)
+    return row
+
+
 def _without(name: str) -> Row:
     return {key: value for key, value in klue_row(2).items() if key != name}
 
@@ -83,7 +89,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "half_subject": (klue_row(2, subject_entity="{'word': '김하늘'"), "subject_entity"),
     "no_start": (_changed("subject_entity", start_idx=None), "subject_entity.start_idx"),
     "text_start": (_changed("subject_entity", start_idx=str(_SUBJECT["start_idx"])), "subject_entity.start_idx"),
-    "float_start": (_changed("subject_entity", start_idx=float(_SUBJECT["start_idx"])), "subject_entity.start_idx"),
+    "float_start": (_changed("subject_entity", start_idx=_SUBJECT["start_idx"] + 0.5), "subject_entity.start_idx"),
     "bool_start": (_changed("subject_entity", start_idx=True), "subject_entity.start_idx"),
     "negative_start": (_changed("subject_entity", start_idx=-3), "subject_entity.start_idx"),
     "far_end": (_changed("object_entity", end_idx=10_000), "object_entity.end_idx"),
@@ -100,7 +106,8 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "digit_label": (klue_row(2, label="17"), "label"),
     "number_label": (klue_row(2, label=30), "label"),
     "negative_label": (klue_row(2, label=-1), "label"),
-    "float_label": (klue_row(2, label=17.0), "label"),
+    "float_label": (klue_row(2, label=17.5), "label"),
+    "other_label_name": (_renamed("label", "relation"), "label"),
     "bool_label": (klue_row(2, label=True), "label"),
     "list_label": (klue_row(2, label=["per:title"]), "label"),
     "list_id": (klue_row(2, guid=[1]), "guid"),
@@ -149,14 +156,14 @@ RAW_FILE_FAULTS: dict[str, tuple[bytes, str]] = {
     "truncated.csv.gz": (gzip.compress(_GOOD.encode())[:-20], "cut short"),
     "truncated.parquet.gz": (gzip.compress(_GOOD_JSON)[:-20], "cut short"),
     "corrupt.json.gz": (gzip.compress(_GOOD_JSON)[:40] + b"\xff" * 60, "damaged"),
-    "cp949.json": (_GOOD_JSON.decode().encode("cp949"), "byte 34 is not UTF-8"),
-    "cp949.jsonl": (json.dumps(klue_row(1), ensure_ascii=False).encode("cp949"), "byte 33 is not UTF-8"),
-    "cp949.csv": (_GOOD.encode("cp949"), "is not UTF-8"),
-    "utf16.csv": (_GOOD.encode("utf-16"), "byte 0 is not UTF-8"),
     "late_byte.json": (_GOOD_JSON * 3 + b"\xff", "is not UTF-8"),
     "not_json.json": (b"id,sentence\n1,x\n", "line 1: not a JSON array"),
-    "object.json": (b'{"rows": []}', "rename it to .jsonl"),
-    "lines.json": (_GOOD_JSONL, "rename it to .jsonl"),
+    "latin1.csv": (_LINES[0].encode() + "é,ä\n".encode("latin-1"), "is not UTF-8"),
+    "cut_utf16.csv": (_GOOD.encode("utf-16")[:-1], "is not UTF-16"),
+    "row_of_rows.json": (b'{"rows": [{"a": 1}], "sentence": "a"}', "a row and holds rows"),
+    "object_cut.json": (b'{"rows": [' + _GOOD_JSON[1:-1], "cut short"),
+    "wrapped.jsonl": (b'{"data": ' + _GOOD_JSON + b"}", "rows under 'data'; rename it to .json"),
+    "indented.jsonl": (b'{\n"data": ' + _GOOD_JSON + b"}", "over several lines; rename it to .json"),
     "array.jsonl": (_GOOD_JSON, "rename it to .json"),
     "cut.json": (_GOOD_JSON[:-40], "line 1, row 3"),
     "cut_between.json": (_GOOD_JSON[:-1], "line 1, row 3"),
@@ -166,7 +173,6 @@ RAW_FILE_FAULTS: dict[str, tuple[bytes, str]] = {
     "single_quotes.json": (b"[\n{'guid': 1}]", "line 2, row 1"),
     "deep.json": (b"[" * 100_000, "nested too deeply"),
     "huge_integer.json": (b"[{" + b'"guid": ' + b"9" * 5000 + b"}]", "row 1"),
-    "semicolons.csv": (_GOOD.replace(",", ";").encode(), "must name the columns"),
     "no_header.csv": ("".join(_LINES[1:]).encode(), "must name the columns"),
     "twice.csv": (_GOOD.replace("source", "sentence", 1).encode(), "names a column twice"),
     "endless_cell.csv": (("".join(_LINES[:2]) + '"' + "가, 나\n" * 900_000).encode(), "row 2: a cell is longer"),

@@ -377,7 +377,9 @@ def format_of(fields: Iterable[str] | Record) -> str | None:
             return name
     if isinstance(fields, Mapping) and "entity_type" in str(fields.get("subject_entity", "")):
         return "boostcamp"
-    return "columns" if {"sentence"} < names and len(names & {"label", "relation"}) else None
+    if names & {"sentence", "text"} and not names & {"subject_entity", "object_entity"} and len(names) >= 3:
+        return "columns"
+    return None
 
 
 # ---- a whole file ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from mtl_re.data import spool
+from mtl_re.data.convert import format_of
 from mtl_re.data.readers import one_line, read_rows
-from mtl_re.data.validation import BadRow, Example, parse_row
+from mtl_re.data.validation import BadRow, Example, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.taxonomy import Taxonomy
 
@@ -23,9 +24,14 @@ def parsed(spec: str, taxonomy: Taxonomy) -> Iterator[tuple[int, Example | BadRo
     """Yield every row of DATA with its number: the example, or what is wrong with it.
 
     Raises:
-        MtlReError: DATA cannot be read.
+        MtlReError: DATA cannot be read, or its first row has the shape of another tool's format.
     """
-    for raw in read_rows(spec):
+    for count, raw in enumerate(read_rows(spec)):
+        if count == 0 and (name := format_of(raw.fields)) is not None:
+            where = " --columns FILE.yaml" if name == "columns" else ""
+            what = f"looks like {name} data, not like KLUE-RE's" if where == "" else "has other columns than KLUE-RE's"
+            hint = f"`mtl-re convert {spec} --from {name}{where} --output rows.jsonl` makes rows of it"
+            raise MtlReError(f"{spec}: {what} (the first row has {shown(list(raw.fields))}); {hint}")
         try:
             if raw.fault is not None:
                 raise raw.fault

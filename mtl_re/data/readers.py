@@ -1,13 +1,15 @@
 """Bytes → raw rows: a path, a hub data set or the embedded sample becomes an iterator of field maps.
 
 Enters: a DATA argument. Leaves: `RawRow`s whose fields are unchecked (`validation` says what they must be), in constant
-memory for every format. A fault of the whole file raises `MtlReError` when it is reached, in one line; a fault of one
-row (a line that is not JSON, a wrong number of columns) travels in `RawRow.fault`, so that the caller decides whether
-to stop or to count it.
+memory for every format that people write by the row. Text is UTF-8, or UTF-16 or CP949 as Korean Excel writes them (a
+note says so). A fault of the whole file raises `MtlReError` when it is reached, in one line; a fault
+of one row (a line that is not JSON, a wrong number of columns) travels in `RawRow.fault`, so that the caller decides
+whether to stop or to count it.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -17,14 +19,18 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
 from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
+from mtl_re.data.convert import format_of
 from mtl_re.errors import MtlReError, RowError
 
 CHUNK = 1 << 20
@@ -103,6 +109,8 @@ def _read_file(source: str) -> Iterator[RawRow]:
     name = os.path.basename(source).lower()
     kind = os.path.splitext(name.removesuffix(".gz"))[1]
     if kind not in FORMATS:
+        if not os.path.exists(source) and source.count("/") == 1 and not kind:
+            raise _fault(source, f"no such file; for a data set of the hub write hub:{source}:train")
         _open_regular(source).close()  # that a file is missing is the more useful message
         known = ", ".join(FORMATS)
         raise _fault(source, f"unknown file type {kind or name!r}; expected {known}, each also with .gz after it")
@@ -112,7 +120,7 @@ def _read_file(source: str) -> Iterator[RawRow]:
             if kind == ".parquet":
                 yield from _read_parquet(source, stream)
                 return
-            with _text(stream) as text:
+            with _text(source, stream) as text:
                 yield from TEXT_FORMATS[kind](source, text)
 
 
@@ -142,7 +150,8 @@ def _faults_of(source: str, stream: Stream | None = None) -> Iterator[None]:
     except UnicodeDecodeError as error:
         # The block that failed to decode ends at the stream's position.
         where = (stream.tell() if stream is not None else len(error.object)) - len(error.object) + error.start
-        raise _fault(source, f"byte {where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        hint = "save the file as UTF-8 (in Excel: `CSV UTF-8`; Korean Windows writes CP949 otherwise)"
+        raise _fault(source, f"byte {where} is not {error.encoding.upper()} ({error.reason}); {hint}") from error
     except gzip.BadGzipFile as error:
         raise _fault(source, f"is not sound gzip ({error}); if it is not compressed, drop the .gz") from error
     except EOFError as error:
@@ -158,13 +167,47 @@ def _fault(source: str, text: str) -> MtlReError:
 
 
 @contextmanager
-def _text(stream: Stream) -> Iterator[io.TextIOWrapper]:
-    """Decode UTF-8 with or without a byte order mark; `stream` stays open, for its opener closes it."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
+    """Decode UTF-8 with or without a byte order mark, or what `_encoding` recognises; `stream` stays open."""
+    start = stream.read(CHUNK)
+    stream.seek(0)
+    encoding = _encoding(start)
+    if encoding != "utf-8-sig":
+        name = "CP949 (Excel's `CSV`)" if encoding == "cp949" else f"{encoding.upper()} (Excel's `Unicode text`)"
+        _note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
+    text = io.TextIOWrapper(stream, encoding=encoding, newline="")
     try:
         yield text
     finally:
         text.detach()
+
+
+def _encoding(start: bytes) -> str:
+    """Return the encoding of a text by its beginning.
+
+    CP949 has no signature: it is taken for what is not UTF-8 but decodes as CP949 into text that is Hangul for the most
+    part of what is not ASCII.
+    """
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        try:
+            decoded = codecs.getincrementaldecoder("cp949")().decode(start)
+        except UnicodeDecodeError:
+            return "utf-8-sig"
+        foreign = [character for character in decoded if not character.isascii()]
+        if sum("가" <= character <= "힣" for character in foreign) > 0.5 * len(foreign):
+            return "cp949"
+    return "utf-8-sig"
+
+
+@cache
+def _note(source: str, text: str) -> None:
+    """Print something about a source, once."""
+    if os.environ.get("RANK", "0") == "0":
+        print(one_line(f"{source}: {text}"), file=sys.stderr)
 
 
 def _lines(source: str, text: io.TextIOWrapper) -> Iterator[str]:
@@ -249,21 +292,73 @@ class _Window:
 
 
 def _read_json(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
+    """Yield the elements of an array, also of one inside an object (`{"data": [...]}`); of a file that holds one object
+    a line, these; and the rows of a table by columns, as pandas writes one."""
     window = _Window(source, text)
     first = window.peek()
     if not first:
         raise _fault(source, "is empty; expected a JSON array of objects")
     if first == "{":
-        raise _fault(source, "holds an object, not an array; if it has one object a line, rename it to .jsonl")
-    window.take("[", "not a JSON array of objects")
+        yield from _read_object(source, window)
+    else:
+        window.take("[", "not a JSON array of objects")
+        for value in _values(window):
+            yield _object(source, window.row, value)
+    if window.peek():
+        raise window.fault("text after the end of the rows; remove it", window.at)
+
+
+def _values(window: _Window) -> Iterator[Any]:
+    """Yield the values of an array whose bracket is taken, and take the one that closes it."""
+    window.row = 0
     if window.peek() != "]":
-        yield _object(source, 1, window.value())
+        yield window.value()
         while window.peek() == ",":
             window.at += 1
-            yield _object(source, window.row + 1, window.value())
+            yield window.value()
     window.take("]", "expected ',' or ']' after an element; the file may be cut short")
-    if window.peek():
-        raise window.fault("text after the end of the array; remove it", window.at)
+
+
+def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
+    """Yield the rows of a text that begins with an object, once it is known what the object is."""
+    fields: dict[str, Any] = {}
+    wrapped = False
+    window.take("{", "not a JSON object")
+    while window.peek() not in ("}", ""):
+        key = str(window.value())
+        window.take(":", "expected ':' after a key")
+        if window.peek() != "[":
+            fields[key] = window.value()
+        else:
+            window.at += 1
+            if window.peek() == "{" and "sentence" not in fields:
+                wrapped = True
+                for value in _values(window):
+                    yield _object(source, window.row, value)
+            else:
+                fields[key] = list(_values(window))
+        if window.peek() == ",":
+            window.at += 1
+    window.take("}", "expected ',' or '}' after a value; the file may be cut short")
+    if wrapped and "sentence" in fields:
+        raise window.fault("an object that is a row and holds rows; expected an array of rows", window.at)
+    if wrapped:
+        return
+    if isinstance(fields.get("sentence"), dict):
+        yield from _columns(source, fields)
+        return
+    window.row = 1
+    yield RawRow(source, 1, fields)
+    while window.peek() == "{":
+        yield _object(source, window.row + 1, window.value())
+
+
+def _columns(source: str, columns: dict[str, Any]) -> Iterator[RawRow]:
+    """Yield the rows of pandas' `DataFrame.to_json()`: column → row name → cell."""
+    names = list(columns["sentence"])
+    for number, name in enumerate(names, start=1):
+        cells = {key: column.get(name) if isinstance(column, dict) else column for key, column in columns.items()}
+        yield RawRow(source, number, cells)
 
 
 def _read_jsonl(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
@@ -271,12 +366,17 @@ def _read_jsonl(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
     for number, line in enumerate(_lines(source, text), start=1):
         if not (content := line.strip(" \t\r\n")):
             continue
-        if not seen and content.startswith("["):
-            raise _fault(source, "holds a JSON array; rename it to .json")
-        seen = True
+        if not seen and (content.startswith("[") or content == "{"):
+            raise _fault(source, "is one JSON value over several lines; rename it to .json")
         try:
-            yield _object(source, number, _DECODER.decode(content))
+            value = _DECODER.decode(content)
+            inside = value if not seen and isinstance(value, dict) and "sentence" not in value else {}
+            if rows := next((key for key, inner in inside.items() if isinstance(inner, list)), None):
+                raise _fault(source, f"is one object that holds rows under {rows!r}; rename it to .json")
+            seen = True
+            yield _object(source, number, value)
         except json.JSONDecodeError as error:
+            seen = True
             yield RawRow(source, number, fault=RowError("row", f"not JSON ({error.msg} at column {error.colno})"))
         except (RecursionError, ValueError) as error:
             yield RawRow(source, number, fault=RowError("row", f"not JSON ({one_line(str(error))})"))
@@ -293,9 +393,13 @@ def _object(source: str, number: int, value: Any) -> RawRow:
 
 def _read_csv(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
-    cells = _cells(csv.reader(_lines(source, text), strict=True))
+    lines = _lines(source, text)
+    first = next(lines, "")
+    # Whatever the file's name says: Excel's `Unicode text` has tabs, and where a comma is the decimal sign, semicolons.
+    delimiter = max(",\t;", key=first.count)
+    cells = _cells(csv.reader(chain([first], lines), strict=True, delimiter=delimiter))
     header = next(cells, None)
-    if isinstance(header, csv.Error) or header is None or "sentence" not in header:
+    if isinstance(header, csv.Error) or header is None or ("sentence" not in header and format_of(header) is None):
         found = "the file is empty" if header is None else str(header)[:200]
         raise _fault(source, f"the first line must name the columns (id, sentence, subject_entity, ...); found {found}")
     if len(set(header)) < len(header):
@@ -348,6 +452,7 @@ TEXT_FORMATS: dict[str, Callable[[str, io.TextIOWrapper], Iterator[RawRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
 }
 FORMATS = (*TEXT_FORMATS, ".parquet")
 

@@ -8,13 +8,19 @@ form of their values, never by a file's name. `loading` applies this to a whole 
 from __future__ import annotations
 
 import ast
+import json
+import math
+import numbers
+import re
 import reprlib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from mtl_re.data.readers import one_line
+from mtl_re.data.unicode_form import compose, difference, is_decomposed
 from mtl_re.errors import RowError
 from mtl_re.taxonomy import KLUE, Taxonomy
 
@@ -22,6 +28,8 @@ MAX_SENTENCE = 20_000
 """Longest sentence that is accepted, in characters (KLUE-RE's longest has 455)."""
 UNLABELLED = 100
 """The contest's label of rows whose true label is withheld."""
+LABEL_NAMES = ("relation", "relations", "rel", "gold", "gold_label", "labels", "predicate")
+"""What other data sets call the label; a row with one of these and no `label` is at fault."""
 
 Key = tuple[str, int, int, int, int]
 
@@ -59,8 +67,13 @@ class Example:
 
     @property
     def key(self) -> Key:
-        """Sentence and spans: rows that share them ask the same question."""
-        return (self.sentence, self.subject.start, self.subject.end, self.object.start, self.object.end)
+        """Sentence and spans, decomposed characters composed: rows that share them ask the same question."""
+        spans = [(entity.start, entity.end) for entity in (self.subject, self.object)]
+        if is_decomposed(self.sentence):
+            with suppress(RowError):  # a span that cuts a character stands for itself alone
+                sentence, spans = compose(self.sentence, spans)
+                return (sentence, *spans[0], *spans[1])
+        return (self.sentence, *spans[0], *spans[1])
 
     @property
     def where(self) -> str:
@@ -120,8 +133,8 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
         sentence=sentence,
         subject=subject_entity,
         object=object_entity,
-        label=_label(fields.get("label"), taxonomy),
-        source=None if _absent(fields.get("source")) else _string(fields, "source"),
+        label=_label(_label_field(fields), taxonomy),
+        source=None if _absent(fields.get("source"), blank=True) else _string(fields, "source"),
         file=file,
         row=None if file is None else number,
     )
@@ -150,28 +163,51 @@ def _entity(fields: Mapping[str, Any], name: str, sentence: str) -> Entity:
     word = _string(value, "word", name)
     if (spelled := sentence[start : end + 1]) != word:
         reason = f"{shown(word)}, but characters {start}..{end} of the sentence are {shown(spelled)}"
+        reason += difference(word, spelled)
         raise RowError(f"{name}.word", reason)
     return Entity(word, start, end, _string(value, "type", name))
 
 
 def _literal(text: str, name: str) -> Any:
-    """Decode an entity of the contest CSV, a Python dict as text; nothing is executed."""
+    """Decode an entity of the contest CSV, a Python dict as text; nothing is executed.
+
+    pandas, NumPy and Excel leave other spellings behind (`np.int64(3)`, JSON's `null`, tabs for commas), which are
+    tried where the text is no Python; whatever they make of a word is compared with the sentence later.
+    """
+    if len(text) > 2 * MAX_SENTENCE:
+        raise RowError(name, f"not the Python text of a dict: {shown(text)} ({len(text):,} characters)")
+    fault: Exception | None = None
+    for spelled in (text, _NUMPY.sub(r"\1", text), text.replace("\t", ",")):
+        try:
+            with warnings.catch_warnings():  # of an invalid escape: the check of the word sees what it became
+                warnings.simplefilter("ignore")
+                return ast.literal_eval(spelled)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            fault = fault or error
     try:
-        if len(text) > 2 * MAX_SENTENCE:
-            raise ValueError(f"{len(text):,} characters")
-        with warnings.catch_warnings():  # of an invalid escape: the check of the word sees what it became
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        reason = f"not the Python text of a dict: {shown(text)} ({type(error).__name__})"
-        raise RowError(name, reason) from error
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        kind = type(fault).__name__
+        raise RowError(name, f"not the Python text of a dict: {shown(text)} ({kind})") from fault
+
+
+_NUMPY = re.compile(r"\b(?:np\.|numpy\.)?u?(?:int|float)\d+\((-?\d+(?:\.\d*)?)\)")
 
 
 def _position(value: Mapping[str, Any], key: str, name: str) -> int:
-    position = _present(value, key, f"{name}.{key}")
-    if isinstance(position, bool) or not isinstance(position, int):
-        raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(position)}")
+    position = whole_number(_present(value, key, f"{name}.{key}"))
+    if position is None:
+        raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(value[key])}")
     return position
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a whole number of any type, `3.0` and NumPy's included; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return int(value) if isinstance(value, numbers.Real) and math.isfinite(value) and value == int(value) else None
 
 
 def _string(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
@@ -194,20 +230,27 @@ def _identity(fields: Mapping[str, Any], number: int) -> str:
     value = fields.get(key)
     if _absent(value):
         return str(number)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _string(fields, key)
+    whole = whole_number(value)
+    return _string(fields, key) if whole is None else str(whole)
+
+
+def _label_field(fields: Mapping[str, Any]) -> Any:
+    """Return the value of `label`; a row that has another column of labels instead is not an unlabelled one."""
+    if "label" not in fields and (others := [name for name in LABEL_NAMES if not _absent(fields.get(name))]):
+        what = f"missing, but there is {others[0]!r}: {shown(fields[others[0]])}"
+        raise RowError("label", f"{what}; rename that column to label (or see `mtl-re convert --from columns`)")
+    return fields.get("label")
 
 
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:
-    if _absent(value) or value == str(UNLABELLED):
+    if _absent(value) or value in (str(UNLABELLED), f"{UNLABELLED}.0"):
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
+    if (number := whole_number(value)) is not None:
         # The hub numbers labels in KLUE's order, whatever order a taxonomy over them has.
         order = KLUE if set(taxonomy.labels) <= set(KLUE) else taxonomy.labels
-        if 0 <= value < len(order):
-            value = order[value]
-        elif value == UNLABELLED:
+        if 0 <= number < len(order):
+            value = order[number]
+        elif number == UNLABELLED:
             return None
     if not isinstance(value, str) or value not in taxonomy.labels:
         digits = isinstance(value, str) and value.isdecimal()
@@ -223,9 +266,11 @@ def _present(fields: Mapping[str, Any], key: str, path: str) -> Any:
     return value
 
 
-def _absent(value: Any) -> bool:
-    """Return whether a value is None, empty text, or the NaN that pandas writes for either."""
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+def _absent(value: Any, blank: bool = False) -> bool:
+    """Return whether a value is None, empty text (or, with `blank`, blank text), or the NaN of pandas for either."""
+    if isinstance(value, str):
+        return not (value.strip() if blank else value)
+    return value is None or (isinstance(value, numbers.Real) and value != value)
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -211,3 +212,61 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
     assert file_digest(str(tmp_path / "a.bin")) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
     with pytest.raises(MtlReError, match="no such file"):
         file_digest(str(tmp_path / "b.bin"))
+
+
+# ---- what other programs write -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "utf-16-le-bom", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".csv.gz"])
+def test_korean_encodings_are_read_with_a_note(tmp_path: Path, capsys, encoding: str, suffix: str) -> None:
+    rows = [{"id": "a", "sentence": "김민아는 가나전자 대표이다.", "note": "é,\t;"}]
+    text = json.dumps(rows, ensure_ascii=False)
+    if suffix == ".jsonl":
+        text = text[1:-1] + "\n"
+    if ".json" not in suffix:
+        cells = [list(rows[0]), list(rows[0].values())]
+        text = "".join("\t".join(f'"{cell}"' for cell in line) + "\n" for line in cells)
+    if encoding == "cp949":
+        text = text.replace("é", "漢")
+    raw = codecs.BOM_UTF16_LE + text.encode("utf-16-le") if encoding == "utf-16-le-bom" else text.encode(encoding)
+    path = tmp_path / f"{encoding}{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix.endswith(".gz") else raw)
+    (row,) = read_rows(str(path))
+    assert row.fields == rows[0] | {"note": rows[0]["note"].replace("é", "漢" if encoding == "cp949" else "é")}
+    list(read_rows(str(path)))
+    said = capsys.readouterr().err
+    assert said.count("not UTF-8") == (encoding != "utf-8-sig")  # once for a file, however often it is read
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_separators(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(separator.join(["id", "sentence"]) + f'\n1{separator}"가{separator} 나"\n', encoding="utf-8")
+    assert [row.fields for row in read_rows(str(path))] == [{"id": "1", "sentence": f"가{separator} 나"}]
+
+
+COLUMNS = {"guid": {"0": "a", "1": "b"}, "sentence": {"0": "가", "1": "나"}, "label": {"0": None, "1": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('{"version": 1, "data": [{"a": 1}, {"a": 2}], "more": {"x": []}}', [{"a": 1}, {"a": 2}]),
+        ('{"sentence": "가", "a": [1]}', [{"sentence": "가", "a": [1]}]),
+        ('{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (
+            json.dumps(COLUMNS),
+            [{"guid": "a", "sentence": "가", "label": None}, {"guid": "b", "sentence": "나", "label": "x"}],
+        ),
+    ],
+)
+def test_json_that_is_no_array_of_rows(tmp_path: Path, text: str, rows: list) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    assert fields_of(path) == rows
+
+
+def test_a_hub_name_without_hub_is_told() -> None:
+    with pytest.raises(MtlReError, match="for a data set of the hub write hub:klue/re:train"):
+        list(read_rows("klue/re"))

@@ -9,11 +9,13 @@ import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hostile import BAD_ROWS, ROW_FAULTS, csv_text, entity, klue_row, write_hostile
 from hypothesis import given, settings
@@ -372,3 +374,65 @@ def test_klue_re_splits_by_label_and_round_trips() -> None:
     assert all(abs(valid_counts[name] - count / 10) <= 3 + count / 100 for name, count in all_counts.items())
     assert not {row.sentence for row in train} & {row.sentence for row in valid}
     assert all(parse_row(row.to_row(), TAXONOMY) == row for row in valid)
+
+
+# ---- cells as pandas, NumPy, Excel and contest code leave them ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"label": 17.0}, ("label", KLUE[17])),
+        ({"label": 100.0}, ("label", None)),
+        ({"label": "100.0"}, ("label", None)),
+        ({"label": np.int64(17)}, ("label", KLUE[17])),
+        ({"source": " "}, ("source", None)),
+        ({"source": float("nan")}, ("source", None)),
+        ({"guid": np.int64(7)}, ("id", "7")),
+        ({"guid": 7.0}, ("id", "7")),
+    ],
+)
+def test_cells_whose_meaning_is_certain(change: dict, expected: tuple) -> None:
+    assert getattr(parse_row(klue_row(1) | change, TAXONOMY), expected[0]) == expected[1]
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda entity: entity | {"start_idx": float(entity["start_idx"]), "end_idx": np.int32(entity["end_idx"])},
+        lambda entity: repr(
+            entity | {"start_idx": np.int64(entity["start_idx"]), "end_idx": np.int64(entity["end_idx"])}
+        ),
+        lambda entity: json.dumps(entity | {"note": None, "sure": True}, ensure_ascii=False),
+        lambda entity: repr(entity).replace(", '", "\\t '"),
+    ],
+)
+def test_entities_as_other_programs_write_them(spell) -> None:
+    row = klue_row(1)
+    assert parse_row(row | {"subject_entity": spell(row["subject_entity"])}, TAXONOMY) == parse_row(row, TAXONOMY)
+
+
+def test_a_relation_column_is_no_unlabelled_row() -> None:
+    row = klue_row(1)
+    row["relation"] = row.pop("label")
+    with pytest.raises(RowError, match="missing, but there is 'relation'"):
+        parse_row(row, TAXONOMY)
+
+
+def test_copies_in_decomposed_form_are_the_same_rows() -> None:
+    row = parse_row(klue_row(1), TAXONOMY)
+    parts = [unicodedata.normalize("NFD", row.sentence[: entity.start]) for entity in (row.subject, row.object)]
+    spans = [
+        (len(part), unicodedata.normalize("NFD", entity.word))
+        for part, entity in zip(parts, (row.subject, row.object), strict=True)
+    ]
+    entities = [Entity(word, start, start + len(word) - 1, "PER") for start, word in spans]
+    apart = Example("other", unicodedata.normalize("NFD", row.sentence), *entities, row.label)
+    assert parse_row(apart.to_row(), TAXONOMY).sentence != row.sentence
+    assert apart.key == row.key
+    with pytest.raises(MtlReError, match="training on the evaluation rows"):
+        drop_overlap([row], [apart])
+    wrong = klue_row(1)
+    wrong["subject_entity"] |= {"word": unicodedata.normalize("NFD", row.subject.word)}
+    with pytest.raises(RowError, match="look the same, but the first is written in decomposed"):
+        parse_row(wrong, TAXONOMY)
