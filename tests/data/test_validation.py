@@ -376,7 +376,7 @@ def test_klue_re_splits_by_label_and_round_trips() -> None:
     assert all(parse_row(row.to_row(), TAXONOMY) == row for row in valid)
 
 
-# ---- cells as pandas, NumPy, Excel and contest code leave them ----------------------------------------------------------
+# ---- cells as pandas, NumPy, Excel and contest code leave them ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_cells_whose_meaning_is_certain(change: dict, expected: tuple) -> None:
             entity | {"start_idx": np.int64(entity["start_idx"]), "end_idx": np.int64(entity["end_idx"])}
         ),
         lambda entity: json.dumps(entity | {"note": None, "sure": True}, ensure_ascii=False),
-        lambda entity: repr(entity).replace(", '", "\\t '"),
+        lambda entity: repr(entity).replace(", '", "\t '"),
     ],
 )
 def test_entities_as_other_programs_write_them(spell) -> None:
