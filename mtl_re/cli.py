@@ -23,6 +23,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from mtl_re import __version__, config
 from mtl_re.errors import MtlReError
+from mtl_re.files import protect
+from mtl_re.outputs import check_directory, check_outputs, input_files
 from mtl_re.taxonomy import Taxonomy
 
 # ---- what a command prints -----------------------------------------------------------------------------------------
@@ -111,6 +113,8 @@ class Command:
         arguments: in the order in which the function takes them.
         forms: settings of `ArgumentParser.add_argument` for fields of `options` that hold several words.
         show: prints what the function returned.
+        reads: arguments and options that name inputs, which no output may replace.
+        writes: arguments and options that name an output: a file (no names), or a directory and its files' names.
     """
 
     help: str
@@ -119,6 +123,8 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     show: Callable[[Any, Any], None] = _print
+    reads: tuple[str, ...] = ()
+    writes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def parser(self, name: str) -> ArgumentParser:
         """Return the parser of this command's arguments."""
@@ -131,6 +137,9 @@ class Command:
             parser.add_argument(argument.name, help=argument.help, **settings)
         if self.options is not None:
             self._add_options(parser, self.options)
+        if self.writes and not hasattr(self.options, "overwrite"):
+            help = "Replace output files that exist and were not written by mtl-re."
+            parser.add_argument("--overwrite", action="store_true", help=help)
         return parser
 
     def _add_options(self, parser: ArgumentParser, options: type) -> None:
@@ -161,6 +170,22 @@ class Command:
                 raise MtlReError(f"{name}: expected a group of options, found {values[name]!r}")
             values[name] = kind(**vars(values[name]))
         return self.options(**values)
+
+    def check_files(self, parsed: Namespace) -> None:
+        """Refuse outputs that are inputs or somebody else's files, and protect the inputs from then on.
+
+        Raises:
+            MtlReError: naming the option and the file.
+        """
+        inputs = input_files([parsed.get(name) for name in (*self.reads, "config")])
+        for name, files in self.writes.items():
+            if (given := parsed.get(name)) is None:
+                continue
+            if files:
+                check_directory(name, given, files, inputs, parsed.overwrite)
+            else:
+                check_outputs({name: given}, inputs, parsed.overwrite)
+        protect(inputs)
 
     def call(self, parsed: Namespace, options: Any) -> Any:
         """Import the function, call it and return its result."""
@@ -193,6 +218,7 @@ COMMANDS: dict[str, Command] = {
         "mtl_re.data.sample:write",
         config.SampleConfig,
         (Argument("directory", "Where to write train.json, valid.json and test.json.", "DIR"),),
+        writes={"directory": ("train.json", "valid.json", "test.json")},
     ),
     "check": Command(
         "Validate data: bad rows, duplicates, contradictions, overlap.",
@@ -200,6 +226,29 @@ COMMANDS: dict[str, Command] = {
         None,
         (DATA, HEADS),
         show=_print_check,
+    ),
+    "heads": Command(
+        "Write the two-level map of a file's labels, for `model.heads`.",
+        "mtl_re.data.heads:write_heads",
+        config.HeadsConfig,
+        (Argument("data", "Rows with labels of any set.", "DATA"),),
+        reads=("data",),
+        writes={"output": ()},
+    ),
+    "convert": Command(
+        "Convert rows or annotations of other tools to rows.",
+        "mtl_re.data.convert:convert",
+        config.ConvertConfig,
+        (
+            Argument("file", "The file (.json, .jsonl, .csv, .tsv, .parquet; .txt for semeval).", "FILE"),
+            Argument(
+                "--from",
+                "Its format: tacred, semeval, opennre, label-studio, doccano, korre, boostcamp, columns.",
+                settings={"required": True},
+            ),
+        ),
+        reads=("file", "columns"),
+        writes={"output": ()},
     ),
     "explore": Command(
         "Draw the distributions of data files, side by side.",
@@ -210,13 +259,21 @@ COMMANDS: dict[str, Command] = {
             Argument("--output", "Directory for the pictures and explore.md.", kind=Path, settings={"required": True}),
             HEADS,
         ),
+        reads=("data",),
+        writes={"output": ("explore.md", "labels.png", "coarse.png", "lengths.png", "pairs.png")},
     ),
-    "train": Command("Train a model; prints the run directory last.", "mtl_re.training.train:train", config.Config),
+    "train": Command(
+        "Train a model; prints the run directory last.",
+        "mtl_re.training.train:train",
+        config.Config,
+        reads=("data.train", "data.valid", "model.encoder", "model.heads"),
+    ),
     "adapt": Command(
         "Adapt an encoder to your text by masked-language modelling; prints the run directory last.",
         "mtl_re.adapt.adapt:adapt",
         config.AdaptConfig,
         forms={"exclude": {"type": str, "nargs": "+", "default": [], "metavar": "DATA"}},
+        reads=("data.train", "exclude", "model.encoder"),
     ),
     "evaluate": Command(
         "Score a checkpoint on labelled rows.",
@@ -225,6 +282,8 @@ COMMANDS: dict[str, Command] = {
         (replace(CKPT, settings={"type": str | None, "nargs": "?"}),),
         COMPOSE,
         _print_scores,
+        ("ckpt", "compose", "data"),
+        {"output": (), "predictions": ()},
     ),
     "predict": Command(
         "Predict rows; the probabilities of several checkpoints are averaged (soft vote).",
@@ -233,6 +292,8 @@ COMMANDS: dict[str, Command] = {
         (replace(CKPT, usage="CKPT ...", kind=list, settings={"nargs": "*", "metavar": "CKPT"}),),
         COMPOSE,
         _print_count,
+        ("ckpt", "compose", "data"),
+        {"output": ()},
     ),
     "vote": Command(
         "Average prediction files of the same rows, with weights (soft vote).",
@@ -248,12 +309,16 @@ COMMANDS: dict[str, Command] = {
             HEADS,
         ),
         show=_print_count,
+        reads=("files", "heads"),
+        writes={"output": ()},
     ),
     "calibrate": Command(
         "Fit temperatures and a threshold, and store them in the checkpoint.",
         "mtl_re.scoring.calibrate:calibrate",
         config.CalibrateConfig,
         (CKPT,),
+        reads=("data", "unlabelled"),
+        writes={"output": ("calibration.json", "reliability.png")},
     ),
     "compare": Command(
         "Compare two prediction files of the same rows by paired bootstrap.",
@@ -266,6 +331,8 @@ COMMANDS: dict[str, Command] = {
         "mtl_re.analysis.error_analysis:write_errors",
         config.ErrorsConfig,
         (PREDICTIONS,),
+        reads=("predictions", "data", "heads"),
+        writes={"output": ("errors.md", "gate.png", "lengths.png", "types.png", "false_alarms.png")},
     ),
     "cooccurrence": Command(
         "Measure how often unrelated entities of one sentence are predicted to be related.",
@@ -273,6 +340,8 @@ COMMANDS: dict[str, Command] = {
         config.CooccurrenceConfig,
         (PREDICTIONS,),
         show=_rendered("mtl_re.analysis.cooccurrence:render_cooccurrence"),
+        reads=("predictions", "data", "heads"),
+        writes={"output": ()},
     ),
     "extract": Command(
         "Extract the triples between the entities of one sentence.",
@@ -291,12 +360,14 @@ COMMANDS: dict[str, Command] = {
         config.ExportConfig,
         (CKPT, Argument("directory", "Where to write: a new or empty directory (see --overwrite).", "DIR")),
         show=_rendered("mtl_re.export.export:render_export"),
+        reads=("ckpt", "check_data", "metrics", "cooccurrence"),
     ),
     "ablate": Command(
         "Run or continue a study of many trainings, and write its report.",
         "mtl_re.study.workers:ablate",
         config.AblateConfig,
         (Argument("study", "The study file (see experiments/ablations/).", "STUDY.yaml", Path),),
+        reads=("study",),
     ),
 }
 
@@ -330,6 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(MtlReError(f"the options cannot be read ({type(error).__name__}: {error}); see --help"), 2)
     try:
         _calm()
+        command.check_files(parsed)
         result = command.call(parsed, options)
         if _speaks():
             command.show(result, options)

@@ -383,6 +383,32 @@ class SampleConfig(Options):
     """Seed of the corpus: the same seed and sizes give the same rows."""
 
 
+@dataclass
+class HeadsConfig:
+    """Options of `mtl-re heads`."""
+
+    output: str
+    """YAML file to write, which `model.heads` and `--heads` take."""
+
+
+@dataclass
+class ConvertConfig:
+    """Options of `mtl-re convert`."""
+
+    output: str
+    """File to write, one row a line (.jsonl)."""
+    columns: str | None = None
+    """For `--from columns`: a YAML file that names the columns. `subject` and `object`, each with `start`, `end` and
+    perhaps `type` and `word`; `sentence`, `label`, `id`, `source`; `ends: inclusive|exclusive`; `first: 0|1`, the number
+    of a sentence's first character."""
+    types: str = ""
+    """Entity types to rename, such as `PERSON=PER,ORGANIZATION=ORG`; others stay as they are."""
+    no_relation: str = "no_relation,Other,NA"
+    """Labels that mean "no relation"; they become `no_relation`."""
+    pairs: Literal["related", "all"] = "related"
+    """For label-studio and doccano: `all` also makes every other ordered pair of a text's entities, as `no_relation`."""
+
+
 @dataclass(kw_only=True)
 class DecodingConfig(Options):
     """What `evaluate` and `predict` have in common."""

@@ -77,7 +77,7 @@ def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     with styled(width, height) as figure:
         yield figure
         with whole_file(path) as partial:
-            figure.savefig(partial, metadata={"Software": None})
+            figure.savefig(partial, metadata={"Software": "mtl-re"})
 
 
 def bars(

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,22 @@ from filelock import FileLock, Timeout
 from mtl_re.errors import MtlReError
 
 PARTIAL, _ASIDE = ".partial-", ".old-"
+_PROTECTED: list[Path] = []
 WEIGHTS, WEIGHTS_SEAL = "model.safetensors", "model.safetensors.sha256"
 
 
 # ---- whole or not at all -----------------------------------------------------------------------------------------
+
+
+def protect(paths: Iterable[Path]) -> None:
+    """Name the files that this process reads as input, in place of those named before: nothing replaces them."""
+    _PROTECTED[:] = paths
+
+
+def _refuse_protected(path: Path) -> None:
+    for given in _PROTECTED:
+        if path.exists() and given.exists() and (path.samefile(given) or path in given.parents):
+            raise MtlReError(f"{path}: is an input of this command ({given}), or holds it; write elsewhere")
 
 
 @contextmanager
@@ -39,8 +51,9 @@ def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
             the same, so that what a kill leaves behind is overwritten the next time.)
 
     Raises:
-        MtlReError: The file cannot be written.
+        MtlReError: The file cannot be written, or is an input (see `protect`).
     """
+    _refuse_protected(path)
     partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8] + '-' if shared else ''}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +77,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises:
         OSError: The directory cannot be written.
     """
+    _refuse_protected(final)
     build = final.with_name(f"{PARTIAL}{final.name}")
     try:
         shutil.rmtree(build, ignore_errors=True)

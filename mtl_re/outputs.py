@@ -1,4 +1,4 @@
-"""Which places a command may write to: never one of its inputs, and no file of somebody else's.
+"""Which files a command may write: never one of its inputs, and no file of somebody else's.
 
 Enters: the paths that a command's options name. Leaves: nothing, or the fault. A file that this package wrote is known
 by its content (`OURS`), so that the same command may run twice; everything else stays unless `--overwrite` is given.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mtl_re.errors import MtlReError
 
@@ -46,25 +47,48 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path
 
 
 def check_directory(
-    option: str, folder: str | Path, names: Iterable[str], inputs: Iterable[str], overwrite: bool
+    option: str, folder: str | Path, names: Iterable[str], inputs: Iterable[str | Path], overwrite: bool
 ) -> None:
-    """`check_outputs` for the files of these names in a directory.
+    """Apply `check_outputs` to the files of these names in a directory.
 
     Raises:
         MtlReError: as `check_outputs`, or the path is a file.
     """
     if Path(folder).is_file():
-        raise MtlReError(f"{option} {folder} is a file; name a directory")
+        raise MtlReError(f"--{option} {folder} is a file; name a directory")
     given = list(inputs)
     for name in names:
-        try:
-            check_outputs({option: Path(folder) / name}, given, overwrite)
-        except MtlReError as error:
-            raise MtlReError(str(error).removeprefix("--")) from error
+        check_outputs({option: Path(folder) / name}, given, overwrite)
+
+
+CHECKPOINT_FILES = ("config.json", "model*.safetensors*", "tokenizer*", "vocab*", "special_tokens_map.json", "*.onnx*")
+"""What a command reads of a checkpoint's directory."""
+
+
+def input_files(given: Iterable[Any]) -> list[Path]:
+    """Return the files that a command reads: of a checkpoint's directory its weights, config and tokenizer.
+
+    Args:
+        given: values of arguments, lists of them, HEAD=CKPT; None, hub ids and samples are passed over.
+    """
+    found: list[Path] = []
+    for value in given:
+        if isinstance(value, list | tuple):
+            found += input_files(value)
+        elif isinstance(value, str | Path) and str(value) and not str(value).startswith(("hub:", "sample:")):
+            path = Path(value)
+            if not path.exists() and "=" in str(value):
+                path = Path(str(value).partition("=")[2])
+            if path.is_dir():
+                folder = path / "model" if (path / "model" / "config.json").is_file() else path
+                found += [file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)]
+            else:
+                found.append(path)
+    return found
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file: by name, through links, or as two names of one inode."""
+    """Return whether two paths lead to one file: by name, through links, or as two names of one inode."""
     try:
         return one.samefile(other)
     except OSError:  # one of them does not exist (yet)
@@ -72,7 +96,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is empty or was written by this package, judged by its content."""
+    """Return whether a file is empty or was written by this package, judged by its content."""
     if path.stat().st_size == 0:
         return True
     check = OURS.get(path.suffix.lower())
@@ -119,7 +143,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    return MARK in _head(path, 1024)
+    return MARK in _head(path, 16 << 20)
 
 
 OURS: dict[str, Callable[[Path], bool]] = {

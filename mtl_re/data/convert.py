@@ -15,11 +15,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
+from mtl_re.config import ConvertConfig
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import NO_RELATION
 
@@ -74,11 +76,15 @@ Format = Callable[[Record, Options], Iterator[Row | Dropped]]
 
 
 def make_row(
-    id: Any, text: str, subject: Span, object: Span, label: str | None, options: Options, source: Any = None
+    id: Any, text: str, pair: Sequence[Span], label: str | None, options: Options, source: Any = None
 ) -> Row | Dropped:
-    """One row in KLUE's JSON form, or why the record cannot become one."""
-    entities = {}
-    for name, span in (("subject_entity", subject), ("object_entity", object)):
+    """Return a row in KLUE's JSON form, or why the record cannot become one.
+
+    Args:
+        pair: subject and object.
+    """
+    entities: dict[str, dict[str, Any]] = {}
+    for name, span in zip(("subject_entity", "object_entity"), pair, strict=True):
         if not 0 <= span.start <= span.end < len(text):
             return Dropped("a span outside its text", f"{name} {span.start}..{span.end} of {len(text)} characters")
         entities[name] = {
@@ -87,8 +93,11 @@ def make_row(
             "end_idx": span.end,
             "type": options.types.get(span.type, span.type),
         }
-    if subject.start == object.start and subject.end == object.end:
-        return Dropped("subject and object are the same span", entities["subject_entity"]["word"])
+    (first, second), word = sorted((span.start, span.end) for span in pair), str(entities["subject_entity"]["word"])
+    if first == second:
+        return Dropped("subject and object are the same span", word)
+    if first[0] < second[0] <= first[1] < second[1]:
+        return Dropped("subject and object cross", word)
     named = NO_RELATION if label in options.no_relation else label
     return {"guid": None if id is None else str(id), "sentence": text, **entities, "label": named, "source": source}
 
@@ -127,7 +136,7 @@ def tacred(record: Record, options: Options) -> Iterator[Row | Dropped]:
             yield Dropped("a span outside its tokens", f"{name} {first}..{last} of {len(places)} tokens")
             return
         spans.append(Span(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
-    yield make_row(record.get("id"), text, *spans, record.get("relation"), options, record.get("docid"))
+    yield make_row(record.get("id"), text, spans, record.get("relation"), options, record.get("docid"))
 
 
 def semeval(record: Record, options: Options) -> Iterator[Row | Dropped]:
@@ -141,7 +150,7 @@ def semeval(record: Record, options: Options) -> Iterator[Row | Dropped]:
             return
         before, inside = (len(re.sub(r"</?e[12]>", "", part)) for part in (text[: match.start()], match[1]))
         spans.append(Span(before, before + inside - 1, UNTYPED))
-    yield make_row(record.get("id"), re.sub(r"</?e[12]>", "", text), *spans, record.get("relation"), options)
+    yield make_row(record.get("id"), re.sub(r"</?e[12]>", "", text), spans, record.get("relation"), options)
 
 
 def opennre(record: Record, options: Options) -> Iterator[Row | Dropped]:
@@ -158,7 +167,7 @@ def opennre(record: Record, options: Options) -> Iterator[Row | Dropped]:
             yield Dropped("a span outside its text", f"{name} {first}..{end}")
             return
         spans.append(Span(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
-    yield make_row(record.get("id"), text, *spans, record.get("relation"), options)
+    yield make_row(record.get("id"), text, spans, record.get("relation"), options)
 
 
 # ---- formats of annotation tools -------------------------------------------------------------------------------------
@@ -229,7 +238,7 @@ def annotated_pairs(
             yield Dropped("a pair without an annotated relation (--pairs all makes it no_relation)")
     for number, (first, second, label) in enumerate(rows, start=1):
         name = None if id is None else f"{id}-{number}"
-        yield make_row(name, text, spans[first], spans[second], label, options)
+        yield make_row(name, text, (spans[first], spans[second]), label, options)
 
 
 # ---- tables with other column names ----------------------------------------------------------------------------------
@@ -275,7 +284,7 @@ class Columns:
         given = read_yaml(path)
         try:
             entities = {name: EntityColumns(**given.pop(name)) for name in ("subject", "object")}
-            columns = cls(**entities, **given)
+            columns = cls(**entities, **given)  # type: ignore[arg-type] # checked below, or a TypeError
         except KeyError as error:
             raise MtlReError(f"{path}: the key {error} is missing") from error
         except TypeError as error:
@@ -333,7 +342,7 @@ def _by_columns(record: Record, names: Columns, options: Options) -> Iterator[Ro
         spans.append(Span(start, end, UNTYPED if part.type is None else str(_at(record, part.type))))
     optional = {name: record.get(key) for name in _OPTIONAL if (key := getattr(names, name)) is not None}
     label = str(optional["label"]) if optional.get("label") not in (None, "") else None
-    yield make_row(optional.get("id"), text, *spans, label, options, optional.get("source"))
+    yield make_row(optional.get("id"), text, spans, label, options, optional.get("source"))
 
 
 _OPTIONAL = ("label", "id", "source")
@@ -462,3 +471,52 @@ def _safely(convert: Format, record: Record, options: Options) -> Iterator[Row |
 def json_line(row: Row) -> str:
     """A row as a line of a .jsonl file."""
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------
+
+
+def convert(file: str, name: str, options: ConvertConfig) -> Report:
+    """Convert a file and write its rows as .jsonl (`mtl-re convert`).
+
+    Args:
+        file: in the format `name`, a key of `FORMATS`.
+
+    Raises:
+        MtlReError: the file cannot be read, the format or an option is unknown, or no record could be converted.
+    """
+    from mtl_re.data.readers import read_rows
+    from mtl_re.files import whole_file
+
+    columns = None if options.columns is None else Columns.from_yaml(Path(options.columns))
+    made = Options(_types(options.types), options.no_relation.split(","), options.pairs, columns)
+    report = Report()
+    records: Iterable[tuple[int, Record]]
+    if name == "semeval":
+        with _lines_of(file) as lines:
+            records = list(enumerate(semeval_records(lines), start=1))
+    else:
+        records = ((row.number, row.fields) for row in read_rows(file))
+    with whole_file(Path(options.output)) as partial, partial.open("w", encoding="utf-8") as output:
+        for row in converted(records, name, made, report):
+            output.write(json_line(row))
+        if not report.rows:
+            raise MtlReError(f"{file}: no record could be converted from {name}; {report}".replace("\n", "; "))
+    return report
+
+
+@contextmanager
+def _lines_of(file: str) -> Iterator[Iterable[str]]:
+    try:
+        with open(file, encoding="utf-8-sig") as lines:
+            yield lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise MtlReError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
+
+
+def _types(given: str) -> dict[str, str]:
+    """Parse `PERSON=PER,ORGANIZATION=ORG`."""
+    pairs = [part.partition("=") for part in given.split(",") if part]
+    if odd := [name for name, equals, kind in pairs if not (name and equals and kind)]:
+        raise MtlReError(f"--types: {odd[0]!r}; expected NAME=TYPE,... such as PERSON=PER,ORGANIZATION=ORG")
+    return {name: kind for name, _, kind in pairs}

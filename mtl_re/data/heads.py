@@ -13,7 +13,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from mtl_re.config import HeadsConfig
 from mtl_re.data.readers import read_rows
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import NO_RELATION, ROOT_NAMES, Taxonomy
@@ -39,7 +41,7 @@ class LabelCounts:
 
 
 def coarse_class(label: str) -> str:
-    """What stands before the first `:` or `/`, made fit for the name of a head (no dots).
+    """Return what stands before the first `:` or `/`, made fit for the name of a head (no dots).
 
     A class may not be called like the root head, so that one gets an underscore.
     """
@@ -72,13 +74,13 @@ def count_labels(spec: str) -> LabelCounts:
 
 
 def no_relation_of(labels: Mapping[str, int]) -> str | None:
-    """The label that means "no relation", by its name; None where no name is known to."""
+    """Return the label that means "no relation", by its name; None where no name is known to."""
     lowered = {label.lower(): label for label in labels}
     return next((lowered[name.lower()] for name in NO_RELATION_NAMES if name.lower() in lowered), None)
 
 
 def resembles(label: str, counts: Mapping[str, int]) -> str | None:
-    """A label at least ten times as frequent that differs in a letter, in case or in separators only."""
+    """Return a label at least ten times as frequent that differs in a letter, in case or in separators only."""
 
     def plain(text: str) -> str:
         return re.sub(r"[\W_]+", "", text).lower()
@@ -92,8 +94,20 @@ def resembles(label: str, counts: Mapping[str, int]) -> str | None:
     return None
 
 
+def write_heads(spec: str, options: HeadsConfig) -> str:
+    """Write the map of a file's labels, and return the path (`mtl-re heads`).
+
+    Raises:
+        MtlReError: see `heads_yaml`; or the file cannot be written.
+    """
+    from mtl_re.files import write_text
+
+    write_text(Path(options.output), heads_yaml(spec))
+    return options.output
+
+
 def heads_yaml(spec: str) -> str:
-    """The YAML text of the map.
+    """Return the YAML text of the map.
 
     Raises:
         MtlReError: see `count_labels`; or the labels do not make a taxonomy (a single label, say).
@@ -122,6 +136,7 @@ def _written(
     types: Mapping[str, tuple[str, ...]],
 ) -> str:
     lines = [
+        "# Written by mtl-re heads.",
         f"# Labels of {spec}: {counts.total():,} labelled rows, {len(counts)} labels, {len(groups)} coarse classes.",
         "# Check the classes (move labels where you like), then: mtl-re train ... --model.heads THIS_FILE",
         f"no_relation: {_quoted(none) if none is not None else 'null   # no label is known to mean it; name it here'}",
@@ -146,5 +161,5 @@ def _remark(label: str, counts: Counter[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar that is read back as this text, whatever it looks like."""
+    """Return a YAML scalar that is read back as this text, whatever it looks like."""
     return json.dumps(text, ensure_ascii=False)

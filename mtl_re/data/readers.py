@@ -23,7 +23,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -35,6 +35,8 @@ from mtl_re.errors import MtlReError, RowError
 
 CHUNK = 1 << 20
 """Characters read at once from a JSON array."""
+SNIFFED = 1 << 16
+"""Bytes by which a text's encoding is recognised."""
 MAX_ELEMENT = 64 << 20
 """Longest single row of text, in characters: anything longer is not a sentence with two entities."""
 MAX_CELL = 4 << 20
@@ -169,7 +171,9 @@ def _fault(source: str, text: str) -> MtlReError:
 @contextmanager
 def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
     """Decode UTF-8 with or without a byte order mark, or what `_encoding` recognises; `stream` stays open."""
-    start = stream.read(CHUNK)
+    start = b""
+    with suppress(EOFError, OSError, zlib.error):  # a damaged file is named where it is read
+        start = stream.read(SNIFFED)
     stream.seek(0)
     encoding = _encoding(start)
     if encoding != "utf-8-sig":

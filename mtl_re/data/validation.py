@@ -207,7 +207,8 @@ def whole_number(value: Any) -> int | None:
         return None
     if isinstance(value, numbers.Integral):
         return int(value)
-    return int(value) if isinstance(value, numbers.Real) and math.isfinite(value) and value == int(value) else None
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    return int(number) if number.is_integer() else None
 
 
 def _string(fields: Mapping[str, Any], key: str, parent: str = "") -> str:

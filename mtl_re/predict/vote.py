@@ -1,7 +1,7 @@
 """`mtl-re vote`: a weighted soft vote over files of predictions.
 
-Enters: predictions (.jsonl, .parquet) and contest submissions (.csv) of the same rows. Leaves: one such file: the weighted
-mean of the probabilities, and the most probable label. No model is loaded, so the members may come from any program.
+Enters: predictions (.jsonl, .parquet) and contest submissions (.csv) of the same rows. Leaves: one such file, with the
+weighted mean of the probabilities and the most probable label. No model is loaded: the members may come from anywhere.
 """
 
 from __future__ import annotations

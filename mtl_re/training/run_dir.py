@@ -11,6 +11,10 @@ from mtl_re.files import locked
 from mtl_re.training import checkpoint
 
 
+WRITTEN = ("config.yaml", "manifest.json", "metrics.jsonl", "valid_metrics.json", "rejected.jsonl", "report", "model")
+"""What a run writes besides its checkpoints, which have names of their own."""
+
+
 def claim_run_dir(option: str | None, resume: str | None, name: str, resources: ExitStack) -> Path:
     """Choose, make and lock the run's directory.
 
@@ -20,7 +24,8 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
         resources: Holds the lock.
 
     Raises:
-        MtlReError: The directory holds another run and `train.resume` is not set, is in use, or cannot be made.
+        MtlReError: The directory holds another run and `train.resume` is not set, holds files of something else under
+            names that a run writes, is in use, or cannot be made.
     """
     if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
         raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a directory checkpoints/step-NNNNNN")
@@ -32,6 +37,7 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
         raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
     else:
         run_dir = _fresh(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    _refuse_other_files(run_dir)
     try:
         held = resources.enter_context(locked(run_dir / ".lock"))
     except MtlReError as error:
@@ -41,6 +47,19 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
     if resume is None and (run_dir / "metrics.jsonl").exists():
         raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
     return run_dir
+
+
+def _refuse_other_files(run_dir: Path) -> None:
+    """Raise MtlReError where a run would write over files that no run has written."""
+    if run_dir.is_file():
+        raise MtlReError(f"train.run_dir: {run_dir} is a file; name a directory")
+    config = run_dir / "config.yaml"
+    known = not config.exists() or "\ntracking:" in config.read_text(encoding="utf-8", errors="replace")
+    if known and ((run_dir / ".lock").exists() or (run_dir / "manifest.json").exists()):
+        return  # begun, even if it was killed at once
+    if taken := [name for name in WRITTEN if (run_dir / name).exists()]:
+        what = f"{run_dir} holds {', '.join(taken)}, which this program did not write"
+        raise MtlReError(f"train.run_dir: {what}; name another directory")
 
 
 def _fresh(path: Path) -> Path:
