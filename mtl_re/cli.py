@@ -223,7 +223,7 @@ COMMANDS: dict[str, Command] = {
     "check": Command(
         "Validate data: bad rows, duplicates, contradictions, overlap.",
         "mtl_re.data.check:check_files",
-        None,
+        config.CheckConfig,
         (DATA, HEADS),
         show=_print_check,
     ),

@@ -54,8 +54,20 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
             raise MtlReError(f"{name}: {number} is out of range; expected {low} to {high:g}")
 
 
+@dataclass(kw_only=True)
+class ReadingConfig(Options):
+    """How rows are read that are not written as KLUE-RE's are."""
+
+    span_ends: Literal["inclusive", "exclusive"] = "inclusive"
+    """Whether `end_idx` is an entity's last character, as in KLUE-RE, or the one behind it."""
+    first_character: Literal[0, 1] = 0
+    """Number of a sentence's first character."""
+    normalise: Literal["none", "nfc"] = "none"
+    """`nfc`: compose characters that are written in parts (Hangul as macOS writes it, NFD), and map the spans."""
+
+
 @dataclass
-class DataConfig(Options, group="data"):
+class DataConfig(ReadingConfig, group="data"):
     """The rows: where they come from, and how one becomes model input."""
 
     train: str = ""
@@ -79,6 +91,8 @@ class DataConfig(Options, group="data"):
     """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
     on_overlap: Literal["drop", "error"] = "drop"
     """A training row that is a validation row too (same sentence, same spans): `drop` it and count it, or `error`."""
+    max_unknown: float = within(0, 1, 0.5)
+    """Stop where more than this share of the training text's tokens is unknown to the encoder's vocabulary."""
     limit: int | None = within(1, math.inf, None)
     """Number of training rows to use, drawn by `split_seed` (None: all)."""
     split_seed: int = within(0, 2**32 - 1, 42)
@@ -384,6 +398,11 @@ class SampleConfig(Options):
 
 
 @dataclass
+class CheckConfig(ReadingConfig):
+    """Options of `mtl-re check`."""
+
+
+@dataclass
 class HeadsConfig:
     """Options of `mtl-re heads`."""
 
@@ -399,18 +418,18 @@ class ConvertConfig:
     """File to write, one row a line (.jsonl)."""
     columns: str | None = None
     """For `--from columns`: a YAML file that names the columns. `subject` and `object`, each with `start`, `end` and
-    perhaps `type` and `word`; `sentence`, `label`, `id`, `source`; `ends: inclusive|exclusive`; `first: 0|1`, the number
-    of a sentence's first character."""
+    perhaps `type` and `word`; `sentence`, `label`, `id`, `source`; `ends: inclusive|exclusive`; `first: 0|1`, the
+    number of a sentence's first character."""
     types: str = ""
     """Entity types to rename, such as `PERSON=PER,ORGANIZATION=ORG`; others stay as they are."""
     no_relation: str = "no_relation,Other,NA"
     """Labels that mean "no relation"; they become `no_relation`."""
     pairs: Literal["related", "all"] = "related"
-    """For label-studio and doccano: `all` also makes every other ordered pair of a text's entities, as `no_relation`."""
+    """For label-studio and doccano: `all` also makes rows of a text's other ordered pairs, as `no_relation`."""
 
 
 @dataclass(kw_only=True)
-class DecodingConfig(Options):
+class DecodingConfig(ReadingConfig):
     """What `evaluate` and `predict` have in common."""
 
     gate: Gate | None = None

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from mtl_re.data.loading import parsed
-from mtl_re.data.validation import BadRow, Key, shown
+from mtl_re.config import ReadingConfig
+from mtl_re.data.loading import cures, parsed
+from mtl_re.data.unicode_form import is_decomposed
+from mtl_re.data.validation import AS_KLUE, BadRow, Example, Key, shown
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
 
+CONTRARY = 0.1
+"""Share of related rows whose subject may be of another type than the label's class takes."""
 SHOWN = 50
 """Bad rows, and groups of contradictory ones, that are printed for one file."""
 
@@ -30,6 +34,9 @@ class FileCheck:
         bad_rows: the first `SHOWN` of `bad`.
         keys: sentence and spans → (row, label) of every row that has them.
         ids: id → number of rows.
+        cures: what to do about faults that many rows share.
+        decomposed: rows with characters written in parts. related, contrary: rows with a relation, and those of them
+            whose subject's type contradicts the label's coarse class.
     """
 
     source: str
@@ -41,6 +48,10 @@ class FileCheck:
     labels: Counter[str] = field(default_factory=Counter)
     keys: dict[Key, list[tuple[int, str | None]]] = field(default_factory=lambda: defaultdict(list))
     ids: Counter[str] = field(default_factory=Counter)
+    cures: list[str] = field(default_factory=list)
+    decomposed: int = 0
+    related: int = 0
+    contrary: int = 0
 
     @property
     def sentences(self) -> set[str]:
@@ -74,21 +85,25 @@ class CheckReport:
         return any(file.fault is not None or file.bad for file in self.files)
 
 
-def check_files(specs: Sequence[str], taxonomy: Taxonomy) -> CheckReport:
+def check_files(specs: Sequence[str], taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> CheckReport:
     """Read every DATA to its end; a file that cannot be read does not stop the others."""
-    return CheckReport([_check_file(spec, taxonomy) for spec in specs])
+    return CheckReport([_check_file(spec, taxonomy, reading) for spec in specs])
 
 
-def _check_file(spec: str, taxonomy: Taxonomy) -> FileCheck:
-    facts = FileCheck(spec)
+def _check_file(spec: str, taxonomy: Taxonomy, reading: ReadingConfig) -> FileCheck:
+    facts, bad_rows = FileCheck(spec), list[BadRow]()
     try:
-        for number, row in parsed(spec, taxonomy):
+        for number, row in parsed(spec, taxonomy, reading):
             if isinstance(row, BadRow):
                 facts.bad += 1
+                bad_rows.append(row)
                 if len(facts.bad_rows) < SHOWN:
                     facts.bad_rows.append(row)
                 continue
             facts.good += 1
+            facts.decomposed += is_decomposed(row.sentence)
+            if (contrary := contradicts(row, taxonomy)) is not None:
+                facts.related, facts.contrary = facts.related + 1, facts.contrary + contrary
             facts.keys[row.key].append((number, row.label))
             facts.ids[row.id] += 1
             if row.label is None:
@@ -97,7 +112,28 @@ def _check_file(spec: str, taxonomy: Taxonomy) -> FileCheck:
                 facts.labels[row.label] += 1
     except MtlReError as error:
         facts.fault = str(error)
+    facts.cures = cures(bad_rows, facts.good + facts.bad)
     return facts
+
+
+def contradicts(row: Example, taxonomy: Taxonomy) -> bool | None:
+    """Return whether the subject's type is not one that the label's coarse class takes; None where nothing is known."""
+    if row.label is None or row.label == taxonomy.no_relation:
+        return None
+    taken = (taxonomy.subject_types or {}).get(taxonomy.coarse_of(row.label))
+    return row.subject.type not in taken if taken else None
+
+
+def contrary_warning(source: str, contrary: int, related: int) -> str | None:
+    """Return a warning where the subjects' types contradict the labels so often that the data must be read wrongly.
+
+    On KLUE-RE's validation split 13 of 3,134 related rows do; with subject and object swapped four fifths of them, with
+    label numbers read in another order two fifths.
+    """
+    if related == 0 or contrary <= CONTRARY * related:
+        return None
+    what = f"in {contrary:,} of {related:,} related rows the subject's type contradicts the label's coarse class"
+    return f"warning: {source}: {what}; are subject and object swapped, or the labels numbered in another order?"
 
 
 def render_check(report: CheckReport) -> str:
@@ -120,9 +156,16 @@ def _file_lines(file: FileCheck) -> Iterator[str]:
         yield f"  {label:<40}{count:>9,}  {100 * count / file.labels.total():5.1f} %"
     if file.fault is not None:
         yield f"error: {file.fault}"
-    yield from (f"error: {bad}" for bad in file.bad_rows)
-    if file.bad > len(file.bad_rows):
-        yield f"error: {file.source}: {file.bad - len(file.bad_rows):,} more bad row(s)"
+    yield from (f"error: {file.source}: {cure}" for cure in file.cures)
+    listed = file.bad_rows[:3] if file.cures else file.bad_rows
+    yield from (f"error: {bad}" for bad in listed)
+    if file.bad > len(listed):
+        yield f"error: {file.source}: {file.bad - len(listed):,} more bad row(s)"
+    if file.decomposed:
+        share = f"{100 * file.decomposed / file.good:.1f} % of the rows hold characters written in parts (NFD)"
+        yield f"warning: {file.source}: {share}; most vocabularies do not know these (--data.normalise nfc composes them)"
+    if warning := contrary_warning(file.source, file.contrary, file.related):
+        yield warning
     if file.repeated_keys:
         yield f"warning: {file.source}: {file.repeated_keys:,} row(s) repeat the sentence and spans of an earlier row"
     contradictions = file.contradictions

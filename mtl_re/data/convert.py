@@ -473,7 +473,7 @@ def json_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-# ---- the command -------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def convert(file: str, name: str, options: ConvertConfig) -> Report:

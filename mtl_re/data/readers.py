@@ -115,7 +115,10 @@ def _read_file(source: str) -> Iterator[RawRow]:
             raise _fault(source, f"no such file; for a data set of the hub write hub:{source}:train")
         _open_regular(source).close()  # that a file is missing is the more useful message
         known = ", ".join(FORMATS)
-        raise _fault(source, f"unknown file type {kind or name!r}; expected {known}, each also with .gz after it")
+        other = "; `mtl-re convert --from semeval` reads SemEval's text" if kind == ".txt" else ""
+        raise _fault(
+            source, f"unknown file type {kind or name!r}; expected {known}, each also with .gz after it{other}"
+        )
     with _open_regular(source) as file:
         stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
         with stream, _faults_of(source, stream):
@@ -178,7 +181,7 @@ def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
     encoding = _encoding(start)
     if encoding != "utf-8-sig":
         name = "CP949 (Excel's `CSV`)" if encoding == "cp949" else f"{encoding.upper()} (Excel's `Unicode text`)"
-        _note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
+        note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
     text = io.TextIOWrapper(stream, encoding=encoding, newline="")
     try:
         yield text
@@ -208,7 +211,7 @@ def _encoding(start: bytes) -> str:
 
 
 @cache
-def _note(source: str, text: str) -> None:
+def note(source: str, text: str) -> None:
     """Print something about a source, once."""
     if os.environ.get("RANK", "0") == "0":
         print(one_line(f"{source}: {text}"), file=sys.stderr)

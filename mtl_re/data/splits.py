@@ -20,6 +20,7 @@ import numpy as np
 from mtl_re.config import Config
 from mtl_re.data import spool
 from mtl_re.data.loading import load_examples
+from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
@@ -49,13 +50,13 @@ def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:
     options = config.data
     if not options.train:
         raise MtlReError("data.train is not set; give a file, hub:DATASET/CONFIG:SPLIT or sample:train")
-    train, bad = load_examples(options.train, taxonomy, options.on_bad_row)
+    train, bad = load_examples(options.train, taxonomy, options.on_bad_row, options)
     rows = Splits(train, [], list(bad))
     if options.limit is not None and options.limit < len(train):
         chosen = np.random.default_rng(options.split_seed).permutation(len(train))[: options.limit]
         rows.train = spool.select(train, np.sort(chosen))
     if options.valid is not None:
-        rows.valid, bad = load_examples(options.valid, taxonomy, options.on_bad_row)
+        rows.valid, bad = load_examples(options.valid, taxonomy, options.on_bad_row, options)
         rows.bad += bad
         rows.train, rows.overlap = drop_overlap(rows.train, rows.valid, options.on_overlap)
     elif options.fold is not None:
@@ -161,7 +162,7 @@ class _Sentences:
         """Order the sentences of the rows; only digests of them are held in memory."""
         labels, digests = list[str](), np.empty((len(examples), 2), ">u8")
         for row, example in enumerate(examples):
-            text = f"{seed}\n{example.sentence}".encode("utf-8", "surrogatepass")
+            text = f"{seed}\n{composed(example.sentence)}".encode("utf-8", "surrogatepass")
             digests[row] = np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), ">u8")
             labels.append(example.label or "")
         counts = Counter(labels)

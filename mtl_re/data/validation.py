@@ -17,8 +17,10 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from dataclasses import field as dataclass_field
 from typing import Any
 
+from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import one_line
 from mtl_re.data.unicode_form import compose, difference, is_decomposed
 from mtl_re.errors import RowError
@@ -30,6 +32,12 @@ UNLABELLED = 100
 """The contest's label of rows whose true label is withheld."""
 LABEL_NAMES = ("relation", "relations", "rel", "gold", "gold_label", "labels", "predicate")
 """What other data sets call the label; a row with one of these and no `label` is at fault."""
+
+AS_KLUE = ReadingConfig()
+READINGS = tuple(
+    ReadingConfig(span_ends=ends, first_character=first) for ends in ("inclusive", "exclusive") for first in (0, 1)
+)
+"""The ways in which spans are counted in the field, KLUE-RE's first."""
 
 Key = tuple[str, int, int, int, int]
 
@@ -98,18 +106,30 @@ class BadRow:
         row: its number there.
         field: the field at fault, as named in the file.
         reason: what is wrong with it.
+        fits: the `READINGS` under which nothing is (by number).
     """
 
     source: str
     row: int
     field: str
     reason: str
+    fits: tuple[int, ...] = dataclass_field(default=(), compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return the line of rejected.jsonl."""
+        return {"source": self.source, "row": self.row, "field": self.field, "reason": self.reason}
 
     def __str__(self) -> str:
         return one_line(f"{self.source}:{self.row}: {self.field}: {self.reason}")
 
 
-def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, file: str | None = None) -> Example:
+def parse_row(
+    fields: Mapping[str, Any],
+    taxonomy: Taxonomy,
+    number: int = 1,
+    file: str | None = None,
+    reading: ReadingConfig = AS_KLUE,
+) -> Example:
     """Return the example that one raw row holds.
 
     Args:
@@ -118,6 +138,7 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
         taxonomy: the labels that may occur.
         number: the row's; it becomes the id of a row that has none.
         file: the DATA that the row is from, if any.
+        reading: how spans are counted, and whether decomposed characters are composed.
 
     Raises:
         RowError: the first field at fault.
@@ -125,8 +146,10 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
     sentence = _string(fields, "sentence")
     if len(sentence) > MAX_SENTENCE:
         raise RowError("sentence", f"{len(sentence):,} characters; at most {MAX_SENTENCE:,} are accepted")
-    subject_entity = _entity(fields, "subject_entity", sentence)
-    object_entity = _entity(fields, "object_entity", sentence)
+    subject_entity = _entity(fields, "subject_entity", sentence, reading)
+    object_entity = _entity(fields, "object_entity", sentence, reading)
+    if reading.normalise == "nfc":
+        sentence, subject_entity, object_entity = _composed(sentence, subject_entity, object_entity)
     check_spans(subject_entity, object_entity)
     return Example(
         id=_identity(fields, number),
@@ -140,6 +163,17 @@ def parse_row(fields: Mapping[str, Any], taxonomy: Taxonomy, number: int = 1, fi
     )
 
 
+def fitting_readings(fields: Mapping[str, Any], taxonomy: Taxonomy, reading: ReadingConfig) -> tuple[int, ...]:
+    """Return the numbers of the other `READINGS` under which a faulty row is sound."""
+    fits = []
+    for number, other in enumerate(READINGS):
+        if (other.span_ends, other.first_character) != (reading.span_ends, reading.first_character):
+            with suppress(RowError):
+                parse_row(fields, taxonomy, reading=other)
+                fits.append(number)
+    return tuple(fits)
+
+
 def check_spans(subject: Any, object: Any) -> None:
     """Raise RowError unless two spans are disjoint, or one lies inside the other without being the same."""
     first, second = sorted([(subject.start, subject.end), (object.start, object.end)])
@@ -150,13 +184,24 @@ def check_spans(subject: Any, object: Any) -> None:
         raise RowError("object_entity", f"crosses the subject ({spans}); one may lie in the other, or beside it")
 
 
-def _entity(fields: Mapping[str, Any], name: str, sentence: str) -> Entity:
+def _composed(sentence: str, *entities: Entity) -> tuple[str, Entity, Entity]:
+    """Return sentence and entities in composed characters."""
+    whole, spans = compose(sentence, [(entity.start, entity.end) for entity in entities])
+    subject, object = (
+        Entity(whole[start : end + 1], start, end, entity.type)
+        for entity, (start, end) in zip(entities, spans, strict=True)
+    )
+    return whole, subject, object
+
+
+def _entity(fields: Mapping[str, Any], name: str, sentence: str, reading: ReadingConfig) -> Entity:
     value = _present(fields, name, name)
     if isinstance(value, str):
         value = _literal(value, name)
     if not isinstance(value, Mapping):
         raise RowError(name, f"expected word, start_idx, end_idx and type, found {shown(value)}")
-    start, end = (_position(value, key, name) for key in ("start_idx", "end_idx"))
+    start, end = (_position(value, key, name) - reading.first_character for key in ("start_idx", "end_idx"))
+    end -= reading.span_ends == "exclusive"
     if not 0 <= start <= end < len(sentence):
         what = f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, ends inclusive)"
         raise RowError(f"{name}.start_idx" if start < 0 or start >= len(sentence) else f"{name}.end_idx", what)

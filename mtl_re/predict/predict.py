@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from mtl_re import __version__
 from mtl_re.config import OnBadRow, PredictConfig
-from mtl_re.data.loading import parsed, write_rejected
+from mtl_re.data.loading import cures, parsed, tell_decomposed, write_rejected
 from mtl_re.data.readers import file_digest
+from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import unwritable
@@ -170,6 +171,7 @@ def _fingerprint(job: PredictionJob) -> dict[str, Any]:
         "mtl-re": __version__,
         **{f"checkpoint {n}": _identity(member) for n, member in enumerate(predictor.members, start=1)},
         "data": file_digest(options.data),
+        "reading": [options.span_ends, options.first_character, options.normalise],
         "gate": decoding.gate,
         "prior": decoding.prior,
         "restrict": decoding.restrict,
@@ -207,15 +209,20 @@ def _count(job: PredictionJob) -> int | None:
     """
     if job.options.data.startswith("hub:"):
         return None
-    rows = 0
-    for _, row in parsed(job.options.data, job.predictor.taxonomy):
+    rows, apart = 0, 0
+    for _, row in parsed(job.options.data, job.predictor.taxonomy, job.options):
         rows += 1
         if isinstance(row, BadRow):
             _reject(row, job.options.on_bad_row)
+        else:
+            apart += is_decomposed(row.sentence)
+    tell_decomposed(job.options.data, apart, rows)
     return rows
 
 
 def _reject(row: BadRow, on_bad_row: OnBadRow) -> None:
+    if on_bad_row == "error" and row.fits:
+        raise MtlReError(f"{row}; {cures([row], 1)[-1]}")
     if on_bad_row == "error":
         raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
 
@@ -271,7 +278,7 @@ def _bar(job: PredictionJob, plan: WorkPlan) -> Any:
 
 
 def _windows(job: PredictionJob) -> Iterator[tuple[int, list[NumberedRow]]]:
-    rows = parsed(job.options.data, job.predictor.taxonomy)
+    rows = parsed(job.options.data, job.predictor.taxonomy, job.options)
     for number in count():
         if not (window := list(islice(rows, job.options.window))):
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtl_re.config import EvalConfig, EvaluateConfig, OnBadRow
+from mtl_re.config import EvalConfig, EvaluateConfig, OnBadRow, ReadingConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_json
 from mtl_re.scoring import metrics
@@ -77,7 +77,7 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
         check_suffix(Path(options.predictions))
     model = ComposedModel.load(checkpoint_or_composed(ckpt, options.compose))
     decoding = decoding_of([model.root.config], options.prior, options.threshold, options.gate, options.restrict)
-    examples = labelled_examples(options.data, model, options.on_bad_row)
+    examples = labelled_examples(options.data, model, options.on_bad_row, options)
     logits = model.logits(examples, options.batch_size, options.precision, f"evaluate {options.data}")
     decoded = model.decode(logits, examples, decoding)
     result = score_decoded(decoded, gold_indices(examples, model.taxonomy), options.resamples) | decoded.applied()
@@ -90,7 +90,9 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def labelled_examples(spec: str, model: ComposedModel, on_bad_row: OnBadRow) -> Sequence[Example]:
+def labelled_examples(
+    spec: str, model: ComposedModel, on_bad_row: OnBadRow, reading: ReadingConfig | None = None
+) -> Sequence[Example]:
     """Read all rows of a DATA that the model can take.
 
     Raises:
@@ -98,7 +100,7 @@ def labelled_examples(spec: str, model: ComposedModel, on_bad_row: OnBadRow) -> 
     """
     from mtl_re.data.loading import load_examples
 
-    examples, bad = load_examples(spec, model.taxonomy, on_bad_row)
+    examples, bad = load_examples(spec, model.taxonomy, on_bad_row, reading or ReadingConfig())
     lost = len(bad)
     if on_bad_row == "skip":
         usable = list(model.usable(examples, lambda example, error: None))

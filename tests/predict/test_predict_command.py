@@ -485,7 +485,7 @@ def test_hub_rows_are_not_counted_first(run, rows, tmp_path, monkeypatch, capsys
     """Their number is unknown, and each pass would be a download."""
     passes, real = [], predict_run.parsed
 
-    def parsed(spec, taxonomy):
+    def parsed(spec, taxonomy, reading):
         passes.append(spec)
         yield from real(str(rows), taxonomy)
 
