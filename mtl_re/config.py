@@ -117,8 +117,11 @@ class ModelConfig(Options, group="model"):
     """The network: one encoder, a vector for the pair of entities, one linear layer for each head."""
 
     encoder: str = "klue/roberta-large"
-    """A hub id, a local directory, or `scratch:tiny|mini|small|base` (a new encoder, untrained, whose vocabulary is
-    made from the training text)."""
+    """A hub id, a local directory, a run of mtl-re (its encoder, as trained), or `scratch:tiny|mini|small|base` (a new
+    encoder, untrained, whose vocabulary is made from the training text)."""
+    init: str | None = None
+    """A run or checkpoint of mtl-re to start from, its heads and pair layer included; it takes the place of `encoder`.
+    Labels, heads and pooling must be the same (None: new heads)."""
     heads: str = "hierarchical"
     """`hierarchical` (coarse, org and per, from the prefixes of KLUE's labels), `flat` (one head over all labels), or a
     YAML file with a two-level map of labels."""
@@ -477,6 +480,8 @@ class PredictConfig(DecodingConfig):
     output: str
     """File to write. .csv: a contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse,
     probs."""
+    weights: str | None = None
+    """Weights of several checkpoints in the mean of their probabilities, such as `2,1,1` (None: equal weights)."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities (None: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
     window: int = within(1, 10_000_000, 4096)

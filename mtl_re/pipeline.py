@@ -8,7 +8,8 @@ Importing this module registers the task:
     ask = pipeline("relation-extraction", model="runs/NAME/model")
     ask({"sentence": "세종대왕은 조선의 왕이다.", "subject": (0, 3, "PER"), "object": (10, 10, "POH")})
 
-Enters: a map of sentence, subject and object (an entity in any form of `triples.EntityLike`), or a list of maps.
+Enters: a map of sentence, subject and object (an entity in any form of `triples.EntityLike`), a row in KLUE's form, or a
+list of maps.
 Leaves: for each a map of label, score, coarse and probs, equal to `Predictor`'s, because both decode logits by
 `decoding`. The fields of a `Decoding` (`gate`, `prior`, `restrict`, `threshold`) may be given, to the pipeline or to a
 call. Every entity is checked.
@@ -23,7 +24,7 @@ from typing import Any
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from mtl_re.data.validation import Example, shown
+from mtl_re.data.validation import Example, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.collate import Collator
 from mtl_re.model.network import MtlReModel, join_heads
@@ -87,11 +88,13 @@ class RelationExtractionPipeline(Pipeline):
 
 
 def row_of(given: Any, taxonomy: Taxonomy) -> Example:
-    """Return a map of sentence, subject and object as an example.
+    """Return a map of sentence, subject and object, or a row in KLUE's form, as an example.
 
     Raises:
         RowError: It has another form, or an entity is at fault.
     """
+    if isinstance(given, Mapping) and {"sentence", "subject_entity", "object_entity"} <= set(given):
+        return parse_row(given, taxonomy)
     if not isinstance(given, Mapping) or set(given) != set(KEYS):
         raise RowError("row", f"expected a map of {', '.join(KEYS)}, found {shown(given)}")
     subject, object = (entity_at(given["sentence"], given[role], role) for role in KEYS[1:])

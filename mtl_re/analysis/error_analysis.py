@@ -139,13 +139,15 @@ def marked(example: Example) -> str:
 
     The bold tags are HTML, because markdown's `**` does not close between a bracket and a Korean particle.
     """
-    text, end, parts = example.sentence, 0, []
+    opening, closing = dict[int, list[str]](), dict[int, list[str]]()
     entities = (("subject", example.subject), ("object", example.object))
-    for name, entity in sorted(entities, key=lambda pair: pair[1].start):
-        parts.append(escape_inline(text[end : entity.start]))
-        parts.append(f"<b>[{name}: {escape_inline(entity.word)}]</b>")
-        end = entity.end + 1
-    return "".join([*parts, escape_inline(text[end:])])
+    for name, entity in sorted(entities, key=lambda pair: (pair[1].start, -pair[1].end)):  # the outer of two first
+        opening.setdefault(entity.start, []).append(f"<b>[{name}: ")
+        closing.setdefault(entity.end + 1, []).append("]</b>")
+    text, places, parts = example.sentence, sorted({0, *opening, *closing, len(example.sentence)}), []
+    for start, stop in pairwise([*places, len(text)]):
+        parts += [*closing.get(start, ()), *opening.get(start, ()), escape_inline(text[start:stop])]
+    return "".join(parts)
 
 
 def _labels(result: Mapping[str, Any]) -> list[str]:

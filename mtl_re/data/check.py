@@ -163,7 +163,7 @@ def _file_lines(file: FileCheck) -> Iterator[str]:
         yield f"error: {file.source}: {file.bad - len(listed):,} more bad row(s)"
     if file.decomposed:
         share = f"{100 * file.decomposed / file.good:.1f} % of the rows hold characters written in parts (NFD)"
-        yield f"warning: {file.source}: {share}; most vocabularies do not know these (--data.normalise nfc composes them)"
+        yield f"warning: {file.source}: {share}; few vocabularies know these (--data.normalise nfc composes them)"
     if warning := contrary_warning(file.source, file.contrary, file.related):
         yield warning
     if file.repeated_keys:

@@ -131,7 +131,6 @@ def _head(known: Known, report: Mapping[str, Any]) -> Any:
         language="ko",
         license=_weights_licence(known),
         library_name="transformers",
-        pipeline_tag="text-classification",
         tags=["relation-extraction", "multi-task", "hierarchical", *(["onnx"] if "onnx" in report else [])],
         datasets=["klue"] if known.klue else None,
         base_model=_hub_encoder(known),

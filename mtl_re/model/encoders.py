@@ -7,6 +7,7 @@ always loaded as fp32; mixed precision is the training loop's matter.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,10 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
     Raises:
         MtlReError: neither a directory nor a hub id that can be reached, or it cannot hold `max_length` tokens.
     """
-    encoder, tokenizer, missing = _loaded(name, AutoModel)
+    if (own := own_checkpoint(name)) is not None:
+        encoder, tokenizer, missing = own[0].encoder, own[1], list[str]()
+    else:
+        encoder, tokenizer, missing = _loaded(name, AutoModel)
     if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
     _check_room(name, encoder, max_length)
@@ -72,12 +76,34 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
     return encoder, tokenizer
 
 
+def own_checkpoint(name: str) -> tuple[Any, Any] | None:
+    """Return model and tokenizer if a name is a run or checkpoint of mtl-re; None for any other encoder.
+
+    Raises:
+        MtlReError: it is one, and cannot be loaded.
+    """
+    from mtl_re.model.network import MtlReConfig, load
+
+    folders = [Path(name) / "model", Path(name)]
+    for config in (folder / "config.json" for folder in folders if (folder / "config.json").is_file()):
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError):
+            return None  # whoever loads it says what is wrong
+        return load(name) if kind == MtlReConfig.model_type else None
+    return None
+
+
 def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
     """A pretrained encoder with its masked-LM head (fp32, on CPU) and its tokenizer.
 
     Raises:
         MtlReError: as `load_encoder`; or it has no such head, or its tokenizer no mask token.
     """
+    if own_checkpoint(name) is not None:
+        raise MtlReError(
+            f"model.encoder: {name} is a trained relation model, which has no masked-LM head to go on with"
+        )
     network, tokenizer, missing = _loaded(name, AutoModelForMaskedLM)
     if missing:
         raise MtlReError(

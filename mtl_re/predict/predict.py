@@ -132,7 +132,7 @@ def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None
     members = [ComposedModel.load(checkpoint, device) for checkpoint in given]
     configs = [member.root.config for member in members]
     decoding = decoding_of(configs, options.prior, options.threshold, options.gate, options.restrict)
-    return Predictor(members, decoding, options.batch_size, options.precision)
+    return Predictor(members, decoding, options.batch_size, options.precision, options.weights)
 
 
 # ---- before --------------------------------------------------------------------------------------------------------
@@ -181,6 +181,7 @@ def _fingerprint(job: PredictionJob) -> dict[str, Any]:
         "window": options.window,
         "batch_size": options.batch_size,
         "precision": predictor.precision,
+        "weights": options.weights,
         "device": next(predictor.members[0].root.parameters()).device.type,
     }
 

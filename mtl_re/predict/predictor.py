@@ -6,6 +6,7 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mtl_re.data.validation import Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.model.device import resolve_precision
 from mtl_re.predict import triples
+from mtl_re.predict.vote import vote_shares
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, Decoding
 from mtl_re.scoring.inference import Tick
@@ -35,6 +37,7 @@ class Predictor:
         decoding: How logits become labels (None: by the first member's own gate, and nothing else is applied).
         batch_size: Rows of one forward pass.
         precision: Arithmetic of the forward pass: `no` (fp32), `bf16`, `fp16` or `auto`.
+        weights: Of the members in the mean, such as `2,1` (None: equal ones).
 
     Raises:
         MtlReError: The members' labels differ, or the prior would need all rows at once.
@@ -46,6 +49,7 @@ class Predictor:
         decoding: Decoding | None = None,
         batch_size: int = 128,
         precision: str = "no",
+        weights: str | None = None,
     ) -> None:
         self.members, self.taxonomy = list(members), members[0].taxonomy
         for member in members[1:]:
@@ -57,6 +61,7 @@ class Predictor:
         if self.decoding.prior != "none":
             parse_shares("--prior", self.decoding.prior)
         self.batch_size, self.precision = batch_size, resolve_precision(precision)
+        self.weights = None if weights is None else vote_shares(weights, len(self.members))
 
     @classmethod
     def from_pretrained(
@@ -101,11 +106,18 @@ class Predictor:
     def _decoded(self, examples: Sequence[Example], tick: Tick | None = None) -> Decoded:
         """Decode the mean of the members' probabilities."""
         total = torch.zeros(len(examples), len(self.taxonomy.labels), dtype=torch.float64)
-        for member in self.members:
+        for number, member in enumerate(self.members):
             logits = member.logits(examples, self.batch_size, self.precision, tick=tick)
             columns = [member.taxonomy.labels.index(label) for label in self.taxonomy.labels]
-            total += member.decode(logits, examples, self.decoding).probs[:, columns]
-        return Decoded(total / len(self.members), self.taxonomy, self.decoding)
+            probs = member.decode(logits, examples, self.decoding).probs[:, columns]
+            total += probs if self.weights is None else probs * float(self.weights[number])
+        return Decoded(total / len(self.members) if self.weights is None else total, self.taxonomy, self.decoding)
+
+    @property
+    def entity_types(self) -> list[str]:
+        """The entity types that all members were trained with; empty if one of them does not say."""
+        known = [set(model.config.entity_types) for member in self.members for model, _ in member.networks.values()]
+        return sorted(set.intersection(*known))
 
     @property
     def networks(self) -> int:
@@ -137,8 +149,8 @@ class Predictor:
 
         Args:
             entities: Each an `Entity`, (start, end, type), or a map of start, end, type and perhaps word; spans are
-                inclusive Python characters. Every ordered pair of disjoint entities whose subject type the taxonomy's
-                relations take is scored, all pairs at once.
+                inclusive Python characters. Every ordered pair whose spans do not cross and whose subject type the
+                taxonomy's relations take is scored, all pairs at once.
             threshold: Least score. A pair gives its most probable relation, whatever class the gate would open; the
                 score is the probability p(coarse)·p(fine | coarse) of that relation.
 
@@ -172,4 +184,7 @@ def extract_triples(ckpt: str, options: ExtractConfig) -> list[triples.Triple]:
     """
     entities = [triples.find_entity(options.sentence, text) for text in options.entity]
     predictor = Predictor.from_pretrained(ckpt, gate=options.gate, prior=options.prior, restrict=options.restrict)
+    _, left = triples.candidates(options.sentence, entities, predictor.taxonomy, predictor.entity_types)
+    for reason in triples.explain_left_out(entities, left):
+        print(reason, file=sys.stderr)
     return predictor.extract(options.sentence, entities, options.threshold)

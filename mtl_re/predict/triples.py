@@ -1,7 +1,8 @@
 """One sentence and its entities → triples: `Predictor.extract` and `mtl-re extract`.
 
 Enters: a sentence and entity spans (inclusive Python characters). Leaves: `Triple`s, the most probable first. Every
-ordered pair of disjoint entities is scored whose subject is of a type that the taxonomy's relations take. Each pair
+ordered pair of entities is scored whose subject is of a type that the taxonomy's relations take; one may lie inside the
+other, but not cross it. Each pair
 gives its most probable relation, whatever class the gate would open, with the full product probability
 p(coarse)·p(fine | coarse) of that one label as score. So a score over 0.5 beats no_relation and every other relation
 together; lower thresholds trade precision for recall.
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from itertools import permutations
 from typing import Any, Protocol
 
@@ -20,8 +24,10 @@ import numpy as np
 import torch
 
 from mtl_re.config import ExtractConfig
-from mtl_re.data.validation import Entity, Example, parse_row, shown
+from mtl_re.data.unicode_form import composed, is_decomposed
+from mtl_re.data.validation import Entity, Example, check_spans, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.features import markers
 from mtl_re.scoring import gating
 from mtl_re.taxonomy import Taxonomy
 
@@ -34,6 +40,10 @@ class PairScorer(Protocol):
     """What gives the probabilities of pairs: a `Predictor`."""
 
     taxonomy: Taxonomy
+
+    @property
+    def entity_types(self) -> Sequence[str]:
+        """Entity types that the model was trained with (empty: any)."""
 
     def probabilities(self, examples: Sequence[Any]) -> np.ndarray:
         """Return (examples, labels) probabilities in the order of the taxonomy's labels."""
@@ -63,7 +73,7 @@ def extract(
     """Return the relations between the entities of a sentence (see `Predictor.extract`)."""
     if not 0 <= threshold <= 1:  # False for NaN as well
         raise MtlReError(f"threshold: {threshold}; expected a probability, 0 to 1")
-    pairs = candidates(sentence, entities, predictor.taxonomy)
+    pairs, _ = candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     if not pairs:
         return []
     taxonomy, probs = predictor.taxonomy, torch.from_numpy(predictor.probabilities(pairs))
@@ -76,25 +86,56 @@ def extract(
     return sorted(triples, key=lambda triple: (-triple.score, _span(triple.subject), _span(triple.object)))
 
 
-def candidates(sentence: str, entities: Sequence[EntityLike], taxonomy: Taxonomy) -> list[Example]:
-    """Return the pairs to score as examples whose ids name the two spans.
+def candidates(
+    sentence: str, entities: Sequence[EntityLike], taxonomy: Taxonomy, known: Sequence[str] = ()
+) -> tuple[list[Example], dict[str, int]]:
+    """Return the pairs to score as examples whose ids name the two spans; and reason → number of pairs left out.
+
+    Args:
+        known: entity types that the model was trained with (empty: any).
 
     Raises:
-        MtlReError: An entity is at fault (named by its index in the list) or listed twice, or the sentence is no text.
+        MtlReError: An entity is at fault (named by its index in the list), listed twice or of an unknown type, or the
+            sentence is no text.
     """
     checked: list[Entity] = []
     for index, given in enumerate(entities):
         entity = entity_at(sentence, given, f"entities[{index}]")
+        if known and entity.type not in known:
+            raise MtlReError(f"entities[{index}]: {_named(entity)}: {unknown_type(entity.type, known)}")
         if entity in checked:
             raise MtlReError(f"entities[{index}]: {_named(entity)} is listed twice; give each entity once")
         checked.append(entity)
-    subjects = subject_types(taxonomy)
-    pairs = [
-        (subject, object)
-        for subject, object in permutations(checked, 2)
-        if (subjects is None or subject.type in subjects) and (subject.end < object.start or object.end < subject.start)
-    ]
-    return [pair_example(f"{_named(one)} → {_named(other)}", sentence, one, other, taxonomy) for one, other in pairs]
+    subjects, left, pairs = subject_types(taxonomy), Counter[str](), []
+    for subject, object in permutations(checked, 2):
+        if subjects is not None and subject.type not in subjects:
+            left[f"no relation takes a subject of type {subject.type}"] += 1
+            continue
+        try:
+            check_spans(subject, object)
+        except RowError:
+            left["their spans cross or are the same"] += 1
+            continue
+        pairs.append(pair_example(f"{_named(subject)} → {_named(object)}", sentence, subject, object, taxonomy))
+    return pairs, dict(left)
+
+
+def unknown_type(kind: str, known: Sequence[str]) -> str:
+    """Return what to say of an entity type that the model has never seen: the known ones, and the likely one."""
+    names = {name: name for name in known} | {word: name for name, word in markers.TYPE_WORDS.items() if name in known}
+    plain = kind.upper()
+    likely = names.get(plain) or names.get(kind) or next((name for name in known if plain.startswith(name)), None)
+    if likely is None:
+        likely = next(iter(get_close_matches(plain, known, 1)), None)
+    hint = "" if likely is None else f"; did you mean {likely}?"
+    return f"the type {kind!r} is unknown to this model (known: {', '.join(sorted(known))}){hint}"
+
+
+def explain_left_out(entities: Sequence[Entity], left: Mapping[str, int]) -> list[str]:
+    """Return why pairs were not scored, one reason a line."""
+    if len(entities) < 2:
+        return ["a single entity: a relation needs two"]
+    return [f"{count} ordered pair(s) not scored: {reason}" for reason, count in left.items()]
 
 
 def subject_types(taxonomy: Taxonomy) -> frozenset[str] | None:
@@ -179,6 +220,9 @@ def find_entity(sentence: str, text: str) -> Entity:
         MtlReError: The text has another form, or the word occurs not at all, or several times without a START.
     """
     named, colon, kind = text.rpartition(":")
+    if composed(named) in composed(sentence) and named not in sentence:
+        # In the sentence's own form: what a Mac's keyboard writes and what its files hold may differ.
+        named = unicodedata.normalize("NFD" if is_decomposed(sentence) else "NFC", named)
     if not colon or not named or not kind:
         raise MtlReError(f"--entity {shown(text)}: expected WORD:TYPE or WORD@START:TYPE, such as 세종대왕:PER")
     at = _AT.fullmatch(named)

@@ -30,7 +30,7 @@ def vote(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
         MtlReError: a file cannot be read or is malformed (file and row are named), the files do not hold the same rows,
             or the number of weights is not that of the files.
     """
-    weights = shares(options.weights, len(files))
+    weights = vote_shares(options.weights, len(files))
     output = Path(options.output)
     check_suffix(output)
     order = label_order(options.label_order, taxonomy, output.suffix)
@@ -39,7 +39,7 @@ def vote(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
     )
 
 
-def shares(weights: str | None, members: int) -> np.ndarray:
+def vote_shares(weights: str | None, members: int) -> np.ndarray:
     """Return the weights of a vote's members, such as `2,1`, scaled to sum to 1; None: equal. Shape: (members,).
 
     Raises:

@@ -7,6 +7,8 @@ done to the logits is `decoding`.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from mtl_re.config import Backend
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.features.featurizer import Featurizer
+from mtl_re.features.featurizer import FeatureTable, Featurizer
 from mtl_re.model.cpu import speed_up
 from mtl_re.model.device import default_device, resolve_precision
 from mtl_re.model.network import MtlReModel, join_heads, load, split_heads
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
     from mtl_re.data.validation import Example
 
 
+UNKNOWN = 0.1
+"""Share of unknown tokens from which on a warning says so."""
+
+
 class ComposedModel:
     """One network for all heads, or one for each, that answer as one model.
 
     Attributes:
         networks: head → (model, tokenizer). root: the network of the root head, whose training prior and relation
-            threshold count. featurizers: id of a network → how rows are written for it.
+            threshold count. featurizers: id of a network → how rows are written for it. told: whether unknown tokens
+            were warned of.
 
     Args:
         networks: (model, tokenizer) by head name, all over the same labels and heads.
@@ -53,6 +60,7 @@ class ComposedModel:
         self.root = self.networks[self.taxonomy.root.name][0]
         pairs = {id(pair[0]): pair for pair in self.networks.values()}
         self.featurizers = {key: featurizer_of(*pair) for key, pair in pairs.items()}
+        self.told = False
 
     @classmethod
     def of(cls, model: MtlReModel, tokenizer: Any) -> ComposedModel:
@@ -107,12 +115,25 @@ class ComposedModel:
         for head, (model, tokenizer) in ((head.name, self.networks[head.name]) for head in self.taxonomy.heads):
             if id(model) not in by_network:
                 table = self.featurizers[id(model)].table(examples)
+                self._tell_unknown(table, tokenizer)
                 title = progress if not by_network or not progress else f"{progress} ({head})"
                 pad_id, arithmetic = tokenizer.pad_token_id, resolve_precision(precision)
                 side_by_side = all_logits(model, table, pad_id, batch_size, arithmetic, None, title, tick)
                 by_network[id(model)] = split_heads(side_by_side, self.taxonomy)
         parts = {name: by_network[id(model)][name] for name, (model, _) in self.networks.items()}
         return join_heads(parts, self.taxonomy)
+
+    def _tell_unknown(self, table: FeatureTable, tokenizer: Any) -> None:
+        """Print, once, that the vocabulary does not know much of the text."""
+        share = (
+            0.0
+            if tokenizer.unk_token_id is None or not len(table.ids)
+            else (table.ids == tokenizer.unk_token_id).mean()
+        )
+        if share > UNKNOWN and not self.told and os.environ.get("RANK", "0") == "0":
+            what = f"{100 * share:.0f} % of the tokens are unknown to this model's vocabulary ([UNK])"
+            print(f"warning: {what}; is the text in its language, and not in parts (NFD)?", file=sys.stderr)
+            self.told = True
 
     def decode(self, logits: Tensor, examples: Sequence[Example], decoding: Decoding) -> Decoded:
         """Decode logits of examples with the temperatures and the training prior of these networks."""

@@ -6,6 +6,7 @@ all stop.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
@@ -45,6 +46,15 @@ def make_accelerator(precision: Precision, trackers: Sequence[str]) -> Accelerat
     if kind not in {"NO", "MULTI_CPU", "MULTI_GPU"}:
         raise MtlReError(f"accelerate launches {kind}; mtl-re trains on one device or data parallel (DDP)")
     return accelerator
+
+
+def overruled_precision(option: str, precision: str) -> str | None:
+    """Return a note where accelerate's own setting (`accelerate launch --mixed_precision`) is not what is taken."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if asked in (None, precision):
+        return None
+    why = f"train.precision {option} decides" + (", which accelerate sets to `no` unasked" if asked == "no" else "")
+    return f"precision is {precision}, not accelerate's mixed_precision {asked}: {why} (--train.precision changes it)"
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -10,7 +10,6 @@ from mtl_re.errors import MtlReError
 from mtl_re.files import locked
 from mtl_re.training import checkpoint
 
-
 WRITTEN = ("config.yaml", "manifest.json", "metrics.jsonl", "valid_metrics.json", "rejected.jsonl", "report", "model")
 """What a run writes besides its checkpoints, which have names of their own."""
 

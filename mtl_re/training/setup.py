@@ -19,8 +19,10 @@ from accelerate import Accelerator
 
 from mtl_re.config import Config
 from mtl_re.data import spool
+from mtl_re.data.check import contradicts, contrary_warning
 from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
+from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.features import markers
@@ -35,11 +37,13 @@ from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, normalise
 from mtl_re.training.optimizer import make_optimizer
-from mtl_re.training.processes import on_all, on_main
+from mtl_re.training.processes import on_all, on_main, overruled_precision
 from mtl_re.training.run import Run, begin, check_ranks_agree, identity_of_options, seed_process, write_run_records
 from mtl_re.training.tracking import Trackers
 from mtl_re.training.weighting import WEIGHTINGS, Weighting
 
+KNOWN_ENOUGH = 0.05
+"""Share of unknown tokens from which on a warning says so (KLUE-RE under its own encoders: below 0.01)."""
 _BAD_STEPS = ("on_bad_step", "spike", "max_rollbacks")  # a run that stopped at one may go on by leaving it out
 
 
@@ -136,6 +140,7 @@ def _tables(
     rows.valid, valid = on_all(accelerator, lambda: _featurize(rows.valid, featurizer, config, rows.bad))
     if not rows.train:
         raise MtlReError("data.train: no row fits data.max_length; raise it")
+    _refuse_unknown(config, train, tokenizer)
     return train, valid
 
 
@@ -206,7 +211,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
     """Return a tokenizer and a model with fresh heads."""
     options, seed = config.data, config.train.seed
     types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
-    name = config.model.encoder
+    name = config.model.init or config.model.encoder
     if name.startswith(encoders.SCRATCH):
         tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
@@ -224,7 +229,28 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         training_prior=training_prior(rows.train, taxonomy),
     )
     torch.manual_seed(seed)
-    return tokenizer, from_encoder(encoder, model_config)
+    model = from_encoder(encoder, model_config)
+    if config.model.init is not None:
+        _start_heads(model, config.model.init)
+    return tokenizer, model
+
+
+def _start_heads(model: MtlReModel, init: str) -> None:
+    """Give a model the pair layer and the heads of a checkpoint.
+
+    Raises:
+        MtlReError: it is none of mtl-re, or has other labels, heads or another pooling.
+    """
+    if (own := encoders.own_checkpoint(init)) is None:
+        raise MtlReError(f"model.init: {init} is no run or checkpoint of mtl-re; --model.encoder takes encoders")
+    source = own[0]
+    differ = {"labels or heads": source.taxonomy.heads != model.taxonomy.heads}
+    differ["pooling"] = source.config.pooling != model.config.pooling
+    if other := [name for name, different in differ.items() if different]:
+        what = f"{init} has other {' and '.join(other)}"
+        raise MtlReError(f"model.init: {what}; --model.encoder {init} takes its encoder alone, under new heads")
+    model.pair.load_state_dict(source.pair.state_dict())
+    model.heads.load_state_dict(source.heads.state_dict())
 
 
 def training_prior(examples: Sequence[Example], taxonomy: Taxonomy) -> list[float]:
@@ -271,12 +297,61 @@ def _check_names(config: Config, taxonomy: Taxonomy) -> None:
     check_entries(config)
 
 
+def unknown_share(table: FeatureTable, tokenizer: Any) -> float:
+    """Return the share of a table's tokens that the tokenizer does not know; 0 where it knows every text."""
+    unknown = tokenizer.unk_token_id
+    return 0.0 if unknown is None or not len(table.ids) else float(np.mean(table.ids == unknown))
+
+
+def _refuse_unknown(config: Config, table: FeatureTable, tokenizer: Any) -> None:
+    """Raise MtlReError where the encoder's vocabulary hardly knows the training text."""
+    if (share := unknown_share(table, tokenizer)) > config.data.max_unknown:
+        what = f"{100 * share:.0f} % of the training text's tokens are unknown to {config.model.encoder} ([UNK])"
+        cure = "take an encoder for this language, or --data.normalise nfc for text from macOS"
+        raise MtlReError(f"model.encoder: {what}; {cure} (--data.max_unknown {config.data.max_unknown:g} is the bound)")
+
+
+def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str], unknown: float) -> list[str]:
+    """Return what a person should know of the training rows before the first step.
+
+    Args:
+        trained: names of the trained heads. unknown: share of the tokens that the vocabulary does not know.
+    """
+    found = []
+    if unknown > KNOWN_ENOUGH:
+        found.append(f"warning: {100 * unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
+    labels = Counter(example.label for example in rows.train)
+    for head in taxonomy.heads:
+        classes = taxonomy.groups.get(head.name, taxonomy.labels if taxonomy.layout == "flat" else ())
+        if head.name in trained and classes and not any(labels[label] for label in classes):
+            found.append(f"warning: the head {head.name} has no training row: it stays untrained")
+    if len(labels) < 2:
+        found.append(f"warning: all training rows have the label {next(iter(labels))}")
+    elif absent := [name for name, group in taxonomy.groups.items() if not any(labels[label] for label in group)]:
+        found.append(f"warning: no training row is of the coarse class {', '.join(absent)}")
+    elif missing := [label for label in taxonomy.labels if not labels[label]]:
+        found.append(f"warning: {len(missing)} label(s) have no training row: {', '.join(missing[:8])}")
+    known = [contrary for row in rows.train if (contrary := contradicts(row, taxonomy)) is not None]
+    if warning := contrary_warning("training rows", sum(known), len(known)):
+        found.append(warning)
+    sentences = {composed(example.sentence) for example in rows.train}
+    if shared := sum(composed(example.sentence) in sentences for example in rows.valid):
+        what = "share their sentence with a training row (asked of other entities)"
+        found.append(f"warning: {shared:,} of {len(rows.valid):,} validation rows {what}; scores on them are too high")
+    return found
+
+
 def _announce(run: TrainRun) -> None:
     rows, table = run.rows, run.train_table
     if rows.bad:
         run.say(f"{len(rows.bad)} bad rows left out (see {run.run_dir / 'rejected.jsonl'})")
     if rows.overlap:
         run.say(f"{rows.overlap} training rows are validation rows too and were dropped")
+    if run.main:
+        for warning in warnings_of(rows, run.taxonomy, run.trained_heads, unknown_share(table, run.tokenizer)):
+            run.say(warning)
+    if note := overruled_precision(run.config.train.precision, run.precision):
+        run.say(note)
     heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
     parameters = parameter_count(run.plain_model)

@@ -14,6 +14,7 @@ import re
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import numpy as np
 from mtl_re.config import TrackingConfig
 from mtl_re.errors import MtlReError
 from mtl_re.figures import FEW_CLASSES, confusion_heat_map, styled
-from mtl_re.files import unwritable, whole_file
+from mtl_re.files import unwritable, whole_file, write_text
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
@@ -124,6 +125,8 @@ class Trackers:
         if not self.names:
             return
         wandb = {"dir": str(run_dir), "name": run_dir.name} | ({"group": options.group} if options.group else {})
+        if "wandb" in self.names and accelerator.is_main_process:
+            wandb |= {"id": _wandb_id(run_dir), "resume": "allow"}
         if "wandb" in self.names and (reason := _wandb_offline()):
             wandb["mode"] = "offline"
             self._say(f"wandb: {reason}; this run is kept offline under {run_dir / 'wandb'} (`wandb sync` sends it)")
@@ -242,6 +245,14 @@ def _wandb_artifact(model: Path, scores: Mapping[str, Any]) -> Any:
     artifact = Artifact(name, type="model", metadata=numbers)
     artifact.add_dir(str(model))
     return artifact
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """Return the id of a run in wandb, kept in the run directory: a resumed run goes on under it."""
+    path = run_dir / "wandb_id.txt"
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _wandb_offline() -> str | None:

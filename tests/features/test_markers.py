@@ -131,7 +131,7 @@ def test_markers_stand_alone_between_spaces(scheme, pair):
     ],
 )
 def test_spans_that_cross_or_leave_the_sentence(subject, object_):
-    with pytest.raises(RowError, match="crosses the subject|same span|leaves the sentence"):
+    with pytest.raises(RowError, match=r"crosses the subject|same span|leaves the sentence"):
         mark(SENTENCE, subject, object_, "entity_punct")
 
 

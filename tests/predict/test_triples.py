@@ -94,11 +94,20 @@ def test_all_pairs_are_scored_at_once(predictor, monkeypatch):
     assert calls == [6]
 
 
-def test_overlapping_entities_are_no_pair(predictor):
-    nested = [(5, 8, "ORG"), (5, 6, "ORG"), (0, 2, "PER")]
-    pairs = {(triple.subject.start, triple.object.start) for triple in predictor.extract(SENTENCE, nested, threshold=0)}
-    assert pairs == {(5, 0), (0, 5)}
-    assert predictor.extract(SENTENCE, nested[:2], threshold=0) == []
+def test_nested_entities_are_a_pair_and_crossing_ones_are_none(predictor):
+    entities = [(5, 8, "ORG"), (5, 6, "ORG"), (6, 9, "ORG"), (0, 2, "PER")]
+    spans = {
+        ((triple.subject.start, triple.subject.end), (triple.object.start, triple.object.end))
+        for triple in predictor.extract(SENTENCE, entities, threshold=0)
+    }
+    assert {((5, 8), (5, 6)), ((5, 6), (5, 8))} <= spans
+    assert not {((5, 8), (6, 9)), ((6, 9), (5, 8)), ((5, 6), (6, 9))} & spans
+    _, left = triples.candidates(SENTENCE, entities, predictor.taxonomy)
+    assert left == {"their spans cross or are the same": 4}
+    assert triples.explain_left_out([*entities], left) == [
+        "4 ordered pair(s) not scored: their spans cross or are the same"
+    ]
+    assert triples.explain_left_out(entities[:1], {}) == ["a single entity: a relation needs two"]
     assert predictor.extract(SENTENCE, [], threshold=0) == []
 
 
@@ -149,7 +158,7 @@ def test_subject_types_follow_the_taxonomy():
     assert triples.subject_types(TAXONOMIES["klue-flat"]) == {"ORG", "PER"}
     assert triples.subject_types(TAXONOMIES["yaml-hierarchical"]) is None  # `located` says nothing of its subjects
     assert triples.subject_types(TAXONOMIES["no-none-flat"]) is None
-    pairs = triples.candidates("a b c", [(0, 0, "X"), (2, 2, "Y"), (4, 4, "X")], TAXONOMIES["yaml-hierarchical"])
+    pairs, _ = triples.candidates("a b c", [(0, 0, "X"), (2, 2, "Y"), (4, 4, "X")], TAXONOMIES["yaml-hierarchical"])
     assert len(pairs) == 6
 
 
@@ -160,7 +169,25 @@ def test_an_empty_list_of_subject_types_means_any():
     assert triples.subject_types(Taxonomy.from_dict({**given, "subject_types": every})) == {"DRUG"}
     any_of_one = Taxonomy.from_dict({**given, "subject_types": every | {"harms": []}})
     assert triples.subject_types(any_of_one) is None
-    assert len(triples.candidates("a b c", [(0, 0, "X"), (2, 2, "DRUG"), (4, 4, "X")], any_of_one)) == 6
+    assert len(triples.candidates("a b c", [(0, 0, "X"), (2, 2, "DRUG"), (4, 4, "X")], any_of_one)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "likely"),
+    [
+        ("PERSON", "PER"),
+        ("per", "PER"),
+        ("Organization", "ORG"),
+        ("사람", "PER"),
+        ("LOK", "LOC"),
+        ("날짜", "DAT"),
+        ("X", None),
+    ],
+)
+def test_an_unknown_type_is_an_error_that_names_the_likely_one(predictor, kind, likely):
+    with pytest.raises(MtlReError, match=r"entities\[1\]: .*is unknown to this model \(known: DAT, LOC, ") as caught:
+        predictor.extract(SENTENCE, [ENTITIES[0], (*ENTITIES[1][:2], kind)])
+    assert str(caught.value).endswith(f"did you mean {likely}?") is (likely is not None)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

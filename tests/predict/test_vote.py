@@ -9,7 +9,7 @@ import pytest
 from mtl_re import cli
 from mtl_re.config import VoteConfig
 from mtl_re.errors import MtlReError
-from mtl_re.predict.vote import shares, vote
+from mtl_re.predict.vote import vote, vote_shares
 from mtl_re.scoring.prediction_files import prediction_rows
 from mtl_re.scoring.writers import Prediction, write_predictions
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
@@ -102,4 +102,4 @@ def test_members_that_do_not_fit_are_named(tmp_path, members, change, message):
 @pytest.mark.parametrize("weights", ["1", "1,0", "1,-2", "1,nan", "1,inf", "1,x", ""])
 def test_weights_at_fault(weights):
     with pytest.raises(MtlReError, match="--weights"):
-        shares(weights, 2)
+        vote_shares(weights, 2)
