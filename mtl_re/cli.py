@@ -324,7 +324,10 @@ COMMANDS: dict[str, Command] = {
         "Compare two prediction files of the same rows by paired bootstrap.",
         "mtl_re.scoring.significance:compare_files",
         config.CompareConfig,
-        (Argument("a", "Predictions A.", "A.jsonl", Path), Argument("b", "Predictions B.", "B.jsonl", Path)),
+        (
+            Argument("a", "Predictions A (.jsonl, .parquet, or .csv with --data).", "A.jsonl", Path),
+            Argument("b", "Predictions B.", "B.jsonl", Path),
+        ),
     ),
     "errors": Command(
         "Analyse the errors of a predictions file, with examples and pictures.",

@@ -545,6 +545,10 @@ class CalibrateConfig(Options):
 class CompareConfig(Options):
     """Options of `mtl-re compare`."""
 
+    data: str | None = None
+    """The predicted rows, for gold labels where the predictions have none, as contest submissions."""
+    heads: str = "hierarchical"
+    """The label set of `data`, as `model.heads` of `mtl-re train`."""
     resamples: int = within(1, 1_000_000, 10_000)
     """Bootstrap resamples of the rows."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Predictions .jsonl joined with the rows they were made of: what `errors` and `cooccurrence` analyse.
+"""Predictions joined with the rows they were made of: what `errors` and `cooccurrence` analyse.
 
 Enters: predictions with gold labels, and optionally DATA, joined by id and order. Leaves: `Rows` of arrays.
 """
@@ -6,10 +6,9 @@ Enters: predictions with gold labels, and optionally DATA, joined by id and orde
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,8 @@ from mtl_re.data.loading import load_examples
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
-from mtl_re.scoring import significance
 from mtl_re.scoring.metrics import Floats, Indices
+from mtl_re.scoring.prediction_files import parsed_row, prediction_rows, with_gold
 from mtl_re.taxonomy import Taxonomy
 
 Mask = npt.NDArray[np.bool_]
@@ -66,14 +65,14 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     examples, bad = loaded or (None, [])
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []
-    for number, (where, row) in enumerate(significance.prediction_rows(path)):
+    for number, (where, row) in enumerate(prediction_rows(path)):
         if number == 0 and isinstance(given := row.get("probs"), dict) and (odd := sorted(given.keys() ^ index.keys())):
             raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
-        row = row if examples is None else _joined(where, row, number, examples, str(options.data))
+        row = row if examples is None else with_gold(where, row, number, examples, str(options.data))
         if row.get("gold") is None:
             raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")
-        name, gold, pred, values = significance.parsed_row((where, row), index)
-        ids.append(str(name))
+        name, (gold, pred), values = parsed_row((where, row), index)
+        ids.append(name)
         labels.append((gold, pred))
         probs.append(values)
     if not labels:
@@ -83,20 +82,6 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
         raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
     columns = np.array(labels).T
     return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
-
-
-def _joined(where: str, row: Mapping[str, Any], number: int, examples: Sequence[Example], data: str) -> dict[str, Any]:
-    """Return the prediction with a gold label: its own, or that of the row of DATA."""
-    if number >= len(examples):
-        raise MtlReError(f"{where}: id: {row.get('id')!r} has no row; {data} ends after {len(examples):,} row(s)")
-    example = examples[number]
-    gold = example.label if row.get("gold") is None else row["gold"]
-    differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
-    for key, (given, expected) in differs.items():
-        if given != expected:
-            what = f"{given!r}, but {example.where} has {expected!r}"
-            raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
-    return {**row, "gold": gold}
 
 
 def type_pair(example: Example) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.writers import CSV_HEADER
@@ -128,6 +129,24 @@ def parsed_row(
         if type(value) not in (int, float) or not 0 <= value <= 1 + 1e-6:  # the range is False for NaN as well
             raise MtlReError(f"{where}: probs: {label!r} is {_short(value)}; expected a probability 0-1")
     return str(name), found, np.array([probs[label] for label in index], dtype=np.float64)
+
+
+def with_gold(where: str, row: Mapping[str, Any], number: int, examples: Sequence[Example], data: str) -> Row:
+    """Return a prediction with a gold label: its own, or that of the row of DATA with this number.
+
+    Raises:
+        MtlReError: there is no such row, or it has another id or label.
+    """
+    if number >= len(examples):
+        raise MtlReError(f"{where}: id: {row.get('id')!r} has no row; {data} ends after {len(examples):,} row(s)")
+    example = examples[number]
+    gold = example.label if row.get("gold") is None else row["gold"]
+    differs = {"id": (str(row.get("id")), example.id), "gold": (gold, example.label or gold)}
+    for key, (given, expected) in differs.items():
+        if given != expected:
+            what = f"{given!r}, but {example.where} has {expected!r}"
+            raise MtlReError(f"{where}: {key}: {what}; both must hold the same rows in the same order")
+    return {**row, "gold": gold}
 
 
 def _short(value: Any) -> str:

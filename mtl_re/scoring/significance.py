@@ -9,9 +9,8 @@ Sources: Efron & Tibshirani 1993 (bootstrap), Good 2005 (sign flips), Holm 1979,
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from mtl_re.config import CompareConfig
+from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
+from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows, with_gold
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
 DRAWS = 100_000
@@ -175,7 +176,7 @@ def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = N
         MtlReError: a file cannot be read, a row is malformed (file:line, field, what), or the files do not hold the
             same ids in the same order with the same gold labels.
     """
-    gold, pred_a, pred_b, probs_a, probs_b, labels = _read_pair(Path(a), Path(b))
+    gold, pred_a, pred_b, probs_a, probs_b, labels = _read_pair(Path(a), Path(b), options)
     # Neither score asks for coarse classes, and labels of any data set may come here: each stands alone.
     alone = {label: (label,) for label in labels}
     taxonomy = Taxonomy(labels, alone, "flat", no_relation if no_relation in labels else None)
@@ -197,19 +198,28 @@ def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = N
     }
 
 
-def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Floats, tuple[str, ...]]:
+def _read_pair(
+    a: Path, b: Path, options: CompareConfig
+) -> tuple[Indices, Indices, Indices, Floats, Floats, tuple[str, ...]]:
     index: dict[str, int] = {}
     labels: list[tuple[int, int, int]] = []  # gold, predicted by a, predicted by b
     probs: tuple[list[Floats], list[Floats]] = ([], [])
-    for line_a, line_b in zip_longest(prediction_rows(a), prediction_rows(b)):
+    examples = None
+    if options.data is not None:
+        examples, _ = load_examples(options.data, Taxonomy.from_option(options.heads))
+    for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a), prediction_rows(b))):
         if line_a is None or line_b is None:
             (where, row), short = (line_a, b) if line_b is None else (line_b, a)
             raise MtlReError(
                 f"{where}: id: {row.get('id')!r} has no counterpart; {short} ends after {len(labels)} row(s)"
             )
-        index = index or _label_index(*line_a)
-        id_a, gold, pred_a, probs_a = parsed_row(line_a, index)
-        id_b, gold_b, pred_b, probs_b = parsed_row(line_b, index)
+        if examples is not None:
+            line_a, line_b = (
+                (where, with_gold(where, row, number, examples, str(options.data))) for where, row in (line_a, line_b)
+            )
+        index = index or label_index(*line_a)
+        id_a, (gold, pred_a), probs_a = parsed_row(line_a, index)
+        id_b, (gold_b, pred_b), probs_b = parsed_row(line_b, index)
         for key, differs in (("id", id_a != id_b), ("gold", gold != gold_b)):
             if differs:
                 values = f"{line_b[1][key]!r}, but {line_a[0]} has {line_a[1][key]!r}"
@@ -221,54 +231,3 @@ def _read_pair(a: Path, b: Path) -> tuple[Indices, Indices, Indices, Floats, Flo
         raise MtlReError(f"{a}, {b}: no rows to compare")
     columns = np.array(labels).T
     return columns[0], columns[1], columns[2], np.stack(probs[0]), np.stack(probs[1]), tuple(index)
-
-
-def prediction_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("file:line", row) of each line; blank lines are skipped."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise MtlReError(f"{path}:{number}: {type(row).__name__}; expected one JSON object a line")
-                    yield f"{path}:{number}", row
-    except json.JSONDecodeError as error:
-        raise MtlReError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise MtlReError(
-            f"{path}: cannot be read as UTF-8 text ({getattr(error, 'strerror', None) or error})"
-        ) from error
-
-
-def _label_index(where: str, row: dict[str, Any]) -> dict[str, int]:
-    probs = row.get("probs")
-    if not isinstance(probs, dict) or len(probs) < 2:
-        raise MtlReError(f"{where}: probs: {_short(probs)}; expected an object of label: probability")
-    return {label: position for position, label in enumerate(probs)}
-
-
-def parsed_row(line: tuple[str, dict[str, Any]], index: dict[str, int]) -> tuple[str | int, int, int, Floats]:
-    """Return the id, gold index, predicted index and probabilities (L,) of one row."""
-    where, row = line
-    name = row.get("id")
-    if not isinstance(name, str | int):
-        raise MtlReError(f"{where}: id: {_short(name)}; expected a string or an integer")
-    labels = []
-    for key in ("gold", "label"):
-        label = row.get(key)
-        if not isinstance(label, str) or label not in index:
-            raise MtlReError(f"{where}: {key}: {_short(label)}; expected one of the {len(index)} labels of 'probs'")
-        labels.append(index[label])
-    probs = row.get("probs")
-    if not isinstance(probs, dict) or probs.keys() != index.keys():
-        odd = sorted(probs.keys() ^ index.keys()) if isinstance(probs, dict) else _short(probs)
-        raise MtlReError(f"{where}: probs: {odd} differ from the labels of the first row; every row needs the same")
-    for label, value in probs.items():
-        if type(value) not in (int, float) or not 0 <= value <= 1 + 1e-6:  # the range is False for NaN as well
-            raise MtlReError(f"{where}: probs: {label!r} is {_short(value)}; expected a probability 0-1")
-    return name, labels[0], labels[1], np.array([probs[label] for label in index], dtype=np.float64)
-
-
-def _short(value: Any) -> str:
-    return "missing" if value is None else repr(value)[:60]
