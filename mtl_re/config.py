@@ -545,14 +545,14 @@ class CalibrateConfig(Options):
 class CompareConfig(Options):
     """Options of `mtl-re compare`."""
 
-    data: str | None = None
-    """The predicted rows, for gold labels where the predictions have none, as contest submissions."""
-    heads: str = "hierarchical"
-    """The label set of `data`, as `model.heads` of `mtl-re train`."""
     resamples: int = within(1, 1_000_000, 10_000)
     """Bootstrap resamples of the rows."""
     seed: int = 0
     """Seed of the resampling."""
+    data: str | None = None
+    """The predicted rows, for gold labels where the predictions have none, as in contest submissions."""
+    heads: str = "hierarchical"
+    """The label set of `data`, as `model.heads` of `mtl-re train`."""
 
 
 @dataclass

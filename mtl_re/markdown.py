@@ -41,12 +41,12 @@ def escape_inline(text: str) -> str:
 
 
 def write_markdown(path: Path, lines: Sequence[str]) -> None:
-    """Write lines to a file, and behind them a comment by which `outputs` knows it.
+    """Write lines to a file, and behind them a line by which `outputs` knows it.
 
     Raises:
         MtlReError: the file cannot be written.
     """
-    write_text(path, "\n".join(lines).rstrip("\n") + "\n\n<!-- mtl-re -->\n")
+    write_text(path, "\n".join(lines).rstrip("\n") + "\n\nWritten by mtl-re.\n")
 
 
 def undrawn(what: str, names: Sequence[str]) -> list[str]:

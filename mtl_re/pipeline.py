@@ -9,9 +9,9 @@ Importing this module registers the task:
     ask({"sentence": "세종대왕은 조선의 왕이다.", "subject": (0, 3, "PER"), "object": (10, 10, "POH")})
 
 Enters: a map of sentence, subject and object (an entity in any form of `triples.EntityLike`), a row in KLUE's form, or
-a list of such. Leaves: for each a map of label, score, coarse and probs, equal to `Predictor`'s, because both decode logits by
-`decoding`. The fields of a `Decoding` (`gate`, `prior`, `restrict`, `threshold`) may be given, to the pipeline or to a
-call. Every entity is checked.
+a list of such. Leaves: for each a map of label, score, coarse and probs, equal to `Predictor`'s, because both decode
+logits by `decoding`. The fields of a `Decoding` (`gate`, `prior`, `restrict`, `threshold`) may be given to the pipeline
+or to a call. Every entity is checked.
 """
 
 from __future__ import annotations

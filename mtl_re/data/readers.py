@@ -30,7 +30,7 @@ from itertools import chain
 from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
-from mtl_re.data.convert import format_of
+from mtl_re.data.formats import format_of
 from mtl_re.errors import MtlReError, RowError
 
 CHUNK = 1 << 20

@@ -32,12 +32,14 @@ class Splits:
 
     Attributes:
         bad: rows that cannot be used. overlap: number of training rows dropped because they are validation rows too.
+        unknown: share of the training text's tokens that the tokenizer does not know.
     """
 
     train: Sequence[Example]
     valid: Sequence[Example]
     bad: list[BadRow] = field(default_factory=list)
     overlap: int = 0
+    unknown: float = 0.0
 
 
 def load_splits(config: Config, taxonomy: Taxonomy) -> Splits:

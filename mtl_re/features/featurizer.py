@@ -190,6 +190,23 @@ class Featurizer:
         rows = [row for _, row in self.stream(examples, reject)]
         return FeatureTable.from_rows(rows, len(self.taxonomy.heads))
 
+    def unknown_share(self, table: FeatureTable) -> float:
+        """Return the share of unknown tokens ([UNK]) among those of a table's sentences, markers not counted."""
+        tokenizer = self.tokenizer
+        if tokenizer.unk_token_id is None or not len(table.ids):
+            return 0.0
+        marks = tokenizer(
+            [f" {piece}" for piece in markers.pieces(self.scheme, sorted(self.types))], add_special_tokens=False
+        )
+        ours = {
+            *self.frame.before,
+            *self.frame.between,
+            *self.frame.after,
+            *(id for ids in marks["input_ids"] for id in ids),
+        }
+        of_text = ~np.isin(table.ids, list(ours - {tokenizer.unk_token_id}))
+        return float(np.mean(table.ids[of_text] == tokenizer.unk_token_id)) if of_text.any() else 0.0
+
     def stream(self, examples: Iterable[Example], reject: Reject | None = None) -> Iterator[tuple[Example, Features]]:
         """Yield each example that fits with its features, in order; `READ_AHEAD` rows are tokenised at once."""
         numbered = enumerate(examples)

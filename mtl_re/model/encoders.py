@@ -135,7 +135,8 @@ def _check_room(name: str, encoder: Any, max_length: int) -> None:
     if encoder.config.model_type in {"roberta", "xlm-roberta", "camembert"}:
         room -= encoder.config.pad_token_id + 1  # their positions start behind the padding index
     if max_length > room:
-        raise MtlReError(f"data.max_length: {max_length} tokens, but {name} has positions for {room}")
+        what = f"{max_length} tokens, but {name} has positions for {room}"
+        raise MtlReError(f"data.max_length: {what}; --data.max_length {room} fits")
 
 
 def scratch_tokenizer(texts: Sequence[str], scheme: str, types: Sequence[str], vocabulary: int = 6000) -> Any:

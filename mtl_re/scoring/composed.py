@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtl_re.config import Backend
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.features.featurizer import FeatureTable, Featurizer
+from mtl_re.features.featurizer import Featurizer
 from mtl_re.model.cpu import speed_up
 from mtl_re.model.device import default_device, resolve_precision
 from mtl_re.model.network import MtlReModel, join_heads, load, split_heads
@@ -115,7 +115,7 @@ class ComposedModel:
         for head, (model, tokenizer) in ((head.name, self.networks[head.name]) for head in self.taxonomy.heads):
             if id(model) not in by_network:
                 table = self.featurizers[id(model)].table(examples)
-                self._tell_unknown(table, tokenizer)
+                self._tell_unknown(self.featurizers[id(model)].unknown_share(table))
                 title = progress if not by_network or not progress else f"{progress} ({head})"
                 pad_id, arithmetic = tokenizer.pad_token_id, resolve_precision(precision)
                 side_by_side = all_logits(model, table, pad_id, batch_size, arithmetic, None, title, tick)
@@ -123,13 +123,8 @@ class ComposedModel:
         parts = {name: by_network[id(model)][name] for name, (model, _) in self.networks.items()}
         return join_heads(parts, self.taxonomy)
 
-    def _tell_unknown(self, table: FeatureTable, tokenizer: Any) -> None:
+    def _tell_unknown(self, share: float) -> None:
         """Print, once, that the vocabulary does not know much of the text."""
-        share = (
-            0.0
-            if tokenizer.unk_token_id is None or not len(table.ids)
-            else (table.ids == tokenizer.unk_token_id).mean()
-        )
         if share > UNKNOWN and not self.told and os.environ.get("RANK", "0") == "0":
             what = f"{100 * share:.0f} % of the tokens are unknown to this model's vocabulary ([UNK])"
             print(f"warning: {what}; is the text in its language, and not in parts (NFD)?", file=sys.stderr)

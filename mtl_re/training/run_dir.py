@@ -50,8 +50,6 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
 
 def _refuse_other_files(run_dir: Path) -> None:
     """Raise MtlReError where a run would write over files that no run has written."""
-    if run_dir.is_file():
-        raise MtlReError(f"train.run_dir: {run_dir} is a file; name a directory")
     config = run_dir / "config.yaml"
     known = not config.exists() or "\ntracking:" in config.read_text(encoding="utf-8", errors="replace")
     if known and ((run_dir / ".lock").exists() or (run_dir / "manifest.json").exists()):

@@ -140,7 +140,8 @@ def _tables(
     rows.valid, valid = on_all(accelerator, lambda: _featurize(rows.valid, featurizer, config, rows.bad))
     if not rows.train:
         raise MtlReError("data.train: no row fits data.max_length; raise it")
-    _refuse_unknown(config, train, tokenizer)
+    rows.unknown = featurizer.unknown_share(train)
+    _refuse_unknown(config, rows.unknown)
     return train, valid
 
 
@@ -297,29 +298,23 @@ def _check_names(config: Config, taxonomy: Taxonomy) -> None:
     check_entries(config)
 
 
-def unknown_share(table: FeatureTable, tokenizer: Any) -> float:
-    """Return the share of a table's tokens that the tokenizer does not know; 0 where it knows every text."""
-    unknown = tokenizer.unk_token_id
-    return 0.0 if unknown is None or not len(table.ids) else float(np.mean(table.ids == unknown))
-
-
-def _refuse_unknown(config: Config, table: FeatureTable, tokenizer: Any) -> None:
+def _refuse_unknown(config: Config, share: float) -> None:
     """Raise MtlReError where the encoder's vocabulary hardly knows the training text."""
-    if (share := unknown_share(table, tokenizer)) > config.data.max_unknown:
+    if share > config.data.max_unknown:
         what = f"{100 * share:.0f} % of the training text's tokens are unknown to {config.model.encoder} ([UNK])"
         cure = "take an encoder for this language, or --data.normalise nfc for text from macOS"
         raise MtlReError(f"model.encoder: {what}; {cure} (--data.max_unknown {config.data.max_unknown:g} is the bound)")
 
 
-def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str], unknown: float) -> list[str]:
+def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> list[str]:
     """Return what a person should know of the training rows before the first step.
 
     Args:
-        trained: names of the trained heads. unknown: share of the tokens that the vocabulary does not know.
+        trained: names of the trained heads.
     """
     found = []
-    if unknown > KNOWN_ENOUGH:
-        found.append(f"warning: {100 * unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
+    if rows.unknown > KNOWN_ENOUGH:
+        found.append(f"warning: {100 * rows.unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
     labels = Counter(example.label for example in rows.train)
     for head in taxonomy.heads:
         classes = taxonomy.groups.get(head.name, taxonomy.labels if taxonomy.layout == "flat" else ())
@@ -348,7 +343,7 @@ def _announce(run: TrainRun) -> None:
     if rows.overlap:
         run.say(f"{rows.overlap} training rows are validation rows too and were dropped")
     if run.main:
-        for warning in warnings_of(rows, run.taxonomy, run.trained_heads, unknown_share(table, run.tokenizer)):
+        for warning in warnings_of(rows, run.taxonomy, run.trained_heads):
             run.say(warning)
     if note := overruled_precision(run.config.train.precision, run.precision):
         run.say(note)

@@ -572,7 +572,7 @@ def test_an_encoder_without_a_masked_lm_head_is_refused(tokenizer, tmp_path):
 
 
 def test_a_relation_model_is_no_encoder(saved):
-    with pytest.raises(MtlReError, match="cannot be loaded"):
+    with pytest.raises(MtlReError, match="is a trained relation model, which has no masked-LM head"):
         encoders.load_masked_lm(str(saved), 64)
 
 

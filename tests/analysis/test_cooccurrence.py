@@ -67,6 +67,7 @@ def test_a_threshold_counts_what_extract_gives(tmp_path):
         """What `extract` asks: the same probabilities for every pair, decoded by the hard gate."""
 
         reading = SimpleNamespace(gate="hard")
+        entity_types = ()
 
         def __init__(self):
             self.taxonomy = taxonomy

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mtl_re.data import convert
+from mtl_re.data import convert, formats
 from mtl_re.data.validation import parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
@@ -84,8 +84,8 @@ def test_a_record_becomes_a_row(name, record, expected):
     rows, report = rows_of(name, record)
     assert [spelled(row) for row in rows] == [expected]
     assert (report.records, report.rows) == (1, 1)
-    if name in convert._SIGNS or name == "boostcamp":
-        assert convert.format_of(record) == name
+    if name in formats._SIGNS or name == "boostcamp":
+        assert formats.format_of(record) == name
 
 
 def test_every_format_is_named_in_the_help_of_an_unknown_one():

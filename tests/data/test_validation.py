@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import sample_examples
 from hostile import BAD_ROWS, ROW_FAULTS, csv_text, entity, klue_row, write_hostile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_re.config import ReadingConfig
 from mtl_re.data.check import SHOWN, check_files, render_check
 from mtl_re.data.loading import load_examples, read_examples, write_rejected
 from mtl_re.data.splits import drop_overlap, split_by_fold, split_by_sentence
@@ -322,7 +324,7 @@ def test_training_on_the_evaluation_rows_is_refused() -> None:
 def test_check_names_everything_and_reads_on_after_a_fault(tmp_path: Path) -> None:
     first = [klue_row(1), klue_row(1, "no_relation"), klue_row(2), klue_row(2, guid="b"), klue_row(3, None)]
     a = write(tmp_path / "a.json", first)
-    b = write(tmp_path / "b.json", [klue_row(2), klue_row(9)] + [klue_row(5, "x")] * (SHOWN + 3))
+    b = write(tmp_path / "b.json", [klue_row(2), klue_row(9)] + [klue_row(5, guid=[1])] * (SHOWN + 3))
     report = check_files([a, str(tmp_path / "none.json"), b], TAXONOMY)
     assert report.has_errors
     assert [file.fault is None for file in report.files] == [True, False, True]
@@ -335,7 +337,7 @@ def test_check_names_everything_and_reads_on_after_a_fault(tmp_path: Path) -> No
         "  row 1 per:employee_of, row 2 no_relation",
         f"warning: {a}: 1 id(s) occur more than once, first 'made-1'",
         f"error: {tmp_path / 'none.json'}: no such file",
-        f"error: {b}:3: label: 'x' is not one of the 30 labels",
+        f"error: {b}:3: guid: expected text",
         f"error: {b}: 3 more bad row(s)",
         f"warning: {a} and {b} share 1 distinct sentence(s), 1 of them with the same two spans",
         "53 bad row(s), 1 unreadable file(s)",
@@ -436,3 +438,81 @@ def test_copies_in_decomposed_form_are_the_same_rows() -> None:
     wrong["subject_entity"] |= {"word": unicodedata.normalize("NFD", row.subject.word)}
     with pytest.raises(RowError, match="look the same, but the first is written in decomposed"):
         parse_row(wrong, TAXONOMY)
+
+
+# ---- faults that the rows of a file share ------------------------------------------------------------------------
+
+
+def shifted(row: dict, first: int, ends: int) -> dict:
+    """A row whose spans are counted from `first`, with `ends` added to their ends."""
+    for name in ("subject_entity", "object_entity"):
+        row[name] = row[name] | {
+            "start_idx": row[name]["start_idx"] + first,
+            "end_idx": row[name]["end_idx"] + first + ends,
+        }
+    return row
+
+
+@pytest.mark.parametrize(
+    ("first", "ends", "options"),
+    [
+        (0, 1, "--span_ends exclusive"),
+        (1, 0, "--first_character 1"),
+        (1, 1, "--span_ends exclusive --first_character 1"),
+    ],
+)
+def test_a_shift_of_all_spans_is_said_once_with_its_option(tmp_path: Path, first: int, ends: int, options: str) -> None:
+    path = write(tmp_path / "a.json", [shifted(klue_row(number), first, ends) for number in range(20)])
+    text = render_check(check_files([path], TAXONOMY))
+    assert text.count(f"20 of 20 rows spell their words if spans are read with {options} (mtl-re train: ") == 1
+    assert len(text.splitlines()) < 10
+    with pytest.raises(MtlReError, match=rf"spans are read with {options} "):
+        load_examples(path, TAXONOMY)
+    reading = ReadingConfig(span_ends="exclusive" if ends else "inclusive", first_character=first)
+    assert load_examples(path, TAXONOMY, "error", reading)[0] == [parse_row(klue_row(n), TAXONOMY) for n in range(20)]
+    assert not check_files([path], TAXONOMY, reading).has_errors
+
+
+def test_labels_of_another_set_are_listed_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [klue_row(n, f"genre:{'ab'[n % 2]}") for n in range(60)])
+    text = render_check(check_files([path], TAXONOMY))
+    assert f"60 rows have 2 labels of another set: genre:a (30), genre:b (30); `mtl-re heads {path} --output" in text
+    assert len(text.splitlines()) < 10
+    with pytest.raises(MtlReError, match=r"which --heads and model\.heads take"):
+        load_examples(path, TAXONOMY)
+
+
+@pytest.mark.parametrize("fault", ["swapped", "other order", None])
+def test_types_that_contradict_labels_are_one_figure(tmp_path: Path, fault: str | None) -> None:
+    rows = [row.to_row() for row in sample_examples("train", 300)]
+    for row in rows:
+        if fault == "swapped":
+            row["subject_entity"], row["object_entity"] = row["object_entity"], row["subject_entity"]
+        if fault == "other order":
+            row["label"] = KLUE[BOOSTCAMP.index(row["label"])]
+    report = check_files([write(tmp_path / "a.json", rows)], TAXONOMY)
+    assert ("are subject and object swapped, or the labels numbered in another order?" in render_check(report)) is bool(
+        fault
+    )
+    assert report.files[0].related > 100
+
+
+def test_decomposed_rows_are_counted_and_composed_on_request(tmp_path: Path, capsys) -> None:
+    rows = []
+    for number in range(4):
+        row = parse_row(klue_row(number), TAXONOMY)
+        sentence, entities = row.sentence, []
+        if number:
+            entities = [unicodedata.normalize("NFD", entity.word) for entity in (row.subject, row.object)]
+            sentence = unicodedata.normalize("NFD", sentence)
+            spans = [(sentence.index(word), sentence.index(word) + len(word) - 1, word) for word in entities]
+            made = [Entity(word, start, end, "PER") for start, end, word in spans]
+            row = Example(row.id, sentence, *made, row.label)
+        rows.append(row.to_row())
+    path = write(tmp_path / "a.json", rows)
+    assert "75.0 % of the rows hold characters written in parts (NFD)" in render_check(check_files([path], TAXONOMY))
+    load_examples(path, TAXONOMY)
+    assert "75.0 % of the rows hold characters written in parts" in capsys.readouterr().err
+    composed, _ = load_examples(path, TAXONOMY, "error", ReadingConfig(normalise="nfc"))
+    assert [row.sentence for row in composed] == [klue_row(number)["sentence"] for number in range(4)]
+    assert [row.subject.word for row in composed] == [klue_row(number)["subject_entity"]["word"] for number in range(4)]

@@ -220,7 +220,12 @@ def test_wandb_gets_numbers_and_scores(no_wandb, tmp_path, capsys):
     trackers = wandb_to(accelerator, tmp_path / "run", group="study/arm")
     project, config, options = accelerator.started
     assert (project, config) == ("mine", {"a/b": "None"})
-    assert options["wandb"] == {"dir": str(tmp_path / "run"), "name": "run", "group": "study/arm", "mode": "offline"}
+    identity = {"id": (tmp_path / "run" / "wandb_id.txt").read_text().strip(), "resume": "allow"}
+    where = {"dir": str(tmp_path / "run"), "name": "run", "group": "study/arm", "mode": "offline"}
+    assert options["wandb"] == where | identity
+    again = FakeAccelerator()
+    wandb_to(again, tmp_path / "run")
+    assert again.started[2]["wandb"]["id"] == identity["id"]  # a resumed run goes on in the same one
     said = capsys.readouterr().err
     assert "kept offline under" in said
     assert str(tmp_path / "run" / "wandb") in said
