@@ -148,6 +148,9 @@ class LossConfig(Options, group="loss"):
     famo."""
     weights: dict[str, float] = within(0, 1e6, {})
     """Weight of each head by name: coarse, org, per (a head that is not named: 1; 0: the head is not trained)."""
+    class_weights: str = "none"
+    """Weights of the classes inside each head's loss: `none`, `balanced` (inverse to their training rows), or a YAML
+    file that maps classes to weights (not named: 1). They are scaled to a mean of 1 over the training rows."""
     label_smoothing: float = within(0, 0.9, 0.0)
     """Share of the target probability that is spread evenly over a head's classes."""
     focal_gamma: float = within(0, 10, 2.0)

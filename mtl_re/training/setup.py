@@ -6,6 +6,7 @@ What any run needs is in `run`. Rows are read by every rank: the batch order is 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -35,7 +36,7 @@ from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, paramete
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.averaging import WeightAverage
-from mtl_re.training.losses import LOSSES, normalise
+from mtl_re.training.losses import LOSSES, class_weights, normalise
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all, on_main, overruled_precision
 from mtl_re.training.run import Run, begin, check_ranks_agree, identity_of_options, seed_process, write_run_records
@@ -55,6 +56,7 @@ class TrainRun(Run):
         rows: Training and validation rows; train_table, valid_table: their features.
         average: The averaged weights (`train.ema`).
         weights: By head, `loss.weights` normalised. weighting: How they move.
+        class_weights: By head, (classes,), on the device (`loss.class_weights`; empty: none).
     """
 
     config: Config
@@ -65,6 +67,7 @@ class TrainRun(Run):
     average: WeightAverage | None
     weights: dict[str, float]
     weighting: Weighting
+    class_weights: dict[str, torch.Tensor]
     collate: Collator
 
     @property
@@ -97,7 +100,10 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
+    of_classes = class_weights(config.loss.class_weights, taxonomy, train_table.targets)
     same = identity(config, weights, train_table, valid_table)
+    if of_classes:
+        same["class weights"] = json.dumps({name: tensor.tolist() for name, tensor in of_classes.items()})
     check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
     seed_process(accelerator, config.train.seed)
@@ -122,6 +128,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         average=WeightAverage(model, config.train.ema) if config.train.ema else None,
         weights=weights,
         weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
+        class_weights={name: tensor.to(accelerator.device) for name, tensor in of_classes.items()},
         collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
     )
     _announce(run)

@@ -200,7 +200,7 @@ def _forward(run: TrainRun, batch: Batch) -> dict[str, HeadLoss]:
     targets = moved.pop("targets")
     if options.rdrop:  # one pass over every row twice: DDP wants one forward pass for each backward pass
         moved = {name: torch.cat([tensor, tensor]) for name, tensor in moved.items()}
-    return head_losses(run.model(**moved), targets, options)
+    return head_losses(run.model(**moved), targets, options, run.class_weights)
 
 
 def _gather(sums: dict[str, Tensor], losses: dict[str, HeadLoss]) -> None:

@@ -12,7 +12,8 @@ from mtl_re.config import LossConfig
 from mtl_re.errors import MtlReError, entry
 from mtl_re.features.collate import Collator, step_parts
 from mtl_re.scoring import gating
-from mtl_re.taxonomy import IGNORE
+from mtl_re.taxonomy import IGNORE, Taxonomy
+from mtl_re.training import losses
 from mtl_re.training.losses import LOSSES, HeadLoss, combine, head_losses, normalise
 from mtl_re.training.train import global_counts
 
@@ -362,3 +363,57 @@ def test_rdrop_of_equal_readings_adds_nothing_and_views_stay_paired():
     once = {name: torch.cat([logits[name], other[name]]) for name in logits}
     for name, loss in head_losses(crossed, targets, LossConfig(rdrop=1.0)).items():
         torch.testing.assert_close(loss.penalty, head_losses(once, targets, LossConfig(rdrop=1.0))[name].penalty)
+
+
+# ---- class weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("rdrop", [0.0, 1.0])
+def test_class_weights_are_exact_however_a_step_is_split(kind, rdrop):
+    taxonomy = Taxonomy.from_option("hierarchical")
+    generator = torch.Generator().manual_seed(0)
+    labels = [taxonomy.labels[index] for index in torch.randint(0, 30, (24,), generator=generator).tolist()]
+    targets = torch.tensor([list(taxonomy.targets(label).values()) for label in labels])
+    weights = losses.class_weights("balanced", taxonomy, targets.numpy())
+    options = LossConfig(kind=kind, rdrop=rdrop, label_smoothing=0.1)
+    counts = {head.name: int((targets[:, n] != IGNORE).sum()) for n, head in enumerate(taxonomy.heads)}
+    views = 2 if rdrop else 1
+    scores = {h.name: torch.randn(views, 24, len(h.classes), generator=generator) for h in taxonomy.heads}
+
+    def loss(rows: slice) -> torch.Tensor:
+        part = {name: values[:, rows].flatten(0, 1) for name, values in scores.items()}
+        made = losses.head_losses(part, targets[rows], options, weights)
+        return losses.combine(made, counts, 24, dict.fromkeys(counts, 1.0), "joint")
+
+    whole = loss(slice(0, 24))
+    torch.testing.assert_close(sum(loss(slice(start, start + 5)) for start in range(0, 24, 5)), whole)
+    plain = losses.head_losses({n: v.flatten(0, 1) for n, v in scores.items()}, targets, options)
+    assert not torch.isclose(losses.combine(plain, counts, 24, dict.fromkeys(counts, 1.0), "joint"), whole)
+    weighted = losses.head_losses({n: v.flatten(0, 1) for n, v in scores.items()}, targets, options, weights)
+    assert all(weighted[name].sum == plain[name].sum for name in counts)  # what is logged stays raw
+
+
+def test_balanced_weights_give_classes_the_same_weight_in_all(tmp_path):
+    taxonomy = Taxonomy.from_option("hierarchical")
+    labels = ["no_relation"] * 6 + ["org:founded"] * 3 + ["per:title"] * 2 + ["per:spouse"]
+    targets = np.array([list(taxonomy.targets(label).values()) for label in labels])
+    made = losses.class_weights("balanced", taxonomy, targets)
+    assert made["coarse"].tolist() == pytest.approx([12 / 18, 12 / 9, 12 / 9])
+    index = {name: taxonomy.fine[1].classes.index(name) for name in ("per:title", "per:spouse")}
+    assert made["per"][index["per:title"]] * 2 == pytest.approx(float(made["per"][index["per:spouse"]]))
+    (tmp_path / "weights.yaml").write_text("no_relation: 0.5\nper:spouse: 3\n")
+    given = losses.class_weights(str(tmp_path / "weights.yaml"), taxonomy, targets)
+    assert given["coarse"][0] / given["coarse"][1] == pytest.approx(0.5)
+    assert float((given["coarse"] * torch.tensor([6.0, 3.0, 3.0])).sum()) == pytest.approx(12)
+    assert losses.class_weights("none", taxonomy, targets) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("per:job: 2", "no class"), ("org: 0", "above 0"), ("org: yes", "above 0")]
+)
+def test_class_weights_at_fault(tmp_path, text, message):
+    (tmp_path / "weights.yaml").write_text(text)
+    taxonomy = Taxonomy.from_option("hierarchical")
+    with pytest.raises(MtlReError, match=message):
+        losses.class_weights(str(tmp_path / "weights.yaml"), taxonomy, np.zeros((1, 3), int))
