@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import sample_examples
 from distributed_worker import (
     assert_same_run,
     assert_same_tensors,
@@ -22,14 +23,17 @@ from distributed_worker import (
 )
 
 from mtl_re.data import sample
+from mtl_re.data.splits import Splits
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.scoring import evaluation, gating
-from mtl_re.taxonomy import IGNORE
+from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training import loop, losses, step_log
 from mtl_re.training import setup as prepare_module
 from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
+from mtl_re.training.processes import overruled_precision
+from mtl_re.training.setup import warnings_of
 from mtl_re.training.train import train
 
 
@@ -793,3 +797,35 @@ def test_runs_of_one_process_may_differ_in_precision(go):
         run_dir = go(str(number), **{"train.precision": precision, "train.max_steps": 1})
         hardware = json.loads((run_dir / "manifest.json").read_text())["hardware"]
         assert hardware["precision"] == precision
+
+
+# ---- what is said before the first step ------------------------------------------------------------------------------
+
+
+def test_rows_that_teach_little_are_named():
+    taxonomy = Taxonomy.from_option("hierarchical")
+    heads = [head.name for head in taxonomy.heads]
+    rows = sample_examples("train", 200)
+    said = warnings_of(Splits([row for row in rows if row.label == "no_relation"], []), taxonomy, heads)
+    assert "warning: all training rows have the label no_relation" in said
+    assert [f"warning: the head {name} has no training row: it stays untrained" for name in ("org", "per")] == said[:2]
+    said = warnings_of(Splits([row for row in rows if not row.label.startswith("org:")], []), taxonomy, heads)
+    assert "warning: no training row is of the coarse class org" in said
+    said = warnings_of(
+        Splits([row for row in rows if row.label != "per:spouse"], rows[:5], unknown=0.2), taxonomy, heads
+    )
+    assert any("label(s) have no training row: " in text and "per:spouse" in text for text in said)
+    assert any("of 5 validation rows share their sentence with a training row" in text for text in said)
+    assert "warning: 20.0 % of the training tokens are unknown to the encoder ([UNK])" in said
+    assert warnings_of(Splits(rows, []), taxonomy, heads) == []
+
+
+def test_accelerates_precision_is_not_overruled_in_silence(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert overruled_precision("auto", "bf16") is None
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert overruled_precision("no", "no") is None
+    assert (
+        "precision is bf16, not accelerate's mixed_precision no: train.precision auto decides"
+        in overruled_precision("auto", "bf16")
+    )
