@@ -297,7 +297,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "vote": Command(
         "Average prediction files of the same rows, with weights (soft vote).",
-        "mtl_re.predict.vote:vote",
+        "mtl_re.predict.vote:vote_files",
         config.VoteConfig,
         (
             Argument(

@@ -43,7 +43,7 @@ class Dropped:
 
 
 @dataclass
-class Options:
+class Conversion:
     """How records are read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Span:
+class Mention:
     """An entity while it is converted: inclusive characters of the text."""
 
     start: int
@@ -69,14 +69,14 @@ class Span:
     type: str
 
 
-Format = Callable[[Record, Options], Iterator[Row | Dropped]]
+Format = Callable[[Record, Conversion], Iterator[Row | Dropped]]
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
 def make_row(
-    id: Any, text: str, pair: Sequence[Span], label: str | None, options: Options, source: Any = None
+    id: Any, text: str, pair: Sequence[Mention], label: str | None, options: Conversion, source: Any = None
 ) -> Row | Dropped:
     """Return a row in KLUE's JSON form, or why the record cannot become one.
 
@@ -126,7 +126,7 @@ def _whole(value: Any) -> int:
 # ---- formats of data sets ------------------------------------------------------------------------------------------
 
 
-def tacred(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def tacred(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """TACRED and Re-TACRED (Zhang et al. 2017): tokens, inclusive token spans `subj_start`..`subj_end`, `relation`."""
     text, places = join_tokens(record["token"])
     spans = []
@@ -135,11 +135,11 @@ def tacred(record: Record, options: Options) -> Iterator[Row | Dropped]:
         if not 0 <= first <= last < len(places):
             yield Dropped("a span outside its tokens", f"{name} {first}..{last} of {len(places)} tokens")
             return
-        spans.append(Span(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
+        spans.append(Mention(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
     yield make_row(record.get("id"), text, spans, record.get("relation"), options, record.get("docid"))
 
 
-def semeval(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def semeval(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """SemEval-2010 task 8 (Hendrickx et al. 2010): `<e1>` is the subject, `<e2>` the object; the label keeps its
     direction. Records come from `semeval_records`."""
     text, spans = str(record["text"]), []
@@ -149,11 +149,11 @@ def semeval(record: Record, options: Options) -> Iterator[Row | Dropped]:
             yield Dropped(f"a sentence without <{name}>", text[:40])
             return
         before, inside = (len(re.sub(r"</?e[12]>", "", part)) for part in (text[: match.start()], match[1]))
-        spans.append(Span(before, before + inside - 1, UNTYPED))
+        spans.append(Mention(before, before + inside - 1, UNTYPED))
     yield make_row(record.get("id"), re.sub(r"</?e[12]>", "", text), spans, record.get("relation"), options)
 
 
-def opennre(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """OpenNRE (Han et al. 2019): head `h` and tail `t` with `pos: [start, end)` over `text` or over `token`."""
     if "token" in record:
         text, places = join_tokens(record["token"])
@@ -166,14 +166,14 @@ def opennre(record: Record, options: Options) -> Iterator[Row | Dropped]:
         if not 0 <= first < end <= len(places):
             yield Dropped("a span outside its text", f"{name} {first}..{end}")
             return
-        spans.append(Span(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
+        spans.append(Mention(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
     yield make_row(record.get("id"), text, spans, record.get("relation"), options)
 
 
 # ---- formats of annotation tools -------------------------------------------------------------------------------------
 
 
-def label_studio(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def label_studio(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """Label Studio's JSON export: `labels` regions (exclusive ends, UTF-16 positions) and `relation` results."""
     texts = [value for value in record["data"].values() if isinstance(value, str)]
     text = record["data"].get("text", texts[0] if texts else "")
@@ -181,7 +181,7 @@ def label_studio(record: Record, options: Options) -> Iterator[Row | Dropped]:
         if annotation.get("was_cancelled"):
             yield Dropped("a cancelled annotation")
             continue
-        spans: dict[Any, Span] = {}
+        spans: dict[Any, Mention] = {}
         related: list[tuple[Any, Any, str | None]] = []
         for result in annotation["result"]:
             if result.get("type") == "relation":
@@ -192,7 +192,7 @@ def label_studio(record: Record, options: Options) -> Iterator[Row | Dropped]:
             elif "start" in (value := result.get("value", {})):
                 start, end = (python_offset(text, _whole(value[key])) for key in ("start", "end"))
                 labels = value.get("labels") or value.get("hypertextlabels") or [UNTYPED]
-                spans[result["id"]] = Span(start, end - 1, str(labels[0]))
+                spans[result["id"]] = Mention(start, end - 1, str(labels[0]))
                 if len(labels) > 1:
                     yield Dropped("a second type of one entity", str(labels[1]))
             else:
@@ -200,10 +200,10 @@ def label_studio(record: Record, options: Options) -> Iterator[Row | Dropped]:
         yield from annotated_pairs(record.get("id"), text, spans, related, options)
 
 
-def doccano(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def doccano(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """doccano's JSONL export: `entities` with offsets (exclusive ends), and `relations` between their ids."""
     spans = {
-        entity["id"]: Span(_whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, str(entity["label"]))
+        entity["id"]: Mention(_whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, str(entity["label"]))
         for entity in record["entities"]
     }
     related = [(relation["from_id"], relation["to_id"], relation.get("type")) for relation in record["relations"]]
@@ -213,9 +213,9 @@ def doccano(record: Record, options: Options) -> Iterator[Row | Dropped]:
 def annotated_pairs(
     id: Any,
     text: str,
-    spans: Mapping[Any, Span],
+    spans: Mapping[Any, Mention],
     related: Sequence[tuple[Any, Any, str | None]],
-    options: Options,
+    options: Conversion,
 ) -> Iterator[Row | Dropped]:
     """Rows of one annotated text: its relations, and under `pairs: all` every other ordered pair as `no_relation`."""
     seen: dict[tuple[Any, Any], str] = {}
@@ -295,7 +295,7 @@ class Columns:
         return columns
 
 
-def columns(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def columns(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """A table whose columns a YAML file names (`Columns`)."""
     if options.columns is None:
         raise MtlReError("convert: --from columns needs --columns FILE.yaml with the names of the fields")
@@ -318,17 +318,17 @@ BOOSTCAMP = Columns(
 )
 
 
-def korre(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def korre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """KorRE's flat columns: `subj_name`, `subj_start_pos`, exclusive `subj_end_pos`, `subj_type`, ..., `relation`."""
     yield from _by_columns(record, KORRE, options)
 
 
-def boostcamp(record: Record, options: Options) -> Iterator[Row | Dropped]:
+def boostcamp(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """The contest's CSV as some teams rewrote it, with `entity_type` in place of `type`."""
     yield from _by_columns(record, BOOSTCAMP, options)
 
 
-def _by_columns(record: Record, names: Columns, options: Options) -> Iterator[Row | Dropped]:
+def _by_columns(record: Record, names: Columns, options: Conversion) -> Iterator[Row | Dropped]:
     text, spans = str(_at(record, names.sentence)), []
     for part in (names.subject, names.object):
         start, end = (_whole(_at(record, name)) - names.first for name in (part.start, part.end))
@@ -339,7 +339,7 @@ def _by_columns(record: Record, names: Columns, options: Options) -> Iterator[Ro
                 f"{word!r}, but characters {start}..{end} are {text[start : end + 1]!r}",
             )
             return
-        spans.append(Span(start, end, UNTYPED if part.type is None else str(_at(record, part.type))))
+        spans.append(Mention(start, end, UNTYPED if part.type is None else str(_at(record, part.type))))
     optional = {name: record.get(key) for name in _OPTIONAL if (key := getattr(names, name)) is not None}
     label = str(optional["label"]) if optional.get("label") not in (None, "") else None
     yield make_row(optional.get("id"), text, spans, label, options, optional.get("source"))
@@ -411,7 +411,7 @@ class Report:
         return "\n".join(lines)
 
 
-def converted(records: Iterable[tuple[int, Record]], name: str, options: Options, report: Report) -> Iterator[Row]:
+def converted(records: Iterable[tuple[int, Record]], name: str, options: Conversion, report: Report) -> Iterator[Row]:
     """Rows of numbered records; what is not carried over is counted in `report`.
 
     Args:
@@ -436,7 +436,7 @@ def converted(records: Iterable[tuple[int, Record]], name: str, options: Options
             yield made
 
 
-def _safely(convert: Format, record: Record, options: Options) -> Iterator[Row | Dropped]:
+def _safely(convert: Format, record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """A record of another shape than its format's is dropped, and named."""
     try:
         yield from convert(record, options)
@@ -467,7 +467,7 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
     from mtl_re.files import whole_file
 
     columns = None if options.columns is None else Columns.from_yaml(Path(options.columns))
-    made = Options(_types(options.types), options.no_relation.split(","), options.pairs, columns)
+    made = Conversion(_types(options.types), options.no_relation.split(","), options.pairs, columns)
     report = Report()
     records: Iterable[tuple[int, Record]]
     if name == "semeval":

@@ -2,7 +2,7 @@
 
 macOS and some converters write 한 as three characters, ㅎ ㅏ ㄴ (NFD). It looks the same, but a vocabulary of composed
 syllables does not know it, and no comparison of texts sees that two copies are equal. `composed` is what is compared;
-`compose` also maps spans, exactly: a span that would cut a composed character in two is refused.
+`compose_spans` also maps spans, exactly: a span that would cut a composed character in two is refused.
 
 Source: Unicode Standard Annex 15. Characters that NFC merely replaces by another one (U+F9E1 by U+674E) are left alone.
 """
@@ -25,7 +25,7 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text) if is_decomposed(text) else text
 
 
-def compose(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+def compose_spans(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
     """Return the composed text, and where spans of the given text lie in it.
 
     Args:

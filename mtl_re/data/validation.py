@@ -22,7 +22,7 @@ from typing import Any
 
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import one_line
-from mtl_re.data.unicode_form import compose, difference, is_decomposed
+from mtl_re.data.unicode_form import compose_spans, difference, is_decomposed
 from mtl_re.errors import RowError
 from mtl_re.taxonomy import KLUE, Taxonomy
 
@@ -79,7 +79,7 @@ class Example:
         spans = [(entity.start, entity.end) for entity in (self.subject, self.object)]
         if is_decomposed(self.sentence):
             with suppress(RowError):  # a span that cuts a character stands for itself alone
-                sentence, spans = compose(self.sentence, spans)
+                sentence, spans = compose_spans(self.sentence, spans)
                 return (sentence, *spans[0], *spans[1])
         return (self.sentence, *spans[0], *spans[1])
 
@@ -186,7 +186,7 @@ def check_spans(subject: Any, object: Any) -> None:
 
 def _composed(sentence: str, *entities: Entity) -> tuple[str, Entity, Entity]:
     """Return sentence and entities in composed characters."""
-    whole, spans = compose(sentence, [(entity.start, entity.end) for entity in entities])
+    whole, spans = compose_spans(sentence, [(entity.start, entity.end) for entity in entities])
     subject, object = (
         Entity(whole[start : end + 1], start, end, entity.type)
         for entity, (start, end) in zip(entities, spans, strict=True)

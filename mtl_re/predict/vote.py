@@ -19,7 +19,7 @@ from mtl_re.scoring.writers import Prediction, check_suffix, label_order, write_
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
 
 
-def vote(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
+def vote_files(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
     """Write the vote and return the number of its rows.
 
     Args:

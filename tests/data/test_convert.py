@@ -15,7 +15,7 @@ LABELS = Taxonomy.from_prefixes(("no_relation", "per:employee_of", "org:founded"
 
 def rows_of(name, *records, **options):
     report = convert.Report()
-    made = list(convert.converted(enumerate(records, start=1), name, convert.Options(**options), report))
+    made = list(convert.converted(enumerate(records, start=1), name, convert.Conversion(**options), report))
     return made, report
 
 

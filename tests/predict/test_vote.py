@@ -9,7 +9,7 @@ import pytest
 from mtl_re import cli
 from mtl_re.config import VoteConfig
 from mtl_re.errors import MtlReError
-from mtl_re.predict.vote import vote, vote_shares
+from mtl_re.predict.vote import vote_files, vote_shares
 from mtl_re.scoring.prediction_files import prediction_rows
 from mtl_re.scoring.writers import Prediction, write_predictions
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
@@ -39,7 +39,7 @@ def members(tmp_path) -> tuple[list[str], list[np.ndarray]]:
 def test_the_weighted_mean(tmp_path, members, suffix):
     files, values = members
     output = tmp_path / f"out{suffix}"
-    assert vote(files, TAXONOMY, VoteConfig(str(output), weights="2,1,1")) == ROWS
+    assert vote_files(files, TAXONOMY, VoteConfig(str(output), weights="2,1,1")) == ROWS
     expected = np.average(values, axis=0, weights=[2, 1, 1])
     for number, (_, row) in enumerate(prediction_rows(output)):
         assert row["id"] == f"r{number}"
@@ -66,7 +66,7 @@ def test_another_label_order_of_submissions(tmp_path, members):
     file = tmp_path / "klue.csv"
     rows = [Prediction.of(f"r{i}", row, 0, TAXONOMY, None) for i, row in enumerate(members[1][0])]
     write_predictions(rows, file, TAXONOMY, LABEL_ORDERS["klue"])
-    vote([str(file)] * 2, TAXONOMY, VoteConfig(str(tmp_path / "out.jsonl"), label_order="klue"))
+    vote_files([str(file)] * 2, TAXONOMY, VoteConfig(str(tmp_path / "out.jsonl"), label_order="klue"))
     _, row = next(prediction_rows(tmp_path / "out.jsonl"))
     assert [row["probs"][label] for label in TAXONOMY.labels] == pytest.approx(members[1][0][0], abs=1e-9)
 
@@ -95,7 +95,7 @@ def rewritten(tmp_path, members, change) -> list[str]:
 def test_members_that_do_not_fit_are_named(tmp_path, members, change, message):
     output = tmp_path / "out.jsonl"
     with pytest.raises(MtlReError, match=message):
-        vote(rewritten(tmp_path, members, change), TAXONOMY, VoteConfig(str(output)))
+        vote_files(rewritten(tmp_path, members, change), TAXONOMY, VoteConfig(str(output)))
     assert not output.exists()
 
 

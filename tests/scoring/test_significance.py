@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import sample_examples
 
 from mtl_re.config import CompareConfig
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import metrics, significance
+from mtl_re.scoring.writers import Prediction, write_predictions
 from mtl_re.taxonomy import Taxonomy
 
 LABELS = ["no_relation", "org:a", "org:b", "per:a"]
@@ -269,3 +271,25 @@ def test_compare_files_refuses_files_that_are_not_jsonl(pair, content, message):
 def test_compare_files_refuses_empty_files(tmp_path):
     with pytest.raises(MtlReError, match="no rows to compare"):
         significance.compare_files(write(tmp_path / "a.jsonl", []), write(tmp_path / "b.jsonl", []), CompareConfig(10))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_submissions_are_compared_with_gold_labels_from_the_data(tmp_path, suffix):
+    taxonomy = Taxonomy.from_option("hierarchical")
+    rows = sample_examples("valid", 40)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row.to_row()) + "\n" for row in rows))
+    files, probs = [], [np.random.default_rng(seed).dirichlet(np.ones(30), len(rows)) for seed in range(2)]
+    for name, values in zip("ab", probs, strict=True):
+        made = [
+            Prediction.of(row.id, value, int(value.argmax()), taxonomy, None)
+            for row, value in zip(rows, values, strict=True)
+        ]
+        files.append(tmp_path / f"{name}{suffix}")
+        write_predictions(made, files[-1], taxonomy)
+    result = significance.compare_files(*files, CompareConfig(resamples=50, data=str(tmp_path / "rows.jsonl")))
+    gold = np.array([taxonomy.labels.index(row.label) for row in rows])
+    for name, values in zip("ab", probs, strict=True):
+        assert result[name]["micro_f1"] == pytest.approx(metrics.micro_f1(gold, values.argmax(1), taxonomy))
+        assert result[name]["auprc"] == pytest.approx(metrics.auprc(gold, values))
+    with pytest.raises(MtlReError, match="gold: missing"):
+        significance.compare_files(*files, CompareConfig(resamples=50))
