@@ -8,6 +8,7 @@ torch. Exit codes: 0 done, 1 the input or the run failed, 2 usage.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -454,4 +455,7 @@ def _calm() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):  # a console of CP949 must not end a command whose work is done
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

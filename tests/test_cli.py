@@ -452,3 +452,16 @@ def test_rows_left_out_by_predict_are_counted(ckpt, tmp_path, capsys):
     assert "d.json:2: label" in fault(capsys)
     assert call(*arguments, "--on_bad_row", "skip") == 0
     assert "1 bad rows left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "ascii"])
+def test_a_console_of_another_encoding_ends_no_command(tmp_path, encoding):
+    path = tmp_path / "rows.json"
+    row = {"guid": "1", "sentence": "가 나 😀", "subject_entity": "–", "object_entity": {}, "label": None}
+    path.write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
+    for command in (["check", str(path)], ["predict", str(tmp_path), "--data", str(path), "--output", "o–😀.csv"]):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-m", "mtl_re", *command], capture_output=True, env=environment)
+        assert done.returncode == 1
+        assert b"Traceback" not in done.stderr
+        assert b"UnicodeEncodeError" not in done.stderr
