@@ -763,7 +763,7 @@ def test_two_processes_write_what_one_does(launched, whole, tmp_path, act):
 )
 def test_rank_that_fails_or_dies_ends_all_and_others_take_it_up(launched, resumed, whole, tmp_path, act, cause, after):
     (tmp_path / "out.jsonl").write_text("old")
-    done = launched(act=act)
+    done = launched("--overwrite", act=act)
     assert done.returncode != 0
     assert done.stderr.count(cause) == 1, done.stderr
     assert (tmp_path / "out.jsonl").read_text() == "old"
@@ -771,7 +771,7 @@ def test_rank_that_fails_or_dies_ends_all_and_others_take_it_up(launched, resume
         _, predicted = resumed()
         assert len(predicted) < WINDOWS
     else:
-        done = launched("--resume", processes=3)
+        done = launched("--resume", "--overwrite", processes=3)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == whole[".jsonl"]
     assert names(tmp_path) == ["out.jsonl", "worker.py"]
