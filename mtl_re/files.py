@@ -36,7 +36,9 @@ def protect(paths: Iterable[Path]) -> None:
 
 def _refuse_protected(path: Path) -> None:
     for given in _PROTECTED:
-        if path.exists() and given.exists() and (path.samefile(given) or path in given.parents):
+        if not (os.path.exists(path) and os.path.exists(given)):
+            continue
+        if path.samefile(given) or path in given.parents:
             raise MtlReError(f"{path}: is an input of this command ({given}), or holds it; write elsewhere")
 
 

@@ -8,6 +8,7 @@ An input is refused as an output under any option: by its path, by a link, or by
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ def input_files(given: Iterable[Any]) -> list[Path]:
             found += input_files(value)
         elif isinstance(value, str | Path) and str(value) and not str(value).startswith(("hub:", "sample:")):
             path = Path(value)
-            if not path.exists() and "=" in str(value):
+            if not os.path.exists(path) and "=" in str(value):
                 path = Path(str(value).partition("=")[2])
-            if path.is_dir():
+            if os.path.isdir(path):
                 folder = path / "model" if (path / "model" / "config.json").is_file() else path
                 found += [file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)]
             else:
@@ -91,8 +92,12 @@ def same_file(one: Path, other: Path) -> bool:
     """Return whether two paths lead to one file: by name, through links, or as two names of one inode."""
     try:
         return one.samefile(other)
-    except OSError:  # one of them does not exist (yet)
+    except (OSError, ValueError):  # one of them does not exist (yet), or is no possible name
+        pass
+    try:
         return one.resolve() == other.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links
+        return one.absolute() == other.absolute()
 
 
 def is_ours(path: Path) -> bool:

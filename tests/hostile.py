@@ -160,7 +160,7 @@ RAW_FILE_FAULTS: dict[str, tuple[bytes, str]] = {
     "not_json.json": (b"id,sentence\n1,x\n", "line 1: not a JSON array"),
     "latin1.csv": (_LINES[0].encode() + "é,ä\n".encode("latin-1"), "is not UTF-8"),
     "cut_utf16.csv": (_GOOD.encode("utf-16")[:-1], "is not UTF-16"),
-    "row_of_rows.json": (b'{"rows": [{"a": 1}], "sentence": "a"}', "a row and holds rows"),
+    "row_of_rows.json": (b'{"rows": ' + _GOOD_JSON + b', "sentence": "a"}', "a row and holds rows"),
     "object_cut.json": (b'{"rows": [' + _GOOD_JSON[1:-1], "cut short"),
     "wrapped.jsonl": (b'{"data": ' + _GOOD_JSON + b"}", "rows under 'data'; rename it to .json"),
     "indented.jsonl": (b'{\n"data": ' + _GOOD_JSON + b"}", "over several lines; rename it to .json"),
