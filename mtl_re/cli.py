@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,15 @@ def _print_count(count: int, options: config.PredictConfig) -> None:
     print(f"{count} predictions in {options.output}")
 
 
+def _print_triples(triples: Any, options: config.ExtractConfig) -> None:
+    from mtl_re.predict.triples import render_triples
+
+    print(render_triples(triples, options))
+
+
 def _rendered(function: str) -> Callable[[Any, Any], None]:
-    """Return a printer of the text that `module:function` makes of the result (and of the options if it takes them)."""
-
-    def show(result: Any, options: Any) -> None:
-        render = _imported(function)
-        print(render(result, options) if len(signature(render).parameters) > 1 else render(result))
-
-    return show
+    """Return a printer of the text that `module:function` makes of the result."""
+    return lambda result, options: print(_imported(function)(result))
 
 
 def _imported(function: str) -> Callable[..., Any]:
@@ -138,7 +138,7 @@ class Command:
             parser.add_argument(argument.name, help=argument.help, **settings)
         if self.options is not None:
             self._add_options(parser, self.options)
-        if self.writes and not hasattr(self.options, "overwrite"):
+        if self.writes:
             help = "Replace output files that exist and were not written by mtl-re."
             parser.add_argument("--overwrite", action="store_true", help=help)
         return parser
@@ -179,13 +179,12 @@ class Command:
             MtlReError: naming the option and the file.
         """
         inputs = input_files([parsed.get(name) for name in (*self.reads, "config")])
-        for name, files in self.writes.items():
-            if (given := parsed.get(name)) is None:
-                continue
-            if files:
-                check_directory(name, given, files, inputs, parsed.overwrite)
-            else:
-                check_outputs({name: given}, inputs, parsed.overwrite)
+        given = {name: path for name in self.writes if (path := parsed.get(name)) is not None}
+        for name in filter(self.writes.get, given):
+            check_directory(name, given[name], self.writes[name], inputs, parsed.overwrite)
+        files = {name: path for name, path in given.items() if not self.writes[name]}
+        if files:
+            check_outputs(files, inputs, parsed.overwrite)
         protect(inputs)
 
     def call(self, parsed: Namespace, options: Any) -> Any:
@@ -353,7 +352,7 @@ COMMANDS: dict[str, Command] = {
         config.ExtractConfig,
         (CKPT,),
         {"entity": {"type": str, "action": "append", "required": True, "metavar": "WORD:TYPE"}},
-        _rendered("mtl_re.predict.triples:render_triples"),
+        _print_triples,
     ),
     "demo": Command(
         "Serve a web page on this machine to try a checkpoint.", "mtl_re.page.server:demo", config.DemoConfig, (CKPT,)
@@ -455,7 +454,7 @@ def _calm() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for stream in (sys.stdout, sys.stderr):  # a console of CP949 must not end a command whose work is done
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -34,11 +34,23 @@ def protect(paths: Iterable[Path]) -> None:
     _PROTECTED[:] = paths
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file: by name, through links, or as two names of one inode."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist (yet), or is no possible name
+        pass
+    try:
+        return one.resolve() == other.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links
+        return one.absolute() == other.absolute()
+
+
 def _refuse_protected(path: Path) -> None:
+    if not os.path.exists(path):
+        return
     for given in _PROTECTED:
-        if not (os.path.exists(path) and os.path.exists(given)):
-            continue
-        if path.samefile(given) or path in given.parents:
+        if same_file(path, given) or path.resolve() in given.resolve().parents:
             raise MtlReError(f"{path}: is an input of this command ({given}), or holds it; write elsewhere")
 
 

@@ -9,46 +9,46 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
+from mtl_re.files import same_file
 
 MARK = "mtl-re"
 """What pictures and reports of this package carry in their metadata."""
 PREDICTION_KEYS = {"id", "label", "score", "coarse", "probs"}
 
 
-def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path], overwrite: bool) -> None:
+def check_outputs(outputs: Mapping[str, str | Path], inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse outputs that would destroy something.
 
     Args:
         outputs: option → the file or directory that it names.
-        inputs: DATA, files and checkpoints that the command reads; `hub:` and `sample:` sources are no files.
+        inputs: the files that the command reads (see `input_files`).
 
     Raises:
         MtlReError: two outputs are the same file; an output is an input, or a directory that holds one and is written
             as a whole; or an existing file is not ours and `overwrite` is off.
     """
-    read = [Path(given) for given in inputs if not str(given).startswith(("hub:", "sample:"))]
-    seen: dict[Path, str] = {}
+    seen: dict[str, Path] = {}
     for option, given in outputs.items():
         path = Path(given)
-        for other in read:
+        for other in inputs:
             if same_file(path, other):
                 what = f"--{option} {given} is an input of this command ({other}); it would be replaced"
                 raise MtlReError(f"{what}: name another file")
-        if (where := path.absolute()) in seen:
-            raise MtlReError(f"--{seen[where]} and --{option} name the same file, {given}; name two")
-        seen[where] = option
+        if twin := [other for other, file in seen.items() if same_file(path, file)]:
+            raise MtlReError(f"--{twin[0]} and --{option} name the same file, {given}; name two")
+        seen[option] = path
         if not overwrite and path.is_file() and not is_ours(path):
             what = f"--{option} {given} exists, and this command did not write it"
             raise MtlReError(f"{what}: name another file, or give --overwrite to replace it")
 
 
 def check_directory(
-    option: str, folder: str | Path, names: Iterable[str], inputs: Iterable[str | Path], overwrite: bool
+    option: str, folder: str | Path, names: Iterable[str], inputs: Sequence[Path], overwrite: bool
 ) -> None:
     """Apply `check_outputs` to the files of these names in a directory.
 
@@ -57,9 +57,8 @@ def check_directory(
     """
     if Path(folder).is_file():
         raise MtlReError(f"--{option} {folder} is a file; name a directory")
-    given = list(inputs)
     for name in names:
-        check_outputs({option: Path(folder) / name}, given, overwrite)
+        check_outputs({option: Path(folder) / name}, inputs, overwrite)
 
 
 CHECKPOINT_FILES = ("config.json", "model*.safetensors*", "tokenizer*", "vocab*", "special_tokens_map.json", "*.onnx*")
@@ -86,18 +85,6 @@ def input_files(given: Iterable[Any]) -> list[Path]:
             else:
                 found.append(path)
     return found
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file: by name, through links, or as two names of one inode."""
-    try:
-        return one.samefile(other)
-    except (OSError, ValueError):  # one of them does not exist (yet), or is no possible name
-        pass
-    try:
-        return one.resolve() == other.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links
-        return one.absolute() == other.absolute()
 
 
 def is_ours(path: Path) -> bool:

@@ -2,11 +2,14 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from mtl_re.cli import main
 from mtl_re.errors import MtlReError
-from mtl_re.outputs import check_directory, check_outputs, is_ours, same_file
+from mtl_re.files import protect, same_file, whole_folder, write_text
+from mtl_re.outputs import check_directory, check_outputs, input_files, is_ours
 
 PREDICTION = {"id": "1", "label": "a", "score": 1.0, "coarse": {}, "probs": {}}
 
@@ -29,7 +32,7 @@ def test_an_output_that_is_an_input(tmp_path, monkeypatch, kind):
         data.unlink()
     for overwrite in (False, True):
         with pytest.raises(MtlReError, match=r"--output .* is an input of this command .* name another file"):
-            check_outputs({"output": output}, ["sample:test", str(data)], overwrite)
+            check_outputs({"output": output}, input_files(["sample:test", [str(data)]]), overwrite)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,10 @@ def test_whose_file_it_is(tmp_path, name, text, ours):
     check_outputs({"output": path}, [], overwrite=True)
 
 
-def test_two_outputs_are_two_files(tmp_path):
+def test_two_outputs_are_two_files(tmp_path, capsys):
+    both = str(tmp_path / "a.jsonl")
+    assert main(["evaluate", "no-run", "--data", "sample:test", "--output", both, "--predictions", both]) == 1
+    assert "--output and --predictions name the same file" in capsys.readouterr().err
     with pytest.raises(MtlReError, match="--output and --predictions name the same file"):
         check_outputs({"output": tmp_path / "a.json", "predictions": tmp_path / "a.json"}, [], overwrite=True)
 
@@ -79,3 +85,17 @@ def test_a_directory_s_files(tmp_path):
 def test_paths_that_do_not_exist_are_compared_by_name(tmp_path):
     assert same_file(tmp_path / "a" / ".." / "b", tmp_path / "b")
     assert not same_file(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_writer_refuses_a_folder_that_holds_an_input(tmp_path, monkeypatch):
+    """A relative output and an absolute input are compared as what they lead to."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rows.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    protect([tmp_path / "run" / "rows.json"])
+    try:
+        with pytest.raises(MtlReError, match="is an input of this command"), whole_folder(Path("run")):
+            pass
+        write_text(Path("other.json"), "[]")
+    finally:
+        protect([])
