@@ -22,7 +22,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from mtl_re import __version__, config
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, speaks, tell
 from mtl_re.files import protect
 from mtl_re.outputs import check_directory, check_outputs, input_files
 from mtl_re.taxonomy import Taxonomy
@@ -406,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _calm()
         command.check_files(parsed)
         result = command.call(parsed, options)
-        if _speaks():
+        if speaks():
             command.show(result, options)
         sys.stdout.flush()
     except MtlReError as error:
@@ -437,15 +437,9 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _speaks() -> bool:
-    """Return whether this process prints: under a launcher only the first one does."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _fail(error: MtlReError, code: int) -> int:
     """Print the error as one line on stderr and return the exit code."""
-    if _speaks():
-        print(f"mtl-re: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    tell(f"mtl-re: error: {' '.join(str(error).splitlines())}")
     return code
 
 

@@ -1,4 +1,4 @@
-"""The exception that means "the input or the run is at fault, not the program".
+"""The exception that means "the input or the run is at fault, not the program", and notes for the user.
 
 The command line prints its message as a single line and exits with 1; any other exception is a bug, whose traceback
 `--debug` shows. A message says what was wrong, where (file, row, field), and what to do.
@@ -6,6 +6,8 @@ The command line prints its message as a single line and exits with 1; any other
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -45,3 +47,14 @@ def first_line(error: BaseException) -> str:
     """Return the text of an exception on one line, cut after 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + "..."
+
+
+def speaks() -> bool:
+    """Return whether this process prints: under a launcher only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(message: str) -> None:
+    """Print a note or a warning on stderr, once for all processes of a launcher."""
+    if speaks():
+        print(message, file=sys.stderr)

@@ -98,9 +98,9 @@ class Taxonomy:
             raise MtlReError(f"taxonomy: {self.no_relation!r} must be a coarse class of its own, with no other label")
         if self.layout == "hierarchical" and (clash := ROOT_NAMES["hierarchical"]) in self.groups:
             raise MtlReError(f"taxonomy: a coarse class may not be called {clash!r}; that is the root head's name")
-        if self.layout == "hierarchical" and (odd_names := [name for name in self.groups if "." in name or name == ""]):
-            what = f"coarse class {odd_names[0]!r} has a dot, which the name of a head cannot have"
-            raise MtlReError(f"taxonomy: {what}; write it otherwise, such as {odd_names[0].replace('.', '_')!r}")
+        if self.layout == "hierarchical" and (named := [name for name in self.groups if "." in name or name == ""]):
+            what = f"coarse class {named[0]!r} has {'a dot' if named[0] else 'no name'}, and a head is called like it"
+            raise MtlReError(f"taxonomy: {what}; write it otherwise: {named[0].replace('.', '_') or 'other'!r}")
         if unknown := set(self.subject_types or {}) - set(self.groups):
             raise MtlReError(f"taxonomy: subject_types names {sorted(unknown)}; coarse classes are {list(self.groups)}")
 

@@ -19,7 +19,7 @@ from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.scoring.prediction_files import parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.prediction_files import check_labels, parsed_row, prediction_rows, with_gold
 from mtl_re.taxonomy import Taxonomy
 
 Mask = npt.NDArray[np.bool_]
@@ -66,8 +66,8 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []
     for number, (where, row) in enumerate(prediction_rows(path)):
-        if number == 0 and isinstance(given := row.get("probs"), dict) and (odd := sorted(given.keys() ^ index.keys())):
-            raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
+        if number == 0:
+            check_labels(where, row, taxonomy)
         row = row if examples is None else with_gold(where, row, number, examples, str(options.data))
         if row.get("gold") is None:
             raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")

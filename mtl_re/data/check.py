@@ -31,7 +31,6 @@ class FileCheck:
 
     Attributes:
         fault: why reading ended early, or None; the counts cover what came before it.
-        bad_rows: the first `SHOWN` of `bad`.
         keys: sentence and spans → (row, label) of every row that has them.
         ids: id → number of rows.
         cures: what to do about faults that many rows share.
@@ -42,7 +41,6 @@ class FileCheck:
     source: str
     fault: str | None = None
     good: int = 0
-    bad: int = 0
     unlabelled: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
@@ -52,6 +50,10 @@ class FileCheck:
     decomposed: int = 0
     related: int = 0
     contrary: int = 0
+
+    @property
+    def bad(self) -> int:
+        return len(self.bad_rows)
 
     @property
     def sentences(self) -> set[str]:
@@ -91,14 +93,11 @@ def check_files(specs: Sequence[str], taxonomy: Taxonomy, reading: ReadingConfig
 
 
 def _check_file(spec: str, taxonomy: Taxonomy, reading: ReadingConfig) -> FileCheck:
-    facts, bad_rows = FileCheck(spec), list[BadRow]()
+    facts = FileCheck(spec)
     try:
         for number, row in parsed(spec, taxonomy, reading):
             if isinstance(row, BadRow):
-                facts.bad += 1
-                bad_rows.append(row)
-                if len(facts.bad_rows) < SHOWN:
-                    facts.bad_rows.append(row)
+                facts.bad_rows.append(row)
                 continue
             facts.good += 1
             facts.decomposed += is_decomposed(row.sentence)
@@ -112,7 +111,7 @@ def _check_file(spec: str, taxonomy: Taxonomy, reading: ReadingConfig) -> FileCh
                 facts.labels[row.label] += 1
     except MtlReError as error:
         facts.fault = str(error)
-    facts.cures = cures(bad_rows, facts.good + facts.bad)
+    facts.cures = cures(facts.bad_rows, facts.good + facts.bad)
     return facts
 
 
@@ -157,7 +156,7 @@ def _file_lines(file: FileCheck) -> Iterator[str]:
     if file.fault is not None:
         yield f"error: {file.fault}"
     yield from (f"error: {file.source}: {cure}" for cure in file.cures)
-    listed = file.bad_rows[:3] if file.cures else file.bad_rows
+    listed = file.bad_rows[: 3 if file.cures else SHOWN]
     yield from (f"error: {bad}" for bad in listed)
     if file.bad > len(listed):
         yield f"error: {file.source}: {file.bad - len(listed):,} more bad row(s)"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_re.config import ConvertConfig
+from mtl_re.data.validation import span_clash
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import NO_RELATION
 
@@ -93,11 +94,9 @@ def make_row(
             "end_idx": span.end,
             "type": options.types.get(span.type, span.type),
         }
-    (first, second), word = sorted((span.start, span.end) for span in pair), str(entities["subject_entity"]["word"])
-    if first == second:
-        return Dropped("subject and object are the same span", word)
-    if first[0] < second[0] <= first[1] < second[1]:
-        return Dropped("subject and object cross", word)
+    if clash := span_clash(*pair):
+        reasons = {"same": "subject and object are the same span", "crossing": "subject and object cross"}
+        return Dropped(reasons[clash], str(entities["subject_entity"]["word"]))
     named = NO_RELATION if label in options.no_relation else label
     return {"guid": None if id is None else str(id), "sentence": text, **entities, "label": named, "source": source}
 

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
 from mtl_re.data.formats import format_of
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError, RowError, tell
 
 CHUNK = 1 << 20
 """Characters read at once from a JSON array."""
@@ -213,8 +212,7 @@ def _encoding(start: bytes) -> str:
 @cache
 def note(source: str, text: str) -> None:
     """Print something about a source, once."""
-    if os.environ.get("RANK", "0") == "0":
-        print(one_line(f"{source}: {text}"), file=sys.stderr)
+    tell(one_line(f"{source}: {text}"))
 
 
 def _lines(source: str, text: io.TextIOWrapper) -> Iterator[str]:

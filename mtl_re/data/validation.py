@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import field as dataclass_field
-from typing import Any
+from typing import Any, Literal
 
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import one_line
@@ -174,13 +174,21 @@ def fitting_readings(fields: Mapping[str, Any], taxonomy: Taxonomy, reading: Rea
     return tuple(fits)
 
 
-def check_spans(subject: Any, object: Any) -> None:
-    """Raise RowError unless two spans are disjoint, or one lies inside the other without being the same."""
+def span_clash(subject: Any, object: Any) -> Literal["same", "crossing"] | None:
+    """Return why two spans cannot both be marked; None where they are disjoint or one lies inside the other."""
     first, second = sorted([(subject.start, subject.end), (object.start, object.end)])
-    spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
     if first == second:
+        return "same"
+    return "crossing" if first[0] < second[0] <= first[1] < second[1] else None
+
+
+def check_spans(subject: Any, object: Any) -> None:
+    """Raise RowError where `span_clash` finds a reason."""
+    clash = span_clash(subject, object)
+    spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
+    if clash == "same":
         raise RowError("object_entity", f"is the same span as the subject ({spans}); two entities are expected")
-    if first[0] < second[0] <= first[1] < second[1]:
+    if clash == "crossing":
         raise RowError("object_entity", f"crosses the subject ({spans}); one may lie in the other, or beside it")
 
 

@@ -192,20 +192,18 @@ class Featurizer:
 
     def unknown_share(self, table: FeatureTable) -> float:
         """Return the share of unknown tokens ([UNK]) among those of a table's sentences, markers not counted."""
-        tokenizer = self.tokenizer
-        if tokenizer.unk_token_id is None or not len(table.ids):
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or not len(table.ids):
             return 0.0
-        marks = tokenizer(
-            [f" {piece}" for piece in markers.pieces(self.scheme, sorted(self.types))], add_special_tokens=False
-        )
-        ours = {
-            *self.frame.before,
-            *self.frame.between,
-            *self.frame.after,
-            *(id for ids in marks["input_ids"] for id in ids),
-        }
-        of_text = ~np.isin(table.ids, list(ours - {tokenizer.unk_token_id}))
-        return float(np.mean(table.ids[of_text] == tokenizer.unk_token_id)) if of_text.any() else 0.0
+        of_text = ~np.isin(table.ids, list(self._added_ids - {unknown}))
+        return float(np.mean(table.ids[of_text] == unknown)) if of_text.any() else 0.0
+
+    @cached_property
+    def _added_ids(self) -> set[int]:
+        """Ids of the tokens that are no text: the special tokens around it and the pieces of the markers."""
+        pieces = [f" {piece}" for piece in markers.pieces(self.scheme, sorted(self.types))]
+        marks = self.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        return {*self.frame.before, *self.frame.between, *self.frame.after, *(id for ids in marks for id in ids)}
 
     def stream(self, examples: Iterable[Example], reject: Reject | None = None) -> Iterator[tuple[Example, Features]]:
         """Yield each example that fits with its features, in order; `READ_AHEAD` rows are tokenised at once."""

@@ -27,6 +27,7 @@ from transformers import (
 from mtl_re import files
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.featurizer import add_marker_tokens
+from mtl_re.model.network import MtlReConfig, MtlReModel, load
 
 SCRATCH = "scratch:"
 SCRATCH_SIZES: dict[str, dict[str, Any]] = {
@@ -57,13 +58,18 @@ _SPECIALS = {
 }
 
 
-def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, seed: int) -> tuple[Any, Any]:
+def load_encoder(
+    name: str, scheme: str, types: Sequence[str], max_length: int, seed: int, own: tuple[MtlReModel, Any] | None = None
+) -> tuple[Any, Any]:
     """A pretrained encoder (fp32, on CPU) and its tokenizer, the marker tokens of a special scheme added to both.
+
+    Args:
+        own: what `own_checkpoint` gave for the name, where the caller has it already.
 
     Raises:
         MtlReError: neither a directory nor a hub id that can be reached, or it cannot hold `max_length` tokens.
     """
-    if (own := own_checkpoint(name)) is not None:
+    if (own := own or own_checkpoint(name)) is not None:
         encoder, tokenizer, missing = own[0].encoder, own[1], list[str]()
     else:
         encoder, tokenizer, missing = _loaded(name, AutoModel)
@@ -76,22 +82,24 @@ def load_encoder(name: str, scheme: str, types: Sequence[str], max_length: int, 
     return encoder, tokenizer
 
 
-def own_checkpoint(name: str) -> tuple[Any, Any] | None:
+def is_own(name: str) -> bool:
+    """Return whether a name is a run or checkpoint of mtl-re, by its config alone."""
+    folders = [Path(name) / "model", Path(name)]
+    for config in (folder / "config.json" for folder in folders if (folder / "config.json").is_file()):
+        try:
+            return bool(json.loads(config.read_text(encoding="utf-8")).get("model_type") == MtlReConfig.model_type)
+        except (OSError, ValueError, AttributeError):
+            return False  # whoever loads it says what is wrong
+    return False
+
+
+def own_checkpoint(name: str) -> tuple[MtlReModel, Any] | None:
     """Return model and tokenizer if a name is a run or checkpoint of mtl-re; None for any other encoder.
 
     Raises:
         MtlReError: it is one, and cannot be loaded.
     """
-    from mtl_re.model.network import MtlReConfig, load
-
-    folders = [Path(name) / "model", Path(name)]
-    for config in (folder / "config.json" for folder in folders if (folder / "config.json").is_file()):
-        try:
-            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError):
-            return None  # whoever loads it says what is wrong
-        return load(name) if kind == MtlReConfig.model_type else None
-    return None
+    return load(name) if is_own(name) else None
 
 
 def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
@@ -100,7 +108,7 @@ def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
     Raises:
         MtlReError: as `load_encoder`; or it has no such head, or its tokenizer no mask token.
     """
-    if own_checkpoint(name) is not None:
+    if is_own(name):
         raise MtlReError(
             f"model.encoder: {name} is a trained relation model, which has no masked-LM head to go on with"
         )

@@ -14,9 +14,9 @@ import numpy as np
 
 from mtl_re.config import VoteConfig
 from mtl_re.errors import MtlReError
-from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows
+from mtl_re.scoring.prediction_files import check_labels, parsed_row, prediction_rows
 from mtl_re.scoring.writers import Prediction, check_suffix, label_order, write_predictions
-from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
+from mtl_re.taxonomy import Taxonomy
 
 
 def vote_files(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) -> int:
@@ -34,9 +34,8 @@ def vote_files(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) ->
     output = Path(options.output)
     check_suffix(output)
     order = label_order(options.label_order, taxonomy, output.suffix)
-    return write_predictions(
-        _voted([Path(file) for file in files], weights, taxonomy, options), output, taxonomy, order
-    )
+    read = label_order(options.label_order, taxonomy, ".csv")  # of submissions among the files
+    return write_predictions(_voted([Path(file) for file in files], weights, taxonomy, read), output, taxonomy, order)
 
 
 def vote_shares(weights: str | None, members: int) -> np.ndarray:
@@ -58,19 +57,15 @@ def vote_shares(weights: str | None, members: int) -> np.ndarray:
     return given / given.sum()
 
 
-def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, options: VoteConfig) -> Iterator[Prediction]:
+def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read: Sequence[str]) -> Iterator[Prediction]:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
-    read = LABEL_ORDERS[options.label_order or "boostcamp"] if _is_klue(taxonomy) else taxonomy.labels
     for number, lines in enumerate(zip_longest(*(prediction_rows(path, read) for path in paths)), start=1):
         if None in lines:
             ended, there = paths[lines.index(None)], next(line for line in lines if line is not None)
             raise MtlReError(f"{there[0]}: id: {there[1].get('id')!r} has no counterpart; {ended} ends before it")
         if number == 1:
             for where, row in lines:
-                if odd := sorted(label_index(where, row).keys() ^ index.keys()):
-                    raise MtlReError(
-                        f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}"
-                    )
+                check_labels(where, row, taxonomy)
         rows = [parsed_row(line, index, ()) for line in lines]
         for (where, _), (id, _, _) in zip(lines, rows, strict=True):
             if id != rows[0][0]:
@@ -80,7 +75,3 @@ def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, optio
         probs = probs / probs.sum()
         gold = next((row["gold"] for _, row in lines if row.get("gold") is not None), None)
         yield Prediction.of(rows[0][0], probs, int(probs.argmax()), taxonomy, gold)
-
-
-def _is_klue(taxonomy: Taxonomy) -> bool:
-    return set(taxonomy.labels) == set(LABEL_ORDERS["klue"])

@@ -7,8 +7,6 @@ done to the logits is `decoding`.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtl_re.config import Backend
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.features.featurizer import Featurizer
 from mtl_re.model.cpu import speed_up
 from mtl_re.model.device import default_device, resolve_precision
@@ -125,9 +123,9 @@ class ComposedModel:
 
     def _tell_unknown(self, share: float) -> None:
         """Print, once, that the vocabulary does not know much of the text."""
-        if share > UNKNOWN and not self.told and os.environ.get("RANK", "0") == "0":
+        if share > UNKNOWN and not self.told:
             what = f"{100 * share:.0f} % of the tokens are unknown to this model's vocabulary ([UNK])"
-            print(f"warning: {what}; is the text in its language, and not in parts (NFD)?", file=sys.stderr)
+            tell(f"warning: {what}; is the text in its language, and not in parts (NFD)?")
             self.told = True
 
     def decode(self, logits: Tensor, examples: Sequence[Example], decoding: Decoding) -> Decoded:

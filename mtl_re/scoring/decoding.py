@@ -8,8 +8,6 @@ output.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mtl_re.config import Gate, Restrict, parse_shares
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, tell
 from mtl_re.scoring import calibration, gating
 from mtl_re.taxonomy import Taxonomy
 
@@ -152,9 +150,8 @@ def _stored(configs: Sequence[Any], prior: str, restrict: Restrict) -> tuple[str
     if restrict != "none":
         raise MtlReError("--threshold stored: it was fitted without --restrict, which shifts p(no_relation); give one")
     if shares is None:
-        if os.environ.get("RANK", "0") == "0":
-            text = "an older version stored it and does not record the prior it was fitted under; it is applied with"
-            print(f"--threshold stored: {text} --prior {prior} (`mtl-re calibrate` fits it anew)", file=sys.stderr)
+        text = "an older version stored it and does not record the prior it was fitted under; it is applied with"
+        tell(f"--threshold stored: {text} --prior {prior} (`mtl-re calibrate` fits it anew)")
         return prior, value
     fitted = ",".join(map(repr, shares)) if shares else "none"
     if prior not in ("none", fitted) and not (prior != "em" and shares and _near(prior, shares)):

@@ -19,7 +19,7 @@ from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.writers import CSV_HEADER
-from mtl_re.taxonomy import LABEL_ORDERS
+from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
 
 CONTEST = LABEL_ORDERS["boostcamp"]
 
@@ -41,8 +41,6 @@ def prediction_rows(path: Path, order: Sequence[str] = CONTEST) -> Iterator[tupl
     try:
         for number, row in reader(path, order):
             yield f"{path}:{number}", row
-    except json.JSONDecodeError as error:
-        raise MtlReError(f"{path}:{number + 1}: not JSON ({error.msg}, column {error.colno})") from error
     except csv.Error as error:
         raise MtlReError(f"{path}: after row {number}: not CSV ({error})") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -101,6 +99,12 @@ def label_index(where: str, row: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(probs, dict) or len(probs) < 2:
         raise MtlReError(f"{where}: probs: {_short(probs)}; expected an object of label: probability")
     return {label: position for position, label in enumerate(probs)}
+
+
+def check_labels(where: str, row: Mapping[str, Any], taxonomy: Taxonomy) -> None:
+    """Raise MtlReError unless a row has a probability for each label of a taxonomy, and for no other."""
+    if odd := sorted(label_index(where, row).keys() ^ set(taxonomy.labels)):
+        raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
 
 
 def parsed_row(

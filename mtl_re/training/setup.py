@@ -101,9 +101,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
     of_classes = class_weights(config.loss.class_weights, taxonomy, train_table.targets)
-    same = identity(config, weights, train_table, valid_table)
-    if of_classes:
-        same["class weights"] = json.dumps({name: tensor.tolist() for name, tensor in of_classes.items()})
+    same = identity(config, weights, of_classes, train_table, valid_table)
     check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
     seed_process(accelerator, config.train.seed)
@@ -164,7 +162,13 @@ def _placed(config: Config, model: MtlReModel, accelerator: Accelerator) -> tupl
     return wrapped, optimizer
 
 
-def identity(config: Config, weights: dict[str, float], train: FeatureTable, valid: FeatureTable) -> dict[str, str]:
+def identity(
+    config: Config,
+    weights: dict[str, float],
+    of_classes: dict[str, torch.Tensor],
+    train: FeatureTable,
+    valid: FeatureTable,
+) -> dict[str, str]:
     """Return all that must be the same for a resumed run to be the same run, as text.
 
     That is options that change the result, and digests of the rows as the model reads them (which covers data,
@@ -179,6 +183,8 @@ def identity(config: Config, weights: dict[str, float], train: FeatureTable, val
         del options["train"][name]
     del options["data"]["train"], options["data"]["valid"]  # files may move; their rows may not change
     same = identity_of_options(options)
+    if of_classes:
+        same["class weights"] = json.dumps({name: tensor.tolist() for name, tensor in of_classes.items()})
     for name, table in (("training rows", train), ("validation rows", valid)):
         digest = hashlib.sha256()
         for array in (table.ids, table.starts, table.positions, table.targets):
@@ -219,12 +225,16 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
     """Return a tokenizer and a model with fresh heads."""
     options, seed = config.data, config.train.seed
     types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
-    name = config.model.init or config.model.encoder
+    name, own = config.model.encoder, None
+    if config.model.init is not None:
+        name, own = config.model.init, encoders.own_checkpoint(config.model.init)
+        if own is None:
+            raise MtlReError(f"model.init: {name} is no run or checkpoint of mtl-re; --model.encoder takes encoders")
     if name.startswith(encoders.SCRATCH):
         tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
     else:
-        encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed)
+        encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed, own)
     model_config = MtlReConfig(
         taxonomy=taxonomy.to_dict(),
         markers=options.markers,
@@ -238,20 +248,17 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
     )
     torch.manual_seed(seed)
     model = from_encoder(encoder, model_config)
-    if config.model.init is not None:
-        _start_heads(model, config.model.init)
+    if own is not None:
+        _start_heads(model, own[0], name)
     return tokenizer, model
 
 
-def _start_heads(model: MtlReModel, init: str) -> None:
+def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
     """Give a model the pair layer and the heads of a checkpoint.
 
     Raises:
-        MtlReError: it is none of mtl-re, or has other labels, heads or another pooling.
+        MtlReError: it has other labels, heads or another pooling.
     """
-    if (own := encoders.own_checkpoint(init)) is None:
-        raise MtlReError(f"model.init: {init} is no run or checkpoint of mtl-re; --model.encoder takes encoders")
-    source = own[0]
     differ = {"labels or heads": source.taxonomy.heads != model.taxonomy.heads}
     differ["pooling"] = source.config.pooling != model.config.pooling
     if other := [name for name, different in differ.items() if different]:
@@ -308,7 +315,8 @@ def _check_names(config: Config, taxonomy: Taxonomy) -> None:
 def _refuse_unknown(config: Config, share: float) -> None:
     """Raise MtlReError where the encoder's vocabulary hardly knows the training text."""
     if share > config.data.max_unknown:
-        what = f"{100 * share:.0f} % of the training text's tokens are unknown to {config.model.encoder} ([UNK])"
+        encoder = config.model.init or config.model.encoder
+        what = f"{100 * share:.0f} % of the training text's tokens are unknown to {encoder} ([UNK])"
         cure = "take an encoder for this language, or --data.normalise nfc for text from macOS"
         raise MtlReError(f"model.encoder: {what}; {cure} (--data.max_unknown {config.data.max_unknown:g} is the bound)")
 
@@ -322,10 +330,17 @@ def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> lis
     found = []
     if rows.unknown > KNOWN_ENOUGH:
         found.append(f"warning: {100 * rows.unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
-    labels = Counter(example.label for example in rows.train)
-    for head in taxonomy.heads:
-        classes = taxonomy.groups.get(head.name, taxonomy.labels if taxonomy.layout == "flat" else ())
-        if head.name in trained and classes and not any(labels[label] for label in classes):
+    labels: Counter[str | None] = Counter()
+    known, contrary = 0, 0
+    held_out, trained_on = {composed(example.sentence) for example in rows.valid}, set[str]()
+    for row in rows.train:  # once: more rows than fit into memory lie in a file
+        labels[row.label] += 1
+        if (contradiction := contradicts(row, taxonomy)) is not None:
+            known, contrary = known + 1, contrary + contradiction
+        if (sentence := composed(row.sentence)) in held_out:
+            trained_on.add(sentence)
+    for head in taxonomy.fine:
+        if head.name in trained and not any(labels[label] for label in taxonomy.groups[head.name]):
             found.append(f"warning: the head {head.name} has no training row: it stays untrained")
     if len(labels) < 2:
         found.append(f"warning: all training rows have the label {next(iter(labels))}")
@@ -333,11 +348,9 @@ def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> lis
         found.append(f"warning: no training row is of the coarse class {', '.join(absent)}")
     elif missing := [label for label in taxonomy.labels if not labels[label]]:
         found.append(f"warning: {len(missing)} label(s) have no training row: {', '.join(missing[:8])}")
-    known = [contrary for row in rows.train if (contrary := contradicts(row, taxonomy)) is not None]
-    if warning := contrary_warning("training rows", sum(known), len(known)):
+    if warning := contrary_warning("training rows", contrary, known):
         found.append(warning)
-    sentences = {composed(example.sentence) for example in rows.train}
-    if shared := sum(composed(example.sentence) in sentences for example in rows.valid):
+    if shared := sum(composed(example.sentence) in trained_on for example in rows.valid):
         what = "share their sentence with a training row (asked of other entities)"
         found.append(f"warning: {shared:,} of {len(rows.valid):,} validation rows {what}; scores on them are too high")
     return found
