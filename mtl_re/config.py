@@ -203,7 +203,7 @@ class RunConfig(Options, group="train"):
     """Seed of the order of the rows, of dropout, masks, and new weights (of the heads, or of a new encoder)."""
     resume: str | None = None
     """`auto`: continue from the newest undamaged checkpoint of `run_dir`, if there is one; or the path of a
-    checkpoint."""
+    checkpoint. With more `epochs` or `max_steps` a finished run is lengthened, under the schedule of its new length."""
     save_every: int | Literal["epoch"] = within(1, math.inf, "epoch")
     """Write a resumable checkpoint every epoch, or every this many steps."""
     keep: int = within(1, 1_000_000, 2)

@@ -268,7 +268,7 @@ def resume_adaptation(run: AdaptRun) -> tuple[AdaptState, MetricsLog | None]:
     if path is not None:
         source = f"data.train: {run.config.data.train}, exclude: {', '.join(run.config.exclude) or 'none'}"
         sources = dict.fromkeys(("training text", "held-out text"), source)
-        found = loaded_checkpoint(run, path, AdaptConfig().to_dict(), sources)
+        found = loaded_checkpoint(run, path, AdaptConfig().to_dict(), sources, len(run.train.blocks), run.config.optim)
         with taken_for_a_run(path):
             restore_run(run, found)
             state = AdaptState(**found.state["state"])

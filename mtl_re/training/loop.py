@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mtl_re.errors import MtlReError
 from mtl_re.model.cpu import release_free_memory
 from mtl_re.signals import stop_signals
-from mtl_re.training.run import Run
+from mtl_re.training.run import Run, planned_steps
 
 MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop
@@ -95,7 +95,8 @@ class Loop(ABC):
 
     def __init__(self, run: Run, state: LoopState, rows: int, log_every: int, evaluate_every: int | str) -> None:
         self._run, self._state, self.log_every, self.evaluate_every = run, state, log_every, evaluate_every
-        self.total, self.per_epoch = planned_steps(run, state, rows)
+        options = run.options
+        self.total, self.per_epoch = planned_steps(options.epochs, options.max_steps, state.step_rows, rows)
         self.clock, self.bar = self.new_clock(), tqdm(disable=True)
 
     @abstractmethod
@@ -179,13 +180,6 @@ class Loop(ABC):
             if state.step >= self.total or self.gave_up():
                 break
         return True
-
-
-def planned_steps(run: Run, state: LoopState, rows: int) -> tuple[int, int]:
-    """Return the steps of the whole run and of an epoch."""
-    per_epoch = math.ceil(rows / state.step_rows)
-    most = run.options.max_steps
-    return per_epoch * run.options.epochs if most is None else most, per_epoch
 
 
 def rows_of_a_step(run: Run) -> int:

@@ -3,13 +3,14 @@
 `setup` and `adapt.setup` say what their kind of run adds to `Run`. Rank 0 alone decides and writes
 (`processes.on_main`); what it decides, or the fault it met, reaches every rank, so all go on or all stop. A run is
 resumed only into the same options and the same rows (`Run.identity`); equal states then continue equally, bit for bit
-on CPU and with the same number of processes.
+on CPU and with the same number of processes. A finished run can be lengthened, by more epochs or steps.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,15 +23,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtl_re.config import RunConfig, TrackingConfig
+from mtl_re.config import OptimConfig, RunConfig, TrackingConfig
 from mtl_re.data.loading import write_rejected
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.files import recover, seal_weights, sync, whole_folder, write_json, write_yaml
 from mtl_re.training import checkpoint
+from mtl_re.training.optimizer import rate_factor
 from mtl_re.training.processes import make_accelerator, on_all, on_main
 from mtl_re.training.run_dir import claim_run_dir
 from mtl_re.training.tracking import MetricsLog, Trackers, manifest
+
+_LENGTHS = ("options train.epochs", "options train.max_steps")
 
 
 @dataclass
@@ -188,25 +192,61 @@ def chosen_checkpoint(run: Run) -> Path | None:
 
 
 def loaded_checkpoint(
-    run: Run, path: Path, defaults: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str]
+    run: Run,
+    path: Path,
+    defaults: Mapping[str, Mapping[str, Any]],
+    sources: Mapping[str, str],
+    rows: int,
+    optim: OptimConfig,
 ) -> checkpoint.Checkpoint:
-    """Read a checkpoint on every rank and check that it is of this run.
+    """Read a checkpoint on every rank and check that it is of this run, or of a finished one that is to be lengthened.
 
     Args:
         defaults: Of all options. sources: Entry of the identity → option and file that it comes from.
+        rows: Of an epoch. optim: The schedule, of which a lengthened run says where it stands.
 
     Raises:
         MtlReError: It is damaged, or options or rows have changed since; what has is named, with both values.
     """
     found = on_all(run.accelerator, lambda: checkpoint.read_checkpoint(path))
     with taken_for_a_run(path):
-        before, changed = found.state["identity"], []
-        for name, now in run.identity.items():
-            if (then := recorded(before, name, defaults)) != now:
-                changed.append(f"{name} ({sources.get(name, f'{then} then, {now} now')})")
+        before = {name: recorded(found.state["identity"], name, defaults) for name in run.identity}
+        changed = [name for name, now in run.identity.items() if before[name] != now]
+        if changed and set(changed) <= set(_LENGTHS):
+            epochs, most = (json.loads(str(before[name])) for name in _LENGTHS)
+            state = found.state["state"]
+            ended, _ = planned_steps(epochs, most, state["step_rows"], rows)
+            if state["step"] == ended and _lengthened(run, ended, state["step_rows"], rows, optim):
+                return found
     if changed:
-        raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(changed)}")
+        told = [f"{name} ({sources.get(name, f'{before[name]} then, {run.identity[name]} now')})" for name in changed]
+        cure = "; only a finished run can go on with more" if set(changed) <= set(_LENGTHS) else ""
+        raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(told)}{cure}")
     return found
+
+
+def _lengthened(run: Run, ended: int, step_rows: int, rows: int, optim: OptimConfig) -> bool:
+    """Return whether a run that ended at a step is longer now, and say what becomes of its learning rate."""
+    total, _ = planned_steps(run.options.epochs, run.options.max_steps, step_rows, rows)
+    if total <= ended:
+        return False
+    last, next_ = rate_factor(ended, ended, optim), rate_factor(ended, total, optim)
+    run.say(
+        f"this run was finished at step {ended:,} and is lengthened to {total:,} steps: the learning rate goes on at "
+        f"{next_:.3g} of its peak ({last:.3g} before), where the {optim.schedule} schedule of {total:,} steps stands; "
+        "a run of that length from the start would not be the same"
+    )
+    return True
+
+
+def planned_steps(epochs: int, most: int | None, step_rows: int, rows: int) -> tuple[int, int]:
+    """Return the steps of a whole run and of an epoch.
+
+    Args:
+        most: `train.max_steps`. step_rows: Rows of a full step, over all processes and passes. rows: Of an epoch.
+    """
+    per_epoch = math.ceil(rows / step_rows)
+    return per_epoch * epochs if most is None else most, per_epoch
 
 
 def recorded(identity: Mapping[str, str], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -106,7 +106,7 @@ def restore_training(run: TrainRun, path: Path) -> State:
     """
     data = run.config.data
     sources = {"training rows": f"data.train: {data.train}", "validation rows": f"data.valid: {data.valid}"}
-    found = loaded_checkpoint(run, path, Config().to_dict(), sources)
+    found = loaded_checkpoint(run, path, Config().to_dict(), sources, len(run.train_table), run.config.optim)
     with taken_for_a_run(path):
         restore_run(run, found)
         if run.average is not None:

@@ -438,6 +438,13 @@ def test_processes_that_read_other_text_are_told_apart(small, tmp_path):
     assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 
+def test_a_finished_adaptation_can_be_lengthened(small, capsys):
+    adapt.adapt(small("run", train={"max_steps": 1}))
+    run_dir = adapt.adapt(small("run", train={"max_steps": 3, "resume": "auto"}))
+    assert "finished at step 1 and is lengthened to 3 steps" in capsys.readouterr().err
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir())[-1] == "step-000003"
+
+
 def test_a_resumed_run_must_be_the_same_run(small):
     adapt.adapt(small("run", train={"max_steps": 1}))
     changed = small("run", train={"max_steps": 1, "resume": "auto"}, mask={"probability": 0.3})

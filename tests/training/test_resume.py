@@ -240,6 +240,36 @@ def test_resuming_a_finished_run_changes_nothing(reference, job, tmp_path, optio
     assert_same_tensors(one.tensors["model"], other.tensors["model"])
 
 
+@pytest.mark.parametrize("longer", [{"train.epochs": 2}, {"train.max_steps": 8}], ids=["epochs", "steps"])
+def test_a_lengthened_run_under_a_constant_rate_is_the_long_run(job, reference, longer):
+    constant = {"optim.schedule": "constant", "optim.warmup": 0.0}
+    train(make_config(job | constant | {"train.epochs": 1}))
+    run_dir = resume(job, **constant, **{"train.epochs": 1} | longer)
+    whole = reference(**constant, **{"train.epochs": 2})
+    assert_same_tensors(last_checkpoint(run_dir).tensors["optimizer"], last_checkpoint(whole).tensors["optimizer"])
+    assert_same_tensors(weights(run_dir), weights(whole))
+    assert lines(run_dir) == lines(whole)
+    assert resume(job, **constant, **{"train.epochs": 1} | longer) == run_dir  # finished again: nothing is said
+
+
+def test_a_lengthened_run_says_what_becomes_of_the_rate(job, capsys):
+    train(make_config(job | {"train.epochs": 1}))
+    capsys.readouterr()
+    run_dir = resume(job, **{"train.epochs": 2})
+    said = capsys.readouterr().err
+    assert "this run was finished at step 4 and is lengthened to 8 steps" in said
+    assert "goes on at 0.571 of its peak (0 before), where the linear schedule of 8 steps stands" in said
+    rates = [line["lr"] for line in lines(run_dir) if line["kind"] == "train"]
+    assert rates[4:] == pytest.approx([(4 - done) / 7 * 1e-3 for done in range(4)])  # 1 step of warmup, 7 down
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(8, 1), (3, 3)], ids=["a shorter run", "one that was not finished"])
+def test_only_a_finished_run_can_be_lengthened(job, step, epochs):
+    train(make_config(job)) if step == 8 else stop(job, step, **EVERY)
+    with pytest.raises(MtlReError, match=r"train\.epochs \(2 then, \d now\); only a finished run can go on with more$"):
+        resume(job, **EVERY, **{"train.epochs": epochs})
+
+
 def test_finished_checkpoint_knows_of_the_last_evaluation(reference):
     state = last_checkpoint(reference(**{"eval.every": 100})).state["state"]
     assert (state["evaluated_step"], state["best_step"]) == (8, 8)
