@@ -33,12 +33,13 @@ def records(path: Path) -> list[Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Name, group and project of a run, its config, history (one dict a line), summary and artifacts (name → files)."""
+    """Id, name, group, project, config, history (one dict a line), summary and artifacts (name → files) of a run."""
     run: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "artifacts": {}}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run |= {"name": record.run.display_name, "group": record.run.run_group, "project": record.run.project}
+            run["id"] = record.run.run_id
             run["config"] |= values(record.run.config.update)
         elif kind == "config":
             run["config"] |= values(record.config.update)

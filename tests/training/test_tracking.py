@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -335,28 +338,31 @@ def test_tensorboard_holds_the_same_figures(tmp_path, monkeypatch):
     assert yaml.safe_load(written.read_text(encoding="utf-8")) == flatten(config)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fraction", ["0.2", "0"])
-def test_wandb_run_without_key_or_network(tmp_path, fraction):
-    """The real thing in a process of its own: offline, said so, exit 0, and a run on disk."""
-    rows = rows_file(tmp_path / "rows.json")
+def wandb_training(folder, options):
+    """Command and environment of a training in `folder/run` with the real wandb, which knows no key."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     options = {
-        "data.train": rows,
+        "data.train": rows_file(folder / "rows.json"),
         "data.max_length": 96,
-        "data.valid_fraction": fraction,
         "model.encoder": "scratch:tiny",
-        "train.run_dir": tmp_path / "run",
-        "train.max_steps": 2,
+        "train.run_dir": folder / "run",
         "train.precision": "no",
         "tracking.trackers": '["wandb"]',
         "tracking.log_every": 1,
         "tracking.group": "study/arm",
-    }
+    } | options
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "mtl_re", "train", *arguments], environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", ["0.2", "0"])
+def test_wandb_run_without_key_or_network(tmp_path, fraction):
+    """The real thing in a process of its own: offline, said so, exit 0, and a run on disk."""
+    command, environment = wandb_training(tmp_path, {"data.valid_fraction": fraction, "train.max_steps": 2})
     done = subprocess.run(
-        [sys.executable, "-m", "mtl_re", "train", *arguments],
+        command,
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -392,6 +398,38 @@ def test_wandb_run_without_key_or_network(tmp_path, fraction):
     counted = {(gold, predicted): count for gold, predicted, count in json.loads(table.read_text())["data"]}
     for gold, row in scores["coarse"]["confusion"].items():
         assert {name: counted[gold, name] for name in row} == row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_resumed_training_is_the_same_wandb_run(tmp_path, sent):
+    """Offline its parts have one id; of a part that was killed, wandb loses the lines that it had not written yet."""
+    command, environment = wandb_training(tmp_path, {"train.max_steps": 40, "train.save_every": 2})
+    call = {"env": environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    with (tmp_path / "log").open("wb") as log:
+        child = subprocess.Popen(command, stdout=log, **call)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 7:
+            assert child.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        child.send_signal(sent)
+        child.wait()
+        done = subprocess.run([*command, "--train.resume", "auto"], stdout=log, timeout=200, **call)
+    said = (tmp_path / "log").read_text()
+    assert done.returncode == 0, said[-3000:]
+    begun = int(re.search(r"going on from .*/step-(\d+)", said)[1])
+    id = (tmp_path / "run" / "wandb_id.txt").read_text().strip()
+    first, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert first.name.endswith(f"-{id}")
+    assert second.name.endswith(f"-{id}")
+    steps = {}
+    for part in (first, second):
+        run = read_run(part / f"run-{id}.wandb")
+        assert run.get("id", id) == id
+        steps[part] = [line["_step"] for line in run["history"] if "loss/coarse" in line]
+    assert steps[second] == list(range(begun + 1, 41))
+    if sent == signal.SIGTERM:
+        assert steps[first] == list(range(1, begun + 1))
 
 
 # ---- a sweep ---------------------------------------------------------------------------------------------------------
