@@ -126,8 +126,8 @@ def contradicts(row: Example, taxonomy: Taxonomy) -> bool | None:
 def contrary_warning(source: str, contrary: int, related: int) -> str | None:
     """Return a warning where the subjects' types contradict the labels so often that the data must be read wrongly.
 
-    On KLUE-RE's validation split 13 of 3,134 related rows do; with subject and object swapped four fifths of them, with
-    label numbers read in another order two fifths.
+    On 1,567 related rows of KLUE-RE's validation split 9 do; with label numbers read in another order 672, with subject
+    and object swapped 1,243.
     """
     if related == 0 or contrary <= CONTRARY * related:
         return None

@@ -497,6 +497,23 @@ def test_types_that_contradict_labels_are_one_figure(tmp_path: Path, fault: str 
     assert report.files[0].related > 100
 
 
+@needs_klue
+@pytest.mark.parametrize(("fault", "contrary"), [(None, 9), ("other order", 672), ("swapped", 1_243)])
+def test_types_that_contradict_labels_on_klue_re(tmp_path: Path, fault: str | None, contrary: int) -> None:
+    rows = [row.to_row() for row in load_examples(str(DEV), TAXONOMY)[0]]
+    for row in rows:
+        if fault == "swapped":
+            row["subject_entity"], row["object_entity"] = row["object_entity"], row["subject_entity"]
+        if fault == "other order":
+            row["label"] = KLUE[BOOSTCAMP.index(row["label"])]
+    report = check_files([write(tmp_path / "a.json", rows)], TAXONOMY)
+    file = report.files[0]
+    related = len(rows) - file.labels["no_relation"]
+    assert (file.contrary, related) == (contrary, 1_567)
+    warned = f"in {contrary:,} of {file.related:,} related rows the subject's type contradicts" in render_check(report)
+    assert warned is (fault is not None)
+
+
 def test_decomposed_rows_are_counted_and_composed_on_request(tmp_path: Path, capsys) -> None:
     rows = []
     for number in range(4):
