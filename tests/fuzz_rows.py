@@ -11,6 +11,8 @@ Besides, whole files are damaged byte by byte: anything but rows and one `MtlReE
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -53,11 +55,29 @@ PIECES = [
     *(" ", "  ", "\u3000", "\u00a0", "\u2003", "12", "3.14", "-1", "NaN", "null", "None", "true", "x" * 60),
 ]
 """What sentences are made of."""
+CP949 = [
+    *(
+        "김하늘",
+        "별빛연구소",
+        "서울",
+        "은",
+        "는 ",
+        "이다.",
+        "대표 ",
+        "1998년",
+        "쌍둥이",
+        "똠방각하",
+        "펲시콜라",
+        "漢字",
+    ),
+    *("㈜", "①", "\u3000", "the ", "@ * 사람 *", '"', "'", ",", ";", "\t", "\n", "\r\n", "\\", "null", "12"),
+]
+"""What sentences are made of where Excel on Korean Windows wrote the file: what its encoding knows, Hangul mostly."""
 
 
-def make_text(chance: random.Random, most: int = 12) -> str:
+def make_text(chance: random.Random, most: int = 12, pieces: list[str] = PIECES) -> str:
     """Awkward text that shows something."""
-    return "".join(chance.choices(PIECES, k=chance.randint(1, most)))
+    return "".join(chance.choices(pieces, k=chance.randint(1, most)))
 
 
 def shows(text: str) -> bool:
@@ -65,20 +85,22 @@ def shows(text: str) -> bool:
     return any(c.isprintable() and c != " " for c in text) and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def sound_row(chance: random.Random, number: int) -> Row:
-    """A row that must be accepted: two disjoint spans at random, at the edges, or side by side."""
+def sound_row(chance: random.Random, number: int, pieces: list[str] = PIECES) -> Row:
+    """A row that must be accepted: two spans at random, at the edges, side by side, or one inside the other."""
     while True:
         length = 1500 if chance.random() < 0.0005 else 12
-        first, second = make_text(chance, 3), make_text(chance, 3)
+        first, second = make_text(chance, 3, pieces), make_text(chance, 3, pieces)
         if chance.random() < 0.3:
-            first, second = chance.choice("가a1@😀"), chance.choice("나b2#🇰")
-        if not (shows(first) and shows(second)):
-            continue
-        before, between, after = (make_text(chance, length) if chance.random() < 0.7 else "" for _ in range(3))
+            first, second = chance.choice("가a1" if pieces is CP949 else "가a1@😀"), chance.choice("나b2#")
+        before, between, after = (make_text(chance, length, pieces) if chance.random() < 0.7 else "" for _ in range(3))
         sentence = before + first + between + second + after
-        if len(sentence) <= 20_000:
+        spans = [(len(before), len(first)), (len(before + first + between), len(second))]
+        if chance.random() < 0.2:  # the outer one from the beginning of the first to the end of the second, or less
+            inner = chance.choice(spans)
+            spans = [(len(before), len(first + between + second)), inner]
+        words = [sentence[start : start + size] for start, size in spans]
+        if all(map(shows, words)) and len({*spans}) == 2 and len(sentence) <= 20_000:
             break
-    spans = [(len(before), len(first)), (len(before + first + between), len(second))]
     if chance.random() < 0.5:
         spans.reverse()
     entities = [
@@ -202,8 +224,8 @@ class Made:
     accepted: bool
 
 
-def make_row(chance: random.Random, number: int, typed: bool) -> Made:
-    row = sound_row(chance, number)
+def make_row(chance: random.Random, number: int, typed: bool, pieces: list[str] = PIECES) -> Made:
+    row = sound_row(chance, number, pieces)
     if chance.random() < 0.5:
         return Made(row, True)
     if typed and chance.random() < 0.02:
@@ -220,7 +242,10 @@ def make_row(chance: random.Random, number: int, typed: bool) -> Made:
 def write_json(rows: list[Made], chance: random.Random) -> tuple[bytes, list[int]]:
     texts = [_dumps(made.row, chance) for made in rows]
     gap = chance.choice([", ", ",\n", ",\r\n\t", ","])
-    text = "[" + gap.join(texts) + "]" + chance.choice(["", "\n", "\r\n \n"])
+    text = "[" + gap.join(texts) + "]"
+    if isinstance(rows[0].row, dict) and chance.random() < 0.2:
+        text = chance.choice(['{"data": %s}', '{"version": "1", "data":\n%s\n}']) % text
+    text += chance.choice(["", "\n", "\r\n \n"])
     return _encoded(text, chance), list(range(1, len(rows) + 1))
 
 
@@ -244,12 +269,13 @@ def _dumps(row: Any, chance: random.Random) -> str:
 
 def write_csv(rows: list[Made], chance: random.Random) -> tuple[bytes, list[int]]:
     columns = ["id", "sentence", "subject_entity", "object_entity", "label", "source"]
-    lines = [",".join(columns) + chance.choice(["\n", "\r\n"])]
+    comma = chance.choice([",", ",", "\t", ";"])
+    lines = [comma.join(columns) + chance.choice(["\n", "\r\n"])]
     for made in rows:
         row = made.row | {"id": made.row["guid"]}
         cells = [row[name] if isinstance(row[name], str) else _cell(row[name]) for name in columns]
         quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
-        lines.append(",".join(quoted) + chance.choice(["\n", "\n", "\r\n"]) * chance.choice([1, 1, 2]))
+        lines.append(comma.join(quoted) + chance.choice(["\n", "\n", "\r\n"]) * chance.choice([1, 1, 2]))
     return _encoded("".join(lines), chance), list(range(1, len(rows) + 1))
 
 
@@ -287,7 +313,14 @@ def write_parquet(rows: list[Made], chance: random.Random) -> tuple[bytes, list[
 
 
 def _encoded(text: str, chance: random.Random) -> bytes:
-    return (b"\xef\xbb\xbf" if chance.random() < 0.3 else b"") + text.encode()
+    """UTF-8 with or without its mark, UTF-16 with it, or CP949 where that knows every character."""
+    foreign = [character for character in text if not character.isascii()]
+    hangul = sum("가" <= character <= "힣" for character in foreign)
+    with contextlib.suppress(UnicodeEncodeError):
+        if hangul > 0.6 * len(foreign) and chance.random() < 0.7:
+            return text.encode("cp949")
+    encoding = chance.choice(["utf-8"] * 6 + ["utf-8-sig"] * 3 + ["utf-16", "utf-16-be"])
+    return (codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b"") + text.encode(encoding)
 
 
 WRITERS = {".json": write_json, ".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet}
@@ -296,7 +329,8 @@ TYPED = {".json", ".jsonl"}
 
 
 def make_file(folder: Path, kind: str, size: int, chance: random.Random) -> tuple[Path, list[Made], list[int]]:
-    rows = [make_row(chance, number, kind in TYPED) for number in range(size)]
+    pieces = CP949 if kind != ".parquet" and chance.random() < 0.15 else PIECES
+    rows = [make_row(chance, number, kind in TYPED, pieces) for number in range(size)]
     if kind == ".parquet" and chance.random() < 0.3:
         rows = [Made(sound_row(chance, number), True) for number in range(size)]
     content, numbers = WRITERS[kind](rows, chance)

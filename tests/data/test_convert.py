@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from mtl_re.data import convert, formats
 from mtl_re.data.validation import parse_row
@@ -175,3 +177,142 @@ def test_types_are_renamed():
 def test_lines_read_back():
     rows, _ = rows_of("korre", KORRE)
     assert json.loads(convert.json_line(rows[0])) == rows[0]
+
+
+# ---- round trips: each format's inverse, written here, and any row through both -------------------------------------
+
+
+def as_tacred(row):
+    tokens, sentence = row["sentence"].split(" "), row["sentence"]
+    record = {"id": row["guid"], "relation": row["label"], "token": tokens, "docid": row["source"]}
+    for name, key in (("subj", "subject_entity"), ("obj", "object_entity")):
+        entity = row[key]
+        first = sentence[: entity["start_idx"]].count(" ")
+        record |= {f"{name}_start": first, f"{name}_end": first + entity["word"].count(" ")}
+        record[f"{name}_type"] = entity["type"]
+    return record
+
+
+def as_semeval(row):
+    marks = []
+    for name, key in (("e1", "subject_entity"), ("e2", "object_entity")):
+        entity = row[key]
+        start, end = entity["start_idx"], entity["end_idx"] + 1
+        # Where two tags stand at one place, ends come first, then the longer entity's start.
+        marks += [(start, 1, start - end, f"<{name}>"), (end, 0, start - end, f"</{name}>")]
+    starts = {mark[3]: mark for mark in marks}
+    text = row["sentence"]
+    inner_first = sorted(marks, key=lambda mark: (mark[0], mark[1], mark[2] if mark[1] else -mark[2]))
+    assert len(starts) == 4
+    for place, _, _, tag in reversed(inner_first):
+        text = text[:place] + tag + text[place:]
+    return next(convert.semeval_records([f'{row["guid"]}\t"{text}"\n', row["label"] + "\n", "Comment:\n", "\n"]))
+
+
+def as_opennre(row):
+    record = {"id": row["guid"], "text": row["sentence"], "relation": row["label"]}
+    for name, key in (("h", "subject_entity"), ("t", "object_entity")):
+        entity = row[key]
+        record[name] = {"name": entity["word"], "pos": [entity["start_idx"], entity["end_idx"] + 1]}
+        record[name]["type"] = entity["type"]
+    return record
+
+
+def as_label_studio(row):
+    def units(place):
+        return len(row["sentence"][:place].encode("utf-16-le")) // 2
+
+    entities = [row["subject_entity"], row["object_entity"]]
+    spans = [(units(one["start_idx"]), units(one["end_idx"] + 1), one["type"]) for one in entities]
+    return label_studio(row["sentence"], spans, labels=[row["label"]]) | {"id": row["guid"]}
+
+
+def as_doccano(row):
+    entities = [
+        {"id": number, "label": one["type"], "start_offset": one["start_idx"], "end_offset": one["end_idx"] + 1}
+        for number, one in enumerate((row["subject_entity"], row["object_entity"]))
+    ]
+    relations = [{"id": 9, "from_id": 0, "to_id": 1, "type": row["label"]}]
+    return {"id": row["guid"], "text": row["sentence"], "entities": entities, "relations": relations}
+
+
+def as_korre(row):
+    record = {"id": row["guid"], "sentence": row["sentence"], "relation": row["label"]}
+    for name, key in (("subj", "subject_entity"), ("obj", "object_entity")):
+        one = row[key]
+        record |= {f"{name}_name": one["word"], f"{name}_start_pos": str(one["start_idx"])}
+        record |= {f"{name}_end_pos": str(one["end_idx"] + 1), f"{name}_type": one["type"]}
+    return record
+
+
+def as_boostcamp(row):
+    record = {"id": row["guid"], "sentence": row["sentence"], "label": row["label"]}
+    for key in ("subject_entity", "object_entity"):
+        parts = {"entity_type" if name == "type" else name: value for name, value in row[key].items()}
+        record[key] = str(parts)
+    return record
+
+
+def as_columns(row):
+    record = {"text": row["sentence"], "rel": row["label"], "no": row["guid"], "from": row["source"]}
+    for name, key in (("s", "subject_entity"), ("o", "object_entity")):
+        one = row[key]
+        record[name] = {"a": one["start_idx"] + 1, "b": one["end_idx"] + 1, "kind": one["type"], "text": one["word"]}
+    return record
+
+
+OWN = convert.Columns(
+    subject=convert.EntityColumns("s.a", "s.b", "s.kind", "s.text"),
+    object=convert.EntityColumns("o.a", "o.b", "o.kind", "o.text"),
+    sentence="text",
+    label="rel",
+    id="no",
+    source="from",
+    first=1,
+)
+INVERSES = {
+    "tacred": as_tacred,
+    "semeval": as_semeval,
+    "opennre": as_opennre,
+    "label-studio": as_label_studio,
+    "doccano": as_doccano,
+    "korre": as_korre,
+    "boostcamp": as_boostcamp,
+    "columns": as_columns,
+}
+LOST = {"semeval": {"type", "source"}, "tacred": set(), "columns": set()}
+"""What a format cannot hold (the others: where the sentence comes from)."""
+
+
+@st.composite
+def klue_rows(draw):
+    """Rows in KLUE's form: words with single spaces, entities of whole words that lie apart or one inside the other."""
+    letters = st.text("가나다김민aZ1😀é.,()@#*'\"\\&;%", min_size=1, max_size=5)
+    words = draw(st.lists(letters, min_size=2, max_size=8))
+    places = st.integers(0, len(words) - 1)
+    spans = [tuple(sorted((draw(places), draw(places)))) for _ in range(2)]
+    (first, last), (other_first, other_last) = sorted(spans)
+    assume(spans[0] != spans[1] and not first < other_first <= last < other_last)
+    row = {"guid": str(draw(st.integers(0, 99))), "sentence": " ".join(words)}
+    for key, (start, end) in zip(("subject_entity", "object_entity"), spans, strict=True):
+        word, begin = " ".join(words[start : end + 1]), sum(len(word) + 1 for word in words[:start])
+        kind = draw(st.sampled_from(["PER", "ORG", "POH"]))
+        row[key] = {"word": word, "start_idx": begin, "end_idx": begin + len(word) - 1, "type": kind}
+    source = draw(st.sampled_from(["wikipedia", "위키트리"]))
+    return row | {"label": draw(st.sampled_from(["no_relation", "per:employee_of", "org:founded"])), "source": source}
+
+
+@pytest.mark.parametrize("name", convert.FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(row=klue_rows())
+def test_a_row_survives_the_way_there_and_back(name, row):
+    (back,), report = rows_of(name, INVERSES[name](row), columns=OWN)
+    lost = LOST.get(name, {"source"})
+    expected = row | ({"source": None} if "source" in lost else {})
+    for key in ("subject_entity", "object_entity"):
+        if "type" in lost:
+            expected[key] = row[key] | {"type": convert.UNTYPED}
+    if name in ("label-studio", "doccano"):  # one text may hold several pairs
+        expected["guid"] += "-1"
+    assert back == expected
+    assert set(report.dropped) <= {"a pair without an annotated relation (--pairs all makes it no_relation)"}
