@@ -313,14 +313,15 @@ def write_parquet(rows: list[Made], chance: random.Random) -> tuple[bytes, list[
 
 
 def _encoded(text: str, chance: random.Random) -> bytes:
-    """UTF-8 with or without its mark, UTF-16 with it, or CP949 where that knows every character."""
+    """UTF-8 and UTF-16 with or without a mark, UTF-32, or CP949 where that knows every character."""
     foreign = [character for character in text if not character.isascii()]
     hangul = sum("가" <= character <= "힣" for character in foreign)
     with contextlib.suppress(UnicodeEncodeError):
         if hangul > 0.6 * len(foreign) and chance.random() < 0.7:
             return text.encode("cp949")
-    encoding = chance.choice(["utf-8"] * 6 + ["utf-8-sig"] * 3 + ["utf-16", "utf-16-be"])
-    return (codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b"") + text.encode(encoding)
+    encoding = chance.choice(["utf-8"] * 6 + ["utf-8-sig"] * 3 + ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    signed = encoding == "utf-16-be" and chance.random() < 0.5
+    return (codecs.BOM_UTF16_BE if signed else b"") + text.encode(encoding)
 
 
 WRITERS = {".json": write_json, ".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet}

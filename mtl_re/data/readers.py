@@ -179,7 +179,8 @@ def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
     stream.seek(0)
     encoding = _encoding(start)
     if encoding != "utf-8-sig":
-        name = "CP949 (Excel's `CSV`)" if encoding == "cp949" else f"{encoding.upper()} (Excel's `Unicode text`)"
+        origin = {"cp949": " (Excel's `CSV`)", "utf-16": " (Excel's `Unicode text`)"}
+        name = encoding.upper() + origin.get(encoding, "")
         note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
     text = io.TextIOWrapper(stream, encoding=encoding, newline="")
     try:
@@ -188,14 +189,22 @@ def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
         text.detach()
 
 
-def _encoding(start: bytes) -> str:
-    """Return the encoding of a text by its beginning.
+_ZEROS = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
 
-    CP949 has no signature: it is taken for what is not UTF-8 but decodes as CP949 into text that is Hangul for the most
+
+def _encoding(start: bytes) -> str:
+    """Return the encoding of a text by its beginning: a signature, or where zeros stand among its first four bytes.
+
+    The rows' formats begin with two ASCII characters, so zeros tell the widths apart (RFC 4627, section 3). CP949
+    has no signature: it is taken for what is not UTF-8 but decodes as CP949 into text that is Hangul for the most
     part of what is not ASCII.
     """
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
+    if encoding := _ZEROS.get("".join("0" if byte == 0 else "x" for byte in start[:4])):
+        return encoding
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:

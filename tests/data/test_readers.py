@@ -217,7 +217,9 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
 # ---- what other programs write -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "utf-16-le-bom", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "encoding", ["cp949", "utf-16", "utf-16-le-bom", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"]
+)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".csv.gz"])
 def test_korean_encodings_are_read_with_a_note(tmp_path: Path, capsys, encoding: str, suffix: str) -> None:
     rows = [{"id": "a", "sentence": "김민아는 가나전자 대표이다.", "note": "é,\t;"}]
