@@ -94,7 +94,7 @@ def make_row(
             "end_idx": span.end,
             "type": options.types.get(span.type, span.type),
         }
-    if clash := span_clash(*pair):
+    if clash := span_clash(*((span.start, span.end) for span in pair)):
         reasons = {"same": "subject and object are the same span", "crossing": "subject and object cross"}
         return Dropped(reasons[clash], str(entities["subject_entity"]["word"]))
     named = NO_RELATION if label in options.no_relation else label

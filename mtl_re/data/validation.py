@@ -174,9 +174,9 @@ def fitting_readings(fields: Mapping[str, Any], taxonomy: Taxonomy, reading: Rea
     return tuple(fits)
 
 
-def span_clash(subject: Any, object: Any) -> Literal["same", "crossing"] | None:
-    """Return why two spans cannot both be marked; None where they are disjoint or one lies inside the other."""
-    first, second = sorted([(subject.start, subject.end), (object.start, object.end)])
+def span_clash(one: tuple[int, int], other: tuple[int, int]) -> Literal["same", "crossing"] | None:
+    """Return why two inclusive spans cannot both be marked; None where they are apart or one lies inside the other."""
+    first, second = sorted([one, other])
     if first == second:
         return "same"
     return "crossing" if first[0] < second[0] <= first[1] < second[1] else None
@@ -184,7 +184,7 @@ def span_clash(subject: Any, object: Any) -> Literal["same", "crossing"] | None:
 
 def check_spans(subject: Any, object: Any) -> None:
     """Raise RowError where `span_clash` finds a reason."""
-    clash = span_clash(subject, object)
+    clash = span_clash((subject.start, subject.end), (object.start, object.end))
     spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
     if clash == "same":
         raise RowError("object_entity", f"is the same span as the subject ({spans}); two entities are expected")

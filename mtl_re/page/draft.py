@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mtl_re.data.validation import span_clash
+
 Role = Literal["subject", "object"]
 Span = tuple[int, int]
 ROLES: tuple[Role, Role] = ("subject", "object")
@@ -64,10 +66,10 @@ class Draft:
         return Draft(sentence, carried(self.subject), carried(self.object))
 
     def marked(self, role: Role, span: Span) -> Draft:
-        """Return the draft with one more mark, which removes the other role's mark if they overlap."""
+        """Return the draft with one more mark, which removes the other role's mark if they cross or are the same."""
 
         def kept(other: Span | None) -> Span | None:
-            return None if other is not None and other[0] <= span[1] and span[0] <= other[1] else other
+            return None if other is None or span_clash(span, other) else other
 
         if role == "subject":
             return Draft(self.sentence, span, kept(self.object))

@@ -34,19 +34,28 @@ def escaped(text: str) -> str:
 
 
 def marked_html(draft: Draft, types: Mapping[Role, str], language: Language) -> str:
-    """Return the sentence with each marked entity in a box that names its role and type."""
+    """Return the sentence with each marked entity in a box that names its role and type; boxes may be nested."""
     words, text, end = TEXTS[language], draft.sentence, 0
     if not text.strip():
         return f'<p class="re-hint">{words["empty"]}</p>'
-    spans = sorted((span, role) for role in ROLES if (span := draft.span(role)) is not None)
+    spans = [(span, role) for role in ROLES if (span := draft.span(role)) is not None]
+    spans.sort(key=lambda marked: (marked[0][0], -marked[0][1]))  # the outer one first
+    nested = len(spans) == 2 and spans[1][0][1] <= spans[0][0][1]
+
+    def boxed(role: Role, inside: str) -> str:
+        tag = f'<span class="re-tag">{words[role]} · {escaped(types[role])}</span>'
+        return f'<mark class="re-{role}">{tag}<span class="re-word">{inside}</span></mark>'
+
     parts = []
-    for span, role in spans:
-        kind = escaped(types[role])
-        tag = f'<span class="re-tag">{words[role]} · {kind}</span>'
-        inside = f'<span class="re-word">{escaped(text[span[0] : span[1] + 1])}</span>'
-        marked = f'<mark class="re-{role}">{tag}{inside}</mark>'
-        parts += [escaped(text[end : span[0]]), marked]
-        end = span[1] + 1
+    for (start, last), role in spans[:1] if nested else spans:
+        inside = escaped(text[start : last + 1])
+        if nested:
+            (inner_start, inner_last), inner_role = spans[1]
+            inner = boxed(inner_role, escaped(text[inner_start : inner_last + 1]))
+            inside = escaped(text[start:inner_start]) + inner + escaped(text[inner_last + 1 : last + 1])
+        marked = boxed(role, inside)
+        parts += [escaped(text[end:start]), marked]
+        end = last + 1
         if (behind := PARTICLE.match(text, end)) and not any(end <= other[0] < behind.end() for other, _ in spans):
             parts[-1] = f'<span class="re-glued">{marked}{escaped(behind[0])}</span>'
             end = behind.end()

@@ -111,7 +111,7 @@ def candidates(
         if subjects is not None and subject.type not in subjects:
             left[f"no relation takes a subject of type {subject.type}"] += 1
             continue
-        if span_clash(subject, object):
+        if span_clash((subject.start, subject.end), (object.start, object.end)):
             left["their spans cross or are the same"] += 1
             continue
         pairs.append(pair_example(f"{_named(subject)} → {_named(object)}", sentence, subject, object, taxonomy))

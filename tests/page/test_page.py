@@ -96,7 +96,9 @@ def test_marks_follow_their_words(after, subject, object):
 def test_a_new_mark_replaces_what_it_overlaps():
     draft = Draft("가나 다라", (0, 1), (3, 4))
     assert draft.marked("subject", (1, 3)) == Draft("가나 다라", (1, 3), None)
-    assert draft.marked("object", (1, 1)) == Draft("가나 다라", None, (1, 1))
+    assert draft.marked("object", (0, 1)) == Draft("가나 다라", None, (0, 1))
+    assert draft.marked("object", (1, 1)) == Draft("가나 다라", (0, 1), (1, 1))  # one inside the other
+    assert draft.marked("subject", (0, 4)) == Draft("가나 다라", (0, 4), (3, 4))
     assert draft.marked("object", (3, 3)) == Draft("가나 다라", (0, 1), (3, 3))
     assert mark_selection(draft, "object", "가나 다라", 2, 3) is None
     assert mark_selection(Draft(), "object", "가 😀", 2, 4) == Draft("가 😀", None, (2, 2))
@@ -116,6 +118,23 @@ def test_strangers_text_is_escaped():
     problem = rendering.problem_html(HOSTILE, "ko")
     assert "<script" not in problem
     assert "${" not in rendering.file_html("${1}<i>", {"per:title": 3}, "en")
+
+
+@pytest.mark.parametrize(
+    ("subject", "object", "shown"),
+    [
+        ((0, 6), (2, 4), "S서울O대학교/O병원/S은"),
+        ((0, 1), (0, 6), "OS서울/S대학교병원/O은"),
+        ((5, 6), (0, 6), "O서울대학교S병원/S/O은"),
+    ],
+)
+def test_nested_entities_are_nested_boxes(subject, object, shown):
+    html = marked_html(Draft("서울대학교병원은 크다.", subject, object), KINDS, "en")
+    boxes = re.sub(r'<span class="re-tag">.*?</span>|<span class="re-(word|glued)">|</span>|</?p[^>]*>', "", html)
+    for role in ("subject", "object"):
+        boxes = boxes.replace(f'<mark class="re-{role}">', role[0].upper())
+    closing = iter(["/O", "/S"] if shown.index("S") < shown.index("O") else ["/S", "/O"])
+    assert re.sub("</mark>", lambda _: next(closing), boxes).startswith(shown)
 
 
 def test_the_preview_names_the_roles_and_what_is_missing():
