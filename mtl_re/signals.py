@@ -1,4 +1,9 @@
-"""Stop signals: a run that is told to stop saves what it has and leaves."""
+"""Stop signals are noted here, and answered where the work is.
+
+A training or adaptation ends its step, saves a checkpoint and leaves (`training.loop.Loop.fit`, which covers the steps;
+a signal during the last evaluation ends the process, and the newest checkpoint stands). A prediction keeps its finished
+windows (`predict.predict`). A study asks its trainings to stop (`study.workers`).
+"""
 
 from __future__ import annotations
 

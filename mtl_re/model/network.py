@@ -115,7 +115,7 @@ class MtlReModel(PreTrainedModel):
         """Logits by head.
 
         Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4), columns of
-        `features.POSITIONS`; result by head (batch, classes of the head), fp32. In training mode with
+        `featurizer.POSITIONS`; result by head (batch, classes of the head), fp32. In training mode with
         `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other.
         """
         types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}

@@ -1,8 +1,10 @@
 """Token states → one vector for the pair of entities.
 
-A pooling takes `hidden` (batch, length, dim), `positions` (batch, 4; columns of `features.POSITIONS`)
+A pooling takes `hidden` (batch, length, dim), `positions` (batch, 4; columns of `featurizer.POSITIONS`)
 and gives (batch, width × dim). Marker poolings read the marker tokens themselves (Baldini Soares et
 al. 2019, "entity start"); means run from an entity's first marker piece to its last (Wu & He 2019, R-BERT).
+A new pooling needs its counterpart in `export/remote/modeling_mtl_re.py`, which exported models run: the export refuses
+without it.
 """
 
 from __future__ import annotations

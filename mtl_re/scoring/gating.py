@@ -139,6 +139,8 @@ def best_relation(probs: Tensor, taxonomy: Taxonomy) -> tuple[Tensor, Tensor]:
 
 
 def _gated(probs: Tensor, taxonomy: Taxonomy, gate: Gate) -> Tensor:
+    """Let the coarse prediction decide which fine head speaks: `hard` takes the best label inside the most probable
+    coarse class, `soft` the best of all labels. Shapes: probs (rows, labels); result (rows,) label indices."""
     if gate == "soft":
         return probs.argmax(-1)
     root = torch.stack([probs[:, list(branch)].sum(-1) for branch in taxonomy.branches], dim=-1)

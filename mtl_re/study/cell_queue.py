@@ -3,7 +3,8 @@
 Each cell is one trial in Optuna's database (in a search each arm, with all its seeds). A running trial has a heartbeat;
 Optuna fails a trial whose heartbeat has stopped and queues a copy of it (`RetryHeartbeatStaleTrialCallback`), whose
 training resumes from the checkpoint, because the run directory is the same. A failed trial without a reason was
-interrupted and is queued again as well; one with a reason is at fault, and is queued again only by `--retry`.
+interrupted with its worker and is queued again as well; one with a reason (its training failed, or something else than
+the study stopped or killed it) is queued again only by `--retry`.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
+from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
 from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
 from mtl_re.study.plan import Cell
 from mtl_re.study.study_file import load_study
-from mtl_re.training.loop import stop_signals
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

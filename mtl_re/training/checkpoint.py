@@ -2,8 +2,13 @@
 
 `checkpoints/step-000120/` holds safetensors files, `state.json` and a `manifest.json` with the size and SHA-256 of
 each and of itself, written last. The directory is built under a temporary name, every file is fsynced, then it is
-renamed, and only then are older ones pruned; so at every moment at least one good checkpoint is there. Nothing here
-knows what the tensors mean: `run` does. (accelerate's `save_state` prunes first, has no rename and no checksum.)
+renamed, and only then are older ones pruned; so at every moment at least one good checkpoint is there. (accelerate's
+`save_state` prunes first, has no rename and no checksum.)
+
+Nothing here knows what the tensors mean. Of every run they are (`run.save_run`) the weights, the optimizer's moments
+and the random state of each process; state.json has the position (`loop.LoopState`), the number of processes, fp16's
+loss scale, and the options and rows that a resumed run must have. A training adds (`state.save_training`) the averaged
+weights, what moves the heads' weights, the selection's best score, and the sums since the last logged line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Logits and targets → one scalar.
 
 Each head gives a sum S_h in fp32 over the rows it has a label for, and their number n_h (`HeadLoss`). `combine` is
-the only place where a loss weight is multiplied:
+the only place where a loss is multiplied by its head's weight (weights of classes are in S_h already):
 
     joint:     L = Σ_h w_h · S_h / N        N: rows of the optimizer step
     per_head:  L = Σ_h w_h · S_h / N_h      N_h: rows of the step that head h has a label for

@@ -1,5 +1,8 @@
 """How head weights move during training: per-step factors on `loss.weights`, from losses that all ranks agree on.
 
+The factors are only decided here: `train.step_weights` multiplies `loss.weights` by them, and `losses.combine` the
+losses by the result.
+
 A weighting sees, after every optimizer step, the raw mean loss of each head over the whole step (already reduced over
 processes), so its state is the same on every rank, and it gives the weights of the next step. Weights are normalised to
 sum to the number of heads: only ratios matter under Adam. State is plain JSON and lies in the checkpoint.
