@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from mtl_re import __version__, config
 from mtl_re.errors import MtlReError, speaks, tell
 from mtl_re.files import protect
-from mtl_re.outputs import check_directory, check_outputs, input_files
+from mtl_re.outputs import check_directory, check_outputs, files_in, input_files, remember
 from mtl_re.taxonomy import Taxonomy
 
 # ---- what a command prints -----------------------------------------------------------------------------------------
@@ -115,7 +115,9 @@ class Command:
         forms: settings of `ArgumentParser.add_argument` for fields of `options` that hold several words.
         show: prints what the function returned.
         reads: arguments and options that name inputs, which no output may replace.
-        writes: arguments and options that name an output: a file (no names), or a directory and its files' names.
+        writes: arguments and options that name an output: a file (no names), or a directory and its files' names, which
+            may be patterns.
+        beside: option of `writes` → suffix of a second file beside the one that it names.
     """
 
     help: str
@@ -126,6 +128,7 @@ class Command:
     show: Callable[[Any, Any], None] = _print
     reads: tuple[str, ...] = ()
     writes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self, name: str) -> ArgumentParser:
         """Return the parser of this command's arguments."""
@@ -139,7 +142,7 @@ class Command:
         if self.options is not None:
             self._add_options(parser, self.options)
         if self.writes:
-            help = "Replace output files that exist and were not written by mtl-re."
+            help = "Replace output files that mtl-re did not write, or that were changed since."
             parser.add_argument("--overwrite", action="store_true", help=help)
         return parser
 
@@ -185,7 +188,16 @@ class Command:
         files = {name: path for name, path in given.items() if not self.writes[name]}
         if files:
             check_outputs(files, inputs, parsed.overwrite)
+        for name in given.keys() & self.beside.keys():
+            check_outputs({name: f"{given[name]}{self.beside[name]}"}, inputs, parsed.overwrite)
         protect(inputs)
+
+    def remember_files(self, parsed: Namespace) -> None:
+        """Note what this command has written, so that it may write it again."""
+        for name, names in self.writes.items():
+            if (path := parsed.get(name)) is not None:
+                remember([Path(path)] if not names else files_in(path, names))
+                remember([Path(f"{path}{suffix}")] if (suffix := self.beside.get(name)) else [])
 
     def call(self, parsed: Namespace, options: Any) -> Any:
         """Import the function, call it and return its result."""
@@ -260,7 +272,7 @@ COMMANDS: dict[str, Command] = {
             HEADS,
         ),
         reads=("data",),
-        writes={"output": ("explore.md", "labels.png", "coarse.png", "lengths.png", "pairs.png")},
+        writes={"output": ("explore.md", "labels.png", "labels_*.png", "coarse.png", "lengths.png", "pairs.png")},
     ),
     "train": Command(
         "Train a model; prints the run directory last.",
@@ -294,6 +306,7 @@ COMMANDS: dict[str, Command] = {
         _print_count,
         ("ckpt", "compose", "data"),
         {"output": ()},
+        {"output": ".rejected.jsonl"},
     ),
     "vote": Command(
         "Average prediction files of the same rows, with weights (soft vote).",
@@ -407,6 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.check_files(parsed)
         result = command.call(parsed, options)
         if speaks():
+            command.remember_files(parsed)
             command.show(result, options)
         sys.stdout.flush()
     except MtlReError as error:

@@ -555,7 +555,9 @@ class CompareConfig(Options):
     data: str | None = None
     """The predicted rows, for gold labels where the predictions have none, as in contest submissions."""
     heads: str = "hierarchical"
-    """The label set of `data`, as `model.heads` of `mtl-re train`."""
+    """The label set of submissions and of `data`, as `model.heads` of `mtl-re train`."""
+    label_order: LabelOrder | None = None
+    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
 
 
 @dataclass
@@ -571,6 +573,8 @@ class ErrorsConfig(Options):
     """Example rows for each kind of error, the most confident first (0: none)."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
+    label_order: LabelOrder | None = None
+    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
     resamples: int = within(0, 1_000_000, 1000)
     """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
@@ -612,6 +616,8 @@ class CooccurrenceConfig(Options):
     """Further thresholds to report."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
+    label_order: LabelOrder | None = None
+    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 

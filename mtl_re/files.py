@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError
 
 PARTIAL, _ASIDE = ".partial-", ".old-"
@@ -44,6 +45,24 @@ def same_file(one: Path, other: Path) -> bool:
         return one.resolve() == other.resolve()
     except (OSError, RuntimeError, ValueError):  # a loop of links
         return one.absolute() == other.absolute()
+
+
+def cache_dir() -> Path:
+    """Return where this package keeps what it may lose: `$MTL_RE_CACHE`, else `~/.cache/mtl-re`."""
+    return Path(os.environ.get("MTL_RE_CACHE") or Path.home() / ".cache" / "mtl-re")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        MtlReError: The file cannot be removed, or is an input (see `protect`).
+    """
+    _refuse_protected(path)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _refuse_protected(path: Path) -> None:
@@ -142,7 +161,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         MtlReError: The file cannot be read, or holds no map.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(path.read_text(encoding=file_encoding(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise MtlReError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     except yaml.YAMLError as error:

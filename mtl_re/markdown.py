@@ -13,6 +13,8 @@ from pathlib import Path
 from mtl_re.figures import drawable
 from mtl_re.files import write_text
 
+WRITTEN_BY = "Written by mtl-re."
+"""The last line of a report."""
 MARKUP = re.compile(r"[\\`*_\[\]~$|!]|:(?=//)")
 """What can start markup inside a line; `&`, `<` and `>` are left to HTML's own escapes."""
 
@@ -46,7 +48,7 @@ def write_markdown(path: Path, lines: Sequence[str]) -> None:
     Raises:
         MtlReError: the file cannot be written.
     """
-    write_text(path, "\n".join(lines).rstrip("\n") + "\n\nWritten by mtl-re.\n")
+    write_text(path, "\n".join(lines).rstrip("\n") + f"\n\n{WRITTEN_BY}\n")
 
 
 def undrawn(what: str, names: Sequence[str]) -> list[str]:

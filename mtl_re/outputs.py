@@ -1,23 +1,28 @@
 """Which files a command may write: never one of its inputs, and no file of somebody else's.
 
-Enters: the paths that a command's options name. Leaves: nothing, or the fault. A file that this package wrote is known
-by its content (`OURS`), so that the same command may run twice; everything else stays unless `--overwrite` is given.
-An input is refused as an output under any option: by its path, by a link, or by another name of the same inode.
+Enters: the paths that a command's options name. Leaves: nothing, or the fault. A command notes the SHA-256 of what it
+has written (`remember`, in the cache directory), so that it may run twice; a file that was changed since, or that is of
+somebody else, stays unless `--overwrite` is given. Where there is no note (another machine, an emptied cache), a form
+that nobody else writes counts as ours (`OURS`); submissions, label maps and sample rows do not have one. An input is
+refused as an output under any option: by its path, by a link, or by another name of the same inode.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import same_file
+from mtl_re.files import cache_dir, digest, same_file, write_text
+from mtl_re.markdown import WRITTEN_BY
 
 MARK = "mtl-re"
-"""What pictures and reports of this package carry in their metadata."""
+"""What pictures of this package carry in their metadata."""
 PREDICTION_KEYS = {"id", "label", "score", "coarse", "probs"}
 
 
@@ -43,7 +48,8 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Sequence[Path], ove
             raise MtlReError(f"--{twin[0]} and --{option} name the same file, {given}; name two")
         seen[option] = path
         if not overwrite and path.is_file() and not is_ours(path):
-            what = f"--{option} {given} exists, and this command did not write it"
+            whose = "was changed since mtl-re wrote it" if _note(path).is_file() else "this command did not write it"
+            what = f"--{option} {given} exists, and {whose}"
             raise MtlReError(f"{what}: name another file, or give --overwrite to replace it")
 
 
@@ -57,8 +63,13 @@ def check_directory(
     """
     if Path(folder).is_file():
         raise MtlReError(f"--{option} {folder} is a file; name a directory")
-    for name in names:
-        check_outputs({option: Path(folder) / name}, inputs, overwrite)
+    for path in [Path(folder) / name for name in names if "*" not in name] + files_in(folder, names):
+        check_outputs({option: path}, inputs, overwrite)
+
+
+def files_in(folder: str | Path, names: Iterable[str]) -> list[Path]:
+    """Return the files of a directory that have these names, or fit these patterns."""
+    return sorted({path for name in names for path in Path(folder).glob(name)})
 
 
 CHECKPOINT_FILES = ("config.json", "model*.safetensors*", "tokenizer*", "vocab*", "special_tokens_map.json", "*.onnx*")
@@ -87,10 +98,28 @@ def input_files(given: Iterable[Any]) -> list[Path]:
     return found
 
 
+def remember(paths: Iterable[Path]) -> None:
+    """Note that this package has written these files as they are now; one that is not there is passed over.
+
+    Where the note cannot be kept (no home directory), the next run asks for `--overwrite`.
+    """
+    for path in paths:
+        with suppress(OSError, MtlReError):
+            if path.is_file():
+                write_text(_note(path), digest(path), shared=True)
+
+
+def _note(path: Path) -> Path:
+    """Return where the digest of a file is noted."""
+    return cache_dir() / "outputs" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+
+
 def is_ours(path: Path) -> bool:
-    """Return whether a file is empty or was written by this package, judged by its content."""
+    """Return whether a file is empty, or as this package wrote it."""
     if path.stat().st_size == 0:
         return True
+    with suppress(OSError, ValueError):
+        return _note(path).read_text(encoding="ascii") == digest(path)
     check = OURS.get(path.suffix.lower())
     try:
         return check is not None and check(path)
@@ -98,17 +127,10 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def _head(path: Path, size: int = 4096) -> str:
-    with path.open("rb") as file:
-        return file.read(size).decode("utf-8", "ignore")
-
-
 def _is_json(path: Path) -> bool:
-    """Metrics, rates and calibrations by their keys; rows of `mtl-re sample` by their ids."""
+    """Metrics, rates and calibrations by their keys."""
     with path.open(encoding="utf-8") as file:
         value = json.loads(file.read(64 << 20))
-    if isinstance(value, list):
-        return bool(value) and all(str(row.get("guid", "")).startswith("sample_") for row in value)
     signs = ({"micro_f1", "auprc", "coarse"}, {"rate", "thresholds"}, {"temperatures", "before", "after"})
     return any(keys <= set(value) for keys in signs)
 
@@ -117,10 +139,6 @@ def _is_jsonl(path: Path) -> bool:
     with path.open(encoding="utf-8") as file:
         first = json.loads(file.readline(16 << 20))
     return set(first) >= PREDICTION_KEYS or {"subject", "relation", "object", "score"} <= set(first)
-
-
-def _is_csv(path: Path) -> bool:
-    return _head(path).splitlines()[0].lstrip("\ufeff") == "id,pred_label,probs"
 
 
 def _is_parquet(path: Path) -> bool:
@@ -134,17 +152,17 @@ def _is_picture(path: Path) -> bool:
         return MARK.encode() in file.read(1024)
 
 
-def _is_text(path: Path) -> bool:
-    return MARK in _head(path, 16 << 20)
+def _is_report(path: Path) -> bool:
+    """Whether the last line says who wrote it."""
+    last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+    return last.startswith(WRITTEN_BY)
 
 
 OURS: dict[str, Callable[[Path], bool]] = {
     ".json": _is_json,
     ".jsonl": _is_jsonl,
-    ".csv": _is_csv,
     ".parquet": _is_parquet,
     ".png": _is_picture,
-    ".md": _is_text,
-    ".yaml": _is_text,
+    ".md": _is_report,
 }
-"""How a file of this package is known, by suffix."""
+"""Forms that nobody else writes, by suffix."""

@@ -114,6 +114,14 @@ def tokenizer(examples):
     return scratch_tokenizer(examples, SCHEME)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What commands keep between runs stays out of the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTL_RE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
     """(model in eval mode, tokenizer) with random weights; shared, so do not train it or change its config."""

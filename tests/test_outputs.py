@@ -9,7 +9,7 @@ import pytest
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
 from mtl_re.files import protect, same_file, whole_folder, write_text
-from mtl_re.outputs import check_directory, check_outputs, input_files, is_ours
+from mtl_re.outputs import check_directory, check_outputs, files_in, input_files, is_ours, remember
 
 PREDICTION = {"id": "1", "label": "a", "score": 1.0, "coarse": {}, "probs": {}}
 
@@ -41,8 +41,11 @@ def test_an_output_that_is_an_input(tmp_path, monkeypatch, kind):
         ("a.jsonl", json.dumps(PREDICTION), True),
         ("a.jsonl", json.dumps({"id": "1", "sentence": "가", "label": "a"}), False),
         ("a.jsonl", "not json", False),
-        ("a.csv", "id,pred_label,probs\n1,a,[1]\n", True),
-        ("a.csv", "id,sentence,label\n", False),
+        ("a.csv", "id,pred_label,probs\n1,a,[1]\n", False),  # any contest submission looks so
+        ("a.yaml", "# Written by mtl-re.\nheads: {}\n", False),
+        ("a.json", json.dumps([{"guid": "sample_train_1"}]), False),
+        ("a.md", "# Notes on mtl-re\n", False),
+        ("a.md", "# Errors\n\nWritten by mtl-re.\n", True),
         ("a.json", json.dumps({"micro_f1": 1, "auprc": 1, "coarse": {}}), True),
         ("a.json", json.dumps([{"guid": "klue-re-v1_train_00000"}]), False),
         ("a.json", json.dumps([]), False),
@@ -99,3 +102,30 @@ def test_the_writer_refuses_a_folder_that_holds_an_input(tmp_path, monkeypatch):
         write_text(Path("other.json"), "[]")
     finally:
         protect([])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.yaml", "a.json", "a.jsonl", "a.md"])
+def test_a_file_is_ours_as_long_as_it_is_as_we_wrote_it(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(PREDICTION))
+    remember([path, tmp_path / "missing"])
+    assert is_ours(path)
+    path.write_text(path.read_text() + " ")  # a hand was at it, or it is another's
+    assert not is_ours(path)
+    with pytest.raises(MtlReError, match="was changed since mtl-re wrote it"):
+        check_outputs({"output": path}, [], overwrite=False)
+
+
+def test_where_no_note_can_be_kept_only_forms_of_our_own_are_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_RE_CACHE", "/proc/no/place")
+    for name, ours in (("a.jsonl", True), ("a.csv", False)):
+        (tmp_path / name).write_text(json.dumps(PREDICTION) if ours else "id,pred_label,probs\n")
+        remember([tmp_path / name])
+        assert is_ours(tmp_path / name) is ours
+
+
+def test_patterns_find_files(tmp_path):
+    (tmp_path / "labels_org.png").write_text("mine")
+    assert files_in(tmp_path, ("labels.png", "labels_*.png")) == [tmp_path / "labels_org.png"]
+    with pytest.raises(MtlReError, match=r"labels_org\.png exists"):
+        check_directory("output", tmp_path, ("labels.png", "labels_*.png"), [], overwrite=False)

@@ -100,3 +100,28 @@ def test_a_run_directory_is_a_new_one_or_a_run(tmp_path, rows, capsys, command):
         assert "name another directory" in said
     assert (tmp_path / "project" / "config.yaml").read_text() == "mine: 1\n"
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["input", "mine"])
+def test_the_list_of_rejected_rows_destroys_nothing(tmp_path, saved, rows, capsys, kind):
+    """It stands beside the output, and is removed where no row was rejected."""
+    beside = tmp_path / "out.jsonl.rejected.jsonl"
+    shutil.copy(rows, beside)
+    before, data = beside.read_bytes(), beside if kind == "input" else rows
+    words = ["predict", saved, "--data", data, "--output", tmp_path / "out.jsonl", "--on_bad_row", "skip"]
+    said = refused(capsys, *words)
+    assert ("is an input of this command" if kind == "input" else "--overwrite") in said
+    assert beside.read_bytes() == before
+    if kind == "mine":
+        assert cli.main([*map(str, words), "--overwrite"]) == 0
+        assert not beside.exists()
+
+
+def test_an_edited_label_map_is_kept(tmp_path, rows, capsys):
+    words = ["heads", str(rows), "--output", str(tmp_path / "heads.yaml")]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 0  # nobody has changed it
+    with (tmp_path / "heads.yaml").open("a") as file:
+        file.write("# mine\n")
+    assert "was changed since mtl-re wrote it" in refused(capsys, *words)
+    assert (tmp_path / "heads.yaml").read_text().endswith("# mine\n")

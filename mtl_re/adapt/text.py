@@ -22,6 +22,7 @@ from mtl_re.adapt.masking import UnitKind, Units, text_units
 from mtl_re.config import AdaptConfig
 from mtl_re.data.readers import one_line, read_rows
 from mtl_re.data.validation import BadRow, parse_row, shown
+from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.featurizer import Frame
 from mtl_re.taxonomy import Taxonomy
@@ -115,7 +116,7 @@ def read_texts(spec: str, reject: Callable[[BadRow], object] | None = None) -> I
 
 def _lines(path: Path) -> Iterator[Text]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding=file_encoding(path)) as file:
             for line in file:
                 if line.strip():
                     yield Text(line.strip())

@@ -45,7 +45,8 @@ def cooccurrence(predictions: Path, options: CooccurrenceConfig) -> dict[str, An
     Raises:
         MtlReError: a file is malformed (names file and line), or no row has the gold label no_relation.
     """
-    joined = ErrorsConfig("", options.data, heads=options.heads, on_bad_row=options.on_bad_row)
+    given = {name: getattr(options, name) for name in ("data", "heads", "label_order", "on_bad_row")}
+    joined = ErrorsConfig("", **given)
     rows = read_joined(predictions, joined)
     if rows.taxonomy.no_relation is None:
         raise MtlReError(f"{predictions}: this label set has no no_relation label, so there is no rate to measure")

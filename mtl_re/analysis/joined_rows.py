@@ -20,6 +20,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
 from mtl_re.scoring.metrics import Floats, Indices
 from mtl_re.scoring.prediction_files import check_labels, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import Taxonomy
 
 Mask = npt.NDArray[np.bool_]
@@ -65,7 +66,8 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     examples, bad = loaded or (None, [])
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []
-    for number, (where, row) in enumerate(prediction_rows(path)):
+    order = label_order(options.label_order, taxonomy, ".csv")
+    for number, (where, row) in enumerate(prediction_rows(path, order)):
         if number == 0:
             check_labels(where, row, taxonomy)
         row = row if examples is None else with_gold(where, row, number, examples, str(options.data))

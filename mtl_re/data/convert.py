@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from mtl_re.config import ConvertConfig
 from mtl_re.data.validation import span_clash
+from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import NO_RELATION
 
@@ -117,9 +118,29 @@ def python_offset(text: str, utf16: int) -> int:
 
 
 def _whole(value: Any) -> int:
+    """A position; pandas writes 3 as 3.0 in a column with gaps."""
     if isinstance(value, bool) or not isinstance(value, int):
-        value = int(str(value).strip())
-    return int(value)
+        number = float(str(value).strip())
+        if not number.is_integer():
+            raise ValueError(f"{value!r} is no whole number")
+        return int(number)
+    return value
+
+
+def _given(value: Any) -> str | None:
+    """A label or type as text; None for an empty cell, null or NaN."""
+    return None if value is None or value == "" or value != value else str(value)
+
+
+def _listed(tokens: Any) -> list[str] | None:
+    """Tokens, also as the text of a list, as a CSV holds them; None if they are no list."""
+    if isinstance(tokens, str):
+        with suppress(ValueError, SyntaxError):
+            tokens = ast.literal_eval(tokens)
+    return list(map(str, tokens)) if isinstance(tokens, list | tuple) else None
+
+
+NO_LIST = "tokens that are no list"
 
 
 # ---- formats of data sets ------------------------------------------------------------------------------------------
@@ -127,7 +148,10 @@ def _whole(value: Any) -> int:
 
 def tacred(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """TACRED and Re-TACRED (Zhang et al. 2017): tokens, inclusive token spans `subj_start`..`subj_end`, `relation`."""
-    text, places = join_tokens(record["token"])
+    if (tokens := _listed(record["token"])) is None:
+        yield Dropped(NO_LIST, str(record["token"])[:40])
+        return
+    text, places = join_tokens(tokens)
     spans = []
     for name in ("subj", "obj"):
         first, last = _whole(record[f"{name}_start"]), _whole(record[f"{name}_end"])
@@ -135,7 +159,7 @@ def tacred(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
             yield Dropped("a span outside its tokens", f"{name} {first}..{last} of {len(places)} tokens")
             return
         spans.append(Mention(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
-    yield make_row(record.get("id"), text, spans, record.get("relation"), options, record.get("docid"))
+    yield make_row(record.get("id"), text, spans, _given(record.get("relation")), options, record.get("docid"))
 
 
 def semeval(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
@@ -153,9 +177,13 @@ def semeval(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
 
 
 def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
-    """OpenNRE (Han et al. 2019): head `h` and tail `t` with `pos: [start, end)` over `text` or over `token`."""
+    """OpenNRE (Han et al. 2019): head `h` and tail `t` with `pos: [start, end)` over `text` or over `token`. A `name`
+    must be the text of its span, but for case and spaces (wiki80's names are in lower case)."""
     if "token" in record:
-        text, places = join_tokens(record["token"])
+        if (tokens := _listed(record["token"])) is None:
+            yield Dropped(NO_LIST, str(record["token"])[:40])
+            return
+        text, places = join_tokens(tokens)
     else:
         text = str(record["text"])
         places = [(place, place) for place in range(len(text))]
@@ -166,7 +194,15 @@ def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
             yield Dropped("a span outside its text", f"{name} {first}..{end}")
             return
         spans.append(Mention(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
-    yield make_row(record.get("id"), text, spans, record.get("relation"), options)
+        word, named = text[spans[-1].start : spans[-1].end + 1], str(record[name].get("name") or "")
+        if named and _bare(named) != _bare(word):
+            yield Dropped("a name that is not the text of its span (`pos` ends behind it)", f"{named!r}, not {word!r}")
+            return
+    yield make_row(record.get("id"), text, spans, _given(record.get("relation")), options)
+
+
+def _bare(text: str) -> str:
+    return "".join(text.casefold().split())
 
 
 # ---- formats of annotation tools -------------------------------------------------------------------------------------
@@ -174,8 +210,10 @@ def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
 
 def label_studio(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """Label Studio's JSON export: `labels` regions (exclusive ends, UTF-16 positions) and `relation` results."""
-    texts = [value for value in record["data"].values() if isinstance(value, str)]
-    text = record["data"].get("text", texts[0] if texts else "")
+    text = _annotated_text(record)
+    if text is None:
+        yield Dropped("a record of which no text holds the annotated words", str(record.get("id", "")))
+        return
     for annotation in record["annotations"]:
         if annotation.get("was_cancelled"):
             yield Dropped("a cancelled annotation")
@@ -189,7 +227,7 @@ def label_studio(record: Record, options: Conversion) -> Iterator[Row | Dropped]
                 labels = result.get("labels") or [None]
                 related += [(*ends, label) for label in labels]
             elif "start" in (value := result.get("value", {})):
-                start, end = (python_offset(text, _whole(value[key])) for key in ("start", "end"))
+                start, end = _region(text, value)
                 labels = value.get("labels") or value.get("hypertextlabels") or [UNTYPED]
                 spans[result["id"]] = Mention(start, end - 1, str(labels[0]))
                 if len(labels) > 1:
@@ -199,13 +237,34 @@ def label_studio(record: Record, options: Conversion) -> Iterator[Row | Dropped]
         yield from annotated_pairs(record.get("id"), text, spans, related, options)
 
 
+def _region(text: str, value: Mapping[str, Any]) -> tuple[int, int]:
+    """The characters [start, end) of a region, whose positions count UTF-16 code units."""
+    return python_offset(text, _whole(value["start"])), python_offset(text, _whole(value["end"]))
+
+
+def _annotated_text(record: Record) -> str | None:
+    """The text of a record that was annotated: where regions quote their words, the one that has them there (a browser
+    counts a line end as one character); else `text`, or the only one."""
+    data: Mapping[str, Any] = record["data"]
+    texts = [data["text"]] if isinstance(data.get("text"), str) else []
+    texts += [value for value in data.values() if isinstance(value, str) and value not in texts]
+    values = [result.get("value", {}) for one in record["annotations"] for result in one["result"]]
+    quoted = [value for value in values if "start" in value and isinstance(value.get("text"), str)]
+    if not quoted:
+        return texts[0] if "text" in data or len(texts) == 1 else None
+    for text in [*texts, *(text.replace("\r\n", "\n") for text in texts)]:
+        if all(text[slice(*_region(text, value))] == value["text"].replace("\r\n", "\n") for value in quoted):
+            return text
+    return None
+
+
 def doccano(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """doccano's JSONL export: `entities` with offsets (exclusive ends), and `relations` between their ids."""
     spans = {
         entity["id"]: Mention(_whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, str(entity["label"]))
         for entity in record["entities"]
     }
-    related = [(relation["from_id"], relation["to_id"], relation.get("type")) for relation in record["relations"]]
+    related = [(link["from_id"], link["to_id"], _given(link.get("type"))) for link in record["relations"]]
     yield from annotated_pairs(record.get("id"), str(record["text"]), spans, related, options)
 
 
@@ -338,10 +397,10 @@ def _by_columns(record: Record, names: Columns, options: Conversion) -> Iterator
                 f"{word!r}, but characters {start}..{end} are {text[start : end + 1]!r}",
             )
             return
-        spans.append(Mention(start, end, UNTYPED if part.type is None else str(_at(record, part.type))))
+        kind = None if part.type is None else _given(_at(record, part.type))
+        spans.append(Mention(start, end, kind or UNTYPED))
     optional = {name: record.get(key) for name in _OPTIONAL if (key := getattr(names, name)) is not None}
-    label = str(optional["label"]) if optional.get("label") not in (None, "") else None
-    yield make_row(optional.get("id"), text, spans, label, options, optional.get("source"))
+    yield make_row(optional.get("id"), text, spans, _given(optional.get("label")), options, optional.get("source"))
 
 
 _OPTIONAL = ("label", "id", "source")
@@ -473,7 +532,7 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
         with _lines_of(file) as lines:
             records = list(enumerate(semeval_records(lines), start=1))
     else:
-        records = ((row.number, row.fields) for row in read_rows(file))
+        records = ((row.number, row.fields) for row in read_rows(file, ".jsonl" if file.endswith(".txt") else None))
     with whole_file(Path(options.output)) as partial, partial.open("w", encoding="utf-8") as output:
         for row in converted(records, name, made, report):
             output.write(json_line(row))
@@ -485,7 +544,7 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
 @contextmanager
 def _lines_of(file: str) -> Iterator[Iterable[str]]:
     try:
-        with open(file, encoding="utf-8-sig") as lines:
+        with open(file, encoding=file_encoding(Path(file))) as lines:
             yield lines
     except (OSError, UnicodeDecodeError) as error:
         raise MtlReError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error

@@ -9,7 +9,6 @@ whether to stop or to count it.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import hashlib
@@ -30,12 +29,11 @@ from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
 from mtl_re.data.formats import format_of
+from mtl_re.encodings import SNIFFED, encoding_of
 from mtl_re.errors import MtlReError, RowError, tell
 
 CHUNK = 1 << 20
 """Characters read at once from a JSON array."""
-SNIFFED = 1 << 16
-"""Bytes by which a text's encoding is recognised."""
 MAX_ELEMENT = 64 << 20
 """Longest single row of text, in characters: anything longer is not a sentence with two entities."""
 MAX_CELL = 4 << 20
@@ -62,19 +60,20 @@ class RawRow:
     fault: RowError | None = None
 
 
-def read_rows(spec: str) -> Iterator[RawRow]:
+def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
     """Yield the rows of DATA.
 
     Args:
         spec: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
             `sample:train|valid|test`.
+        kind: the format of a file whose suffix does not say it, as a suffix.
 
     Raises:
         MtlReError: the source cannot be read (where and why, in one line), or holds no rows.
     """
-    read = _read_hub if spec.startswith("hub:") else _read_sample if spec.startswith("sample:") else _read_file
+    read = _read_hub if spec.startswith("hub:") else _read_sample if spec.startswith("sample:") else None
     empty = True
-    for row in read(spec):
+    for row in _read_file(spec, kind) if read is None else read(spec):
         empty = False
         yield row
     if empty:
@@ -106,9 +105,9 @@ def one_line(text: str) -> str:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def _read_file(source: str) -> Iterator[RawRow]:
+def _read_file(source: str, kind: str | None) -> Iterator[RawRow]:
     name = os.path.basename(source).lower()
-    kind = os.path.splitext(name.removesuffix(".gz"))[1]
+    kind = kind or os.path.splitext(name.removesuffix(".gz"))[1]
     if kind not in FORMATS:
         if not os.path.exists(source) and source.count("/") == 1 and not kind:
             raise _fault(source, f"no such file; for a data set of the hub write hub:{source}:train")
@@ -172,12 +171,12 @@ def _fault(source: str, text: str) -> MtlReError:
 
 @contextmanager
 def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
-    """Decode UTF-8 with or without a byte order mark, or what `_encoding` recognises; `stream` stays open."""
+    """Decode UTF-8 with or without a byte order mark, or what `encoding_of` recognises; `stream` stays open."""
     start = b""
     with suppress(EOFError, OSError, zlib.error):  # a damaged file is named where it is read
         start = stream.read(SNIFFED)
     stream.seek(0)
-    encoding = _encoding(start)
+    encoding = encoding_of(start)
     if encoding != "utf-8-sig":
         origin = {"cp949": " (Excel's `CSV`)", "utf-16": " (Excel's `Unicode text`)"}
         name = encoding.upper() + origin.get(encoding, "")
@@ -187,35 +186,6 @@ def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
         yield text
     finally:
         text.detach()
-
-
-_ZEROS = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
-
-
-def _encoding(start: bytes) -> str:
-    """Return the encoding of a text by its beginning: a signature, or where zeros stand among its first four bytes.
-
-    The rows' formats begin with two ASCII characters, so zeros tell the widths apart (RFC 4627, section 3). CP949
-    has no signature: it is taken for what is not UTF-8 but decodes as CP949 into text that is Hangul for the most
-    part of what is not ASCII.
-    """
-    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if encoding := _ZEROS.get("".join("0" if byte == 0 else "x" for byte in start[:4])):
-        return encoding
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        try:
-            decoded = codecs.getincrementaldecoder("cp949")().decode(start)
-        except UnicodeDecodeError:
-            return "utf-8-sig"
-        foreign = [character for character in decoded if not character.isascii()]
-        if sum("가" <= character <= "힣" for character in foreign) > 0.5 * len(foreign):
-            return "cp949"
-    return "utf-8-sig"
 
 
 @cache
@@ -336,7 +306,7 @@ def _values(window: _Window) -> Iterator[Any]:
 def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
     """Yield the rows of a text that begins with an object, once it is known what the object is."""
     fields: dict[str, Any] = {}
-    wrapped = False
+    wrapped: str | None = None
     window.take("{", "not a JSON object")
     while window.peek() not in ("}", ""):
         key = str(window.value())
@@ -345,18 +315,22 @@ def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
             fields[key] = window.value()
         else:
             window.at += 1
-            if window.peek() == "{" and "sentence" not in fields:
-                wrapped = True
-                for value in _values(window):
-                    yield _object(source, window.row, value)
+            values = _values(window)
+            first = next(values, None)
+            if "sentence" in fields or not _is_row(first):
+                fields[key] = [] if first is None else [first, *values]
+            elif wrapped is not None:
+                raise window.fault(f"rows under {wrapped!r} and under {key!r}; give each its own file", window.at)
             else:
-                fields[key] = list(_values(window))
+                wrapped = key
+                for value in chain([first], values):
+                    yield _object(source, window.row, value)
         if window.peek() == ",":
             window.at += 1
     window.take("}", "expected ',' or '}' after a value; the file may be cut short")
-    if wrapped and "sentence" in fields:
+    if wrapped is not None and "sentence" in fields:
         raise window.fault("an object that is a row and holds rows; expected an array of rows", window.at)
-    if wrapped:
+    if wrapped is not None:
         return
     if isinstance(fields.get("sentence"), dict):
         yield from _columns(source, fields)
@@ -365,6 +339,15 @@ def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
     yield RawRow(source, 1, fields)
     while window.peek() == "{":
         yield _object(source, window.row + 1, window.value())
+
+
+def _is_row(value: Any) -> bool:
+    """Return whether an element of an array may be a row, and not a part of one (of an annotation tool's record)."""
+    return isinstance(value, dict) and not value.keys() & _PARTS
+
+
+_PARTS = {"result", "start_offset", "from_id", "pos"}
+"""Keys of annotations, entities and relations in the records that `convert` reads."""
 
 
 def _columns(source: str, columns: dict[str, Any]) -> Iterator[RawRow]:
@@ -385,7 +368,8 @@ def _read_jsonl(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
         try:
             value = _DECODER.decode(content)
             inside = value if not seen and isinstance(value, dict) and "sentence" not in value else {}
-            if rows := next((key for key, inner in inside.items() if isinstance(inner, list)), None):
+            arrays = {key: inner for key, inner in inside.items() if isinstance(inner, list)}
+            if rows := next((key for key, inner in arrays.items() if any(map(_is_row, inner))), None):
                 raise _fault(source, f"is one object that holds rows under {rows!r}; rename it to .json")
             seen = True
             yield _object(source, number, value)

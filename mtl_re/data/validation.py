@@ -30,8 +30,10 @@ MAX_SENTENCE = 20_000
 """Longest sentence that is accepted, in characters (KLUE-RE's longest has 455)."""
 UNLABELLED = 100
 """The contest's label of rows whose true label is withheld."""
-LABEL_NAMES = ("relation", "relations", "rel", "gold", "gold_label", "labels", "predicate")
-"""What other data sets call the label; a row with one of these and no `label` is at fault."""
+LABEL_NAMES = frozenset(
+    ["label", "labels", "relation", "relations", "relation_type", "rel", "gold", "gold_label", "predicate"]
+)
+"""What other data sets call the label, in lower case; a row with one of these and no `label` is at fault."""
 
 AS_KLUE = ReadingConfig()
 READINGS = tuple(
@@ -290,7 +292,8 @@ def _identity(fields: Mapping[str, Any], number: int) -> str:
 
 def _label_field(fields: Mapping[str, Any]) -> Any:
     """Return the value of `label`; a row that has another column of labels instead is not an unlabelled one."""
-    if "label" not in fields and (others := [name for name in LABEL_NAMES if not _absent(fields.get(name))]):
+    others = [name for name, value in fields.items() if str(name).lower() in LABEL_NAMES and not _absent(value)]
+    if "label" not in fields and others:
         what = f"missing, but there is {others[0]!r}: {shown(fields[others[0]])}"
         raise RowError("label", f"{what}; rename that column to label (or see `mtl-re convert --from columns`)")
     return fields.get("label")

@@ -157,7 +157,7 @@ def _check_target(final: Path, ckpt: str, overwrite: bool) -> None:
     if not overwrite:
         raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
     if not (final / REPORT).is_file():
-        raise MtlReError(f"{final}: is not an exported directory (it has no {REPORT}); --overwrite repaths only those")
+        raise MtlReError(f"{final}: is not an exported directory (it has no {REPORT}); --overwrite replaces only those")
     if Path(ckpt).exists() and final.resolve() in {Path(ckpt).resolve(), *Path(ckpt).resolve().parents}:
         raise MtlReError(f"{final}: holds the checkpoint that is exported; give another directory")
 

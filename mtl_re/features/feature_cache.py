@@ -40,8 +40,8 @@ COLUMNS = tuple(column.name for column in fields(FeatureTable))
 
 
 def cache_dir() -> Path:
-    """Return the directory of all tables: `$MTL_RE_CACHE`, else `~/.cache/mtl-re`."""
-    return Path(os.environ.get("MTL_RE_CACHE") or Path.home() / ".cache" / "mtl-re")
+    """Return the directory of all tables."""
+    return files.cache_dir() / "tables"
 
 
 def cached_table(featurizer: Featurizer, examples: Sequence[Example], reject: Reject | None = None) -> FeatureTable:

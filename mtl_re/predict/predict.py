@@ -32,7 +32,7 @@ from mtl_re.data.readers import file_digest
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.files import unwritable
+from mtl_re.files import remove, unwritable
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
@@ -341,7 +341,7 @@ def _conclude(job: PredictionJob, windows: int, plan: WorkPlan) -> int:
         write_rejected(job.rejected, _rejected(job, windows))
         _say(f"{data}: {lost} bad rows left out, listed in {job.rejected}")
     else:
-        job.rejected.unlink(missing_ok=True)  # an earlier output's
+        remove(job.rejected)  # an earlier output's
     chunks = (encoded for _, encoded in parts.in_order(windows))
     expected = [(number, ids) for number, ids, _ in summaries]
     publish(chunks, job.output, job.predictor.taxonomy, job.order, lambda: expected)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_re.config import EvalConfig, EvaluateConfig, OnBadRow, ReadingConfig
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, tell
 from mtl_re.files import write_json
 from mtl_re.scoring import metrics
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
@@ -98,6 +98,7 @@ def labelled_examples(
     Raises:
         MtlReError: there are no rows, or one is bad and `on_bad_row` is `error`.
     """
+    from mtl_re.data.check import SubjectTypes
     from mtl_re.data.loading import load_examples
 
     examples, bad = load_examples(spec, model.taxonomy, on_bad_row, reading or ReadingConfig())
@@ -108,6 +109,11 @@ def labelled_examples(
     tell_lost(spec, lost)
     if not examples:
         raise MtlReError(f"{spec}: no rows to evaluate")
+    subjects = SubjectTypes(model.taxonomy)
+    for example in examples:
+        subjects.add(example)
+    if warning := subjects.warning(spec):
+        tell(warning)
     return examples
 
 

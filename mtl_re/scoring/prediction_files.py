@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtl_re.data.validation import Example
-from mtl_re.errors import MtlReError
+from mtl_re.encodings import file_encoding
+from mtl_re.errors import MtlReError, tell
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.writers import CSV_HEADER
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
 
 CONTEST = LABEL_ORDERS["boostcamp"]
+COMPARED = 100
+"""Rows of a submission by which the order of its probabilities is checked."""
+SUM_ERROR = 0.02
+"""How far a row's probabilities may be from adding up to 1: submissions are often rounded."""
 
 Row = dict[str, Any]
 
@@ -49,7 +55,7 @@ def prediction_rows(path: Path, order: Sequence[str] = CONTEST) -> Iterator[tupl
 
 
 def _json_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=file_encoding(path)) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -63,19 +69,53 @@ def _json_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
 
 
 def _csv_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding=file_encoding(path), newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != CSV_HEADER:
             raise MtlReError(f"{path}: header is {reader.fieldnames}, expected {list(CSV_HEADER)}")
-        for number, row in enumerate(reader, start=1):
-            try:
-                values = json.loads(row["probs"])
-            except (TypeError, ValueError) as error:
-                raise MtlReError(f"{path}:{number}: probs: not a list of numbers ({error})") from error
-            if not isinstance(values, list) or len(values) != len(order):
-                found = len(values) if isinstance(values, list) else type(values).__name__
-                raise MtlReError(f"{path}:{number}: probs: {found} values; expected {len(order)}, one a label")
+        lists = _csv_lists(path, reader, len(order))
+        first = list(islice(lists, COMPARED))
+        _check_order(path, first, order)
+        for number, row, values in chain(first, lists):
             yield number, {"id": row["id"], "label": row["pred_label"], "probs": dict(zip(order, values, strict=True))}
+
+
+def _csv_lists(
+    path: Path, rows: Iterable[dict[str, str]], labels: int
+) -> Iterator[tuple[int, dict[str, str], list[Any]]]:
+    """Yield number, cells and probabilities of each row of a submission."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            values = json.loads(row["probs"])
+        except (TypeError, ValueError) as error:
+            raise MtlReError(f"{path}:{number}: probs: not a list of numbers ({error})") from error
+        if not isinstance(values, list) or len(values) != labels:
+            found = len(values) if isinstance(values, list) else type(values).__name__
+            raise MtlReError(f"{path}:{number}: probs: {found} values; expected {labels}, one a label (see --heads)")
+        yield number, row, values
+
+
+def _check_order(path: Path, rows: Sequence[tuple[int, dict[str, str], list[Any]]], order: Sequence[str]) -> None:
+    """Hold the predicted labels against the probabilities: read in another order, those would be other labels'.
+
+    Raises:
+        MtlReError: another known order fits, and this one does not.
+    """
+    sound = [(row["pred_label"], values) for _, row, values in rows if all(type(one) in (int, float) for one in values)]
+    if not sound:
+        return
+
+    def fit(names: Sequence[str]) -> float:
+        return sum(names[values.index(max(values))] == label for label, values in sound) / len(sound)
+
+    given, others = fit(order), {name: fit(one) for name, one in LABEL_ORDERS.items() if set(one) == set(order)}
+    better = max(others, key=lambda name: others[name], default=None)
+    what = f"pred_label is the most probable label in {100 * given:.0f} % of the first {len(sound)} rows"
+    if better is not None and given < 0.5 < 0.8 <= others[better]:
+        cure = f"in the order `{better}` in {100 * others[better]:.0f} %; give --label_order {better}"
+        raise MtlReError(f"{path}: probs: {what}, {cure}")
+    if given < 0.5:
+        tell(f"warning: {path}: {what}; are its probabilities in another order than the labels?")
 
 
 def _parquet_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -132,7 +172,10 @@ def parsed_row(
     for label, value in probs.items():
         if type(value) not in (int, float) or not 0 <= value <= 1 + 1e-6:  # the range is False for NaN as well
             raise MtlReError(f"{where}: probs: {label!r} is {_short(value)}; expected a probability 0-1")
-    return str(name), found, np.array([probs[label] for label in index], dtype=np.float64)
+    values = np.array([probs[label] for label in index], dtype=np.float64)
+    if abs(total := float(values.sum()) - 1) > SUM_ERROR:
+        raise MtlReError(f"{where}: probs: they add up to {1 + total:.4g}; expected probabilities, which add up to 1")
+    return str(name), found, values
 
 
 def with_gold(where: str, row: Mapping[str, Any], number: int, examples: Sequence[Example], data: str) -> Row:

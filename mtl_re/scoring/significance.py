@@ -22,6 +22,7 @@ from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
 from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
 DRAWS = 100_000
@@ -204,10 +205,11 @@ def _read_pair(
     index: dict[str, int] = {}
     labels: list[tuple[int, int, int]] = []  # gold, predicted by a, predicted by b
     probs: tuple[list[Floats], list[Floats]] = ([], [])
-    examples = None
+    taxonomy, examples = Taxonomy.from_option(options.heads), None
     if options.data is not None:
-        examples, _ = load_examples(options.data, Taxonomy.from_option(options.heads))
-    for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a), prediction_rows(b))):
+        examples, _ = load_examples(options.data, taxonomy)
+    order = label_order(options.label_order, taxonomy, ".csv")
+    for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a, order), prediction_rows(b, order))):
         if line_a is None or line_b is None:
             (where, row), short = (line_a, b) if line_b is None else (line_b, a)
             raise MtlReError(

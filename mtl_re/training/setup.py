@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data.check import contradicts, contrary_warning
+from mtl_re.data.check import SubjectTypes
 from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
 from mtl_re.data.unicode_form import composed
@@ -331,12 +331,11 @@ def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> lis
     if rows.unknown > KNOWN_ENOUGH:
         found.append(f"warning: {100 * rows.unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
     labels: Counter[str | None] = Counter()
-    known, contrary = 0, 0
+    subjects = SubjectTypes(taxonomy)
     held_out, trained_on = {composed(example.sentence) for example in rows.valid}, set[str]()
     for row in rows.train:  # once: more rows than fit into memory lie in a file
         labels[row.label] += 1
-        if (contradiction := contradicts(row, taxonomy)) is not None:
-            known, contrary = known + 1, contrary + contradiction
+        subjects.add(row)
         if (sentence := composed(row.sentence)) in held_out:
             trained_on.add(sentence)
     for head in taxonomy.fine:
@@ -348,7 +347,7 @@ def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> lis
         found.append(f"warning: no training row is of the coarse class {', '.join(absent)}")
     elif missing := [label for label in taxonomy.labels if not labels[label]]:
         found.append(f"warning: {len(missing)} label(s) have no training row: {', '.join(missing[:8])}")
-    if warning := contrary_warning("training rows", contrary, known):
+    if warning := subjects.warning("training rows"):
         found.append(warning)
     if shared := sum(composed(example.sentence) in trained_on for example in rows.valid):
         what = "share their sentence with a training row (asked of other entities)"

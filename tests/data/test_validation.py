@@ -494,7 +494,7 @@ def test_types_that_contradict_labels_are_one_figure(tmp_path: Path, fault: str 
     assert ("are subject and object swapped, or the labels numbered in another order?" in render_check(report)) is bool(
         fault
     )
-    assert report.files[0].related > 100
+    assert report.files[0].subjects.related > 100
 
 
 @needs_klue
@@ -509,8 +509,11 @@ def test_types_that_contradict_labels_on_klue_re(tmp_path: Path, fault: str | No
     report = check_files([write(tmp_path / "a.json", rows)], TAXONOMY)
     file = report.files[0]
     related = len(rows) - file.labels["no_relation"]
-    assert (file.contrary, related) == (contrary, 1_567)
-    warned = f"in {contrary:,} of {file.related:,} related rows the subject's type contradicts" in render_check(report)
+    assert (file.subjects.contrary.total(), related) == (contrary, 1_567)
+    warned = (
+        f"in {contrary:,} of {file.subjects.related:,} related rows the subject's type contradicts"
+        in render_check(report)
+    )
     assert warned is (fault is not None)
 
 
