@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError
 
 IGNORE = -100
@@ -229,7 +230,7 @@ class Taxonomy:
         import yaml
 
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return cls.from_dict(yaml.safe_load(path.read_text(encoding=file_encoding(path))))
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise MtlReError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
         except MtlReError as error:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mtl_re.config import ConvertConfig
 from mtl_re.data import convert, formats
 from mtl_re.data.validation import parse_row
 from mtl_re.errors import MtlReError
@@ -316,3 +317,71 @@ def test_a_row_survives_the_way_there_and_back(name, row):
         expected["guid"] += "-1"
     assert back == expected
     assert set(report.dropped) <= {"a pair without an annotated relation (--pairs all makes it no_relation)"}
+
+
+# ---- found by a stranger's files ------------------------------------------------------------------------------------
+
+
+def test_the_annotated_text_is_the_one_that_has_the_words():
+    record = label_studio()
+    record["data"] = {"url": "https://example.org/a/long/address", "sentence": TEXT}
+    rows, report = rows_of("label-studio", record)
+    assert not rows  # nothing says which of the two was annotated
+    assert report.dropped["a record of which no text holds the annotated words"] == 1
+    for result, word in zip(record["annotations"][0]["result"], ("김민아", "가나전자"), strict=False):
+        result["value"]["text"] = word
+    rows, _ = rows_of("label-studio", record)
+    assert spelled(rows[0]) == (TEXT, "김민아", "가나전자", "per:employee_of")
+    record["data"]["sentence"] = "그는\r\n" + TEXT  # the browser counts the line end as one character
+    for result in record["annotations"][0]["result"][:2]:
+        result["value"] |= {"start": result["value"]["start"] + 3, "end": result["value"]["end"] + 3}
+    rows, _ = rows_of("label-studio", record)
+    assert spelled(rows[0])[1:3] == ("김민아", "가나전자")
+    record["annotations"][0]["result"][0]["value"]["start"] += 1
+    assert not rows_of("label-studio", record)[0]
+
+
+def test_tokens_as_text():
+    rows, _ = rows_of("tacred", {**TACRED, "token": str(TACRED["token"])})
+    assert spelled(rows[0])[1:3] == ("Kim", "Gana Corp")
+    for name, record in (("tacred", TACRED), ("opennre", OPENNRE)):
+        rows, report = rows_of(name, {**record, "token": "Kim leads Gana"})
+        assert not rows
+        assert report.dropped[convert.NO_LIST] == 1
+
+
+def test_a_name_that_is_not_its_span_is_no_row():
+    inclusive = {**OPENNRE, "h": {"name": "김민아", "pos": [0, 2]}}
+    rows, report = rows_of("opennre", inclusive)
+    assert not rows
+    assert report.first["a name that is not the text of its span (`pos` ends behind it)"].endswith(
+        "'김민아', not '김민'"
+    )
+    wiki = {"token": ["TJQ", "flight", "Tanjung", "Pandan"], "relation": "r", "h": {"name": "tjq", "pos": [0, 1]}}
+    assert rows_of("opennre", {**wiki, "t": {"name": "tanjung pandan", "pos": [2, 4]}})[1].rows == 1
+
+
+def test_cells_of_pandas():
+    record = {**KORRE, "subj_start_pos": 0.0, "subj_end_pos": "3.0", "relation": float("nan"), "obj_type": None}
+    rows, _ = rows_of("korre", record)
+    assert (rows[0]["label"], rows[0]["object_entity"]["type"]) == (None, convert.UNTYPED)
+    assert rows[0]["subject_entity"]["end_idx"] == 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt"])
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [("doccano", DOCCANO), ("tacred", TACRED), ("label-studio", label_studio()),
+     ("opennre", {**OPENNRE, "token": ["가", "나다"], "h": {"pos": [0, 1]}, "t": {"pos": [1, 2]}})],
+)  # fmt: skip
+def test_one_record_a_line(tmp_path, name, record, suffix):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text("\n".join([json.dumps(record, ensure_ascii=False)] * 2) + "\n", encoding="utf-8")
+    report = convert.convert(str(path), name, ConvertConfig(output=str(tmp_path / "out.jsonl")))
+    assert (report.records, report.rows) == (2, 2)
+
+
+def test_semeval_s_text_in_korean_windows(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_bytes('1\t"<e1>김민아</e1>는 <e2>가나전자</e2> 대표이다."\r\nOther\r\n'.encode("cp949"))
+    assert convert.convert(str(path), "semeval", ConvertConfig(output=str(tmp_path / "out.jsonl"))).rows == 1

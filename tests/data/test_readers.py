@@ -272,3 +272,10 @@ def test_json_that_is_no_array_of_rows(tmp_path: Path, text: str, rows: list) ->
 def test_a_hub_name_without_hub_is_told() -> None:
     with pytest.raises(MtlReError, match="for a data set of the hub write hub:klue/re:train"):
         list(read_rows("klue/re"))
+
+
+def test_rows_under_two_names_are_two_data_sets(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"train": [{"sentence": "가"}], "test": [{"sentence": "나"}]}', encoding="utf-8")
+    with pytest.raises(MtlReError, match="rows under 'train' and under 'test'; give each its own file"):
+        list(read_rows(str(path)))

@@ -517,6 +517,23 @@ def test_types_that_contradict_labels_on_klue_re(tmp_path: Path, fault: str | No
     assert warned is (fault is not None)
 
 
+def test_types_of_other_names_are_named(tmp_path: Path) -> None:
+    rows = [row.to_row() for row in sample_examples("train", 60)]
+    for row in rows:
+        row["subject_entity"]["type"] = row["subject_entity"]["type"].lower()
+    said = render_check(check_files([write(tmp_path / "a.json", rows)], TAXONOMY))
+    assert "no subject of a relation has a type that relations take (" in said
+    assert "per (" in said
+
+
+@pytest.mark.parametrize("name", ["Label", "RELATION", "relation_type"])
+def test_a_column_of_labels_by_another_name_is_not_unlabelled(name: str) -> None:
+    row = klue_row(1)
+    row[name] = row.pop("label")
+    with pytest.raises(RowError, match=f"missing, but there is '{name}'"):
+        parse_row(row, TAXONOMY)
+
+
 def test_decomposed_rows_are_counted_and_composed_on_request(tmp_path: Path, capsys) -> None:
     rows = []
     for number in range(4):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import sample_examples
 
 from mtl_re import cli
 from mtl_re.config import VoteConfig
@@ -103,3 +104,68 @@ def test_members_that_do_not_fit_are_named(tmp_path, members, change, message):
 def test_weights_at_fault(weights):
     with pytest.raises(MtlReError, match="--weights"):
         vote_shares(weights, 2)
+
+
+# ---- submissions whose probabilities are not what they seem ----------------------------------------------------------
+
+
+def submission(path, order, probs=None) -> str:
+    """Rows whose pred_label is the most probable label, probabilities in an order."""
+    values = drawn(5) if probs is None else probs
+    rows = [Prediction.of(f"r{i}", row, int(row.argmax()), TAXONOMY, None) for i, row in enumerate(values)]
+    write_predictions(rows, path, TAXONOMY, LABEL_ORDERS[order])
+    return str(path)
+
+
+def test_probabilities_in_another_order_are_noticed(tmp_path):
+    file = submission(tmp_path / "klue.csv", "klue")
+    given = {"output": str(tmp_path / "out.csv")}
+    with pytest.raises(MtlReError, match=r"in the order `klue` in 100 %; give --label_order klue"):
+        vote_files([file, file], TAXONOMY, VoteConfig(**given))
+    assert vote_files([file, file], TAXONOMY, VoteConfig(**given, label_order="klue")) == ROWS
+
+
+def test_compare_takes_the_order_of_a_submission(tmp_path, capsys):
+    file = submission(tmp_path / "klue.csv", "klue")
+    rows = [row.to_row() | {"guid": f"r{i}"} for i, row in enumerate(sample_examples("valid", ROWS))]
+    (tmp_path / "gold.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    words = ["compare", file, file, "--data", str(tmp_path / "gold.json"), "--resamples", "10"]
+    assert cli.main(words) == 1
+    assert "give --label_order klue" in capsys.readouterr().err
+    assert cli.main([*words, "--label_order", "klue"]) == 0
+
+
+@pytest.mark.parametrize("value", [0.5, 0.0])
+def test_rows_that_do_not_add_up_to_one_are_no_probabilities(tmp_path, value):
+    file, labels = str(tmp_path / "flat.csv"), len(TAXONOMY.labels)
+    (tmp_path / "flat.csv").write_text(f'id,pred_label,probs\nr0,no_relation,"{[value] * labels}"\n', encoding="utf-8")
+    with pytest.raises(MtlReError, match=rf"flat\.csv:1: probs: they add up to {30 * value:g}; expected"):
+        vote_files([file, file], TAXONOMY, VoteConfig(output=str(tmp_path / "out.csv")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_predictions_that_another_program_has_saved_again(tmp_path, encoding):
+    for name in ("a.csv", "a.jsonl"):
+        path = tmp_path / name
+        submission(path, "boostcamp") if name == "a.csv" else write_predictions(
+            [Prediction.of(f"r{i}", row, int(row.argmax()), TAXONOMY, None) for i, row in enumerate(drawn(5))],
+            path,
+            TAXONOMY,
+        )
+        path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    files = [str(tmp_path / name) for name in ("a.csv", "a.jsonl")]
+    assert vote_files(files, TAXONOMY, VoteConfig(output=str(tmp_path / "out.csv"))) == ROWS
+
+
+def test_submissions_of_another_label_set(tmp_path):
+    heads = tmp_path / "heads.yaml"
+    heads.write_text("groups: {no_relation: [no_relation], a: [a:x, a:y]}  # 지도\n", encoding="utf-16")
+    taxonomy = Taxonomy.from_option(str(heads))
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), ROWS)
+    rows = [Prediction.of(f"r{i}", row, int(row.argmax()), taxonomy, None) for i, row in enumerate(probs)]
+    write_predictions(rows, tmp_path / "a.csv", taxonomy)
+    made = [row.to_row() | {"guid": f"r{i}", "label": "a:x"} for i, row in enumerate(sample_examples("valid", ROWS))]
+    (tmp_path / "gold.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    words = [str(tmp_path / "a.csv")] * 2 + ["--data", str(tmp_path / "gold.json"), "--heads", str(heads)]
+    assert cli.main(["compare", *words, "--resamples", "10"]) == 0
+    assert cli.main(["errors", words[0], *words[2:], "--output", str(tmp_path / "errors"), "--resamples", "0"]) == 0
