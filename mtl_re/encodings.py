@@ -1,12 +1,15 @@
 """The encoding of a text file, judged by its first bytes: UTF-8, UTF-16, UTF-32, or CP949 as Korean Windows writes it.
 
-The standard library alone, because exports carry this module.
+Only the standard library, because exports carry this module.
 """
 
 from __future__ import annotations
 
 import codecs
+from functools import cache
 from pathlib import Path
+
+from mtl_re.errors import tell
 
 SNIFFED = 1 << 16
 """Bytes of a file's beginning that are looked at."""
@@ -40,10 +43,26 @@ def encoding_of(start: bytes) -> str:
 
 
 def file_encoding(path: Path) -> str:
-    """Return the encoding of a file.
+    """Return the encoding of a file, and say which it is if it is not UTF-8.
 
     Raises:
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
-        return encoding_of(file.read(SNIFFED))
+        encoding = encoding_of(file.read(SNIFFED))
+    tell_encoding(str(path), encoding)
+    return encoding
+
+
+def tell_encoding(source: str, encoding: str) -> None:
+    """Print, once for a source, that it is not UTF-8."""
+    if encoding != "utf-8-sig":
+        origin = {"cp949": " (Excel's `CSV`)", "utf-16": " (Excel's `Unicode text`)"}
+        name = encoding.upper() + origin.get(encoding, "")
+        note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
+
+
+@cache
+def note(source: str, text: str) -> None:
+    """Print something about a source, once."""
+    tell(" ".join(f"{source}: {text}".splitlines()))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from mtl_re.figures import drawable
 from mtl_re.files import write_text
+from mtl_re.outputs import WRITTEN_BY
 
-WRITTEN_BY = "Written by mtl-re."
-"""The last line of a report."""
 MARKUP = re.compile(r"[\\`*_\[\]~$|!]|:(?=//)")
 """What can start markup inside a line; `&`, `<` and `>` are left to HTML's own escapes."""
 

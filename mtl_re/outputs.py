@@ -19,10 +19,11 @@ from typing import Any
 
 from mtl_re.errors import MtlReError
 from mtl_re.files import cache_dir, digest, same_file, write_text
-from mtl_re.markdown import WRITTEN_BY
 
 MARK = "mtl-re"
 """What pictures of this package carry in their metadata."""
+WRITTEN_BY = "Written by mtl-re."
+"""The last line of a report."""
 PREDICTION_KEYS = {"id", "label", "score", "coarse", "probs"}
 
 

@@ -23,14 +23,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
 from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
 from mtl_re.data.formats import format_of
-from mtl_re.encodings import SNIFFED, encoding_of
-from mtl_re.errors import MtlReError, RowError, tell
+from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
+from mtl_re.errors import MtlReError, RowError
 
 CHUNK = 1 << 20
 """Characters read at once from a JSON array."""
@@ -177,21 +176,12 @@ def _text(source: str, stream: Stream) -> Iterator[io.TextIOWrapper]:
         start = stream.read(SNIFFED)
     stream.seek(0)
     encoding = encoding_of(start)
-    if encoding != "utf-8-sig":
-        origin = {"cp949": " (Excel's `CSV`)", "utf-16": " (Excel's `Unicode text`)"}
-        name = encoding.upper() + origin.get(encoding, "")
-        note(source, f"is {name}, not UTF-8; it is read as such (Excel writes UTF-8 as `CSV UTF-8`)")
+    tell_encoding(source, encoding)
     text = io.TextIOWrapper(stream, encoding=encoding, newline="")
     try:
         yield text
     finally:
         text.detach()
-
-
-@cache
-def note(source: str, text: str) -> None:
-    """Print something about a source, once."""
-    tell(one_line(f"{source}: {text}"))
 
 
 def _lines(source: str, text: io.TextIOWrapper) -> Iterator[str]:

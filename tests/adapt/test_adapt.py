@@ -240,11 +240,17 @@ def test_a_row_without_text_is_named_or_counted(tmp_path, content, message):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(MtlReError, match=r"holds no \.txt file"):
         list(read_texts(str(tmp_path)))
-    (tmp_path / "latin.txt").write_bytes(b"\xb0\xa1\n")
+    (tmp_path / "latin.txt").write_bytes(b"\xb0\xa1\xff\n")
     with pytest.raises(MtlReError, match=r"latin\.txt: cannot be read \(not UTF-8"):
         list(read_texts(str(tmp_path)))
     with pytest.raises(MtlReError, match=r"data\.train is not set"):
         adapt_data.select_texts(options())
+
+
+def test_text_in_korean_windows_is_read_with_a_note(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes("가나다라 마바사\n".encode("cp949"))
+    assert [text.text for text in read_texts(str(tmp_path))] == ["가나다라 마바사"]
+    assert "is CP949" in capsys.readouterr().err
 
 
 def test_a_texts_side_does_not_depend_on_the_others():
