@@ -84,7 +84,7 @@ class DataConfig(ReadingConfig, group="data"):
     """Longest input in tokens, special tokens included; a longer sentence is cut around its two entities."""
     markers: str = "typed_punct_ko"
     """How the two entities are marked in the text: typed_punct_ko, typed_punct, entity_punct, special,
-    typed_special."""
+    typed_special; or behind it: levitated, under which all pairs of a sentence share a forward pass."""
     query: bool = False
     """Append a question about the two entities as a second text segment."""
     on_bad_row: OnBadRow = "error"
@@ -126,7 +126,10 @@ class ModelConfig(Options, group="model"):
     """`hierarchical` (coarse, org and per, from the prefixes of KLUE's labels), `flat` (one head over all labels), or a
     YAML file with a two-level map of labels."""
     pooling: str = "markers"
-    """Token states → pair vector: cls, markers, cls_markers, markers_both, mean, cls_mean."""
+    """Token states → pair vector: cls, markers, cls_markers, markers_both, cls_markers_both, mean, cls_mean."""
+    marker_init: Literal["random", "type_words"] = "type_words"
+    """Vectors with which the marker tokens of `levitated` begin: `type_words`, the means of the words that the default
+    markers would write (사람, 단체, ...), or `random`, as the new tokens of the other schemes begin."""
     dropout: float = within(0, 0.9, 0.1)
     """Dropout before and after the hidden layer over the pair vector (the encoder has its own)."""
     dropout_samples: int = within(1, 64, 1)
@@ -292,6 +295,9 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        if self.data.query and self.data.markers == "levitated":
+            what = "levitated markers leave the text the same for all pairs, and the question would name one of them"
+            raise MtlReError(f"data.query: {what}; leave it out")
         if self.train.early_stop is not None and not self.data.validated:
             raise MtlReError("train.early_stop: there are no validation rows to stop by; give data.valid_fraction")
 

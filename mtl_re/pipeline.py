@@ -69,7 +69,8 @@ class RelationExtractionPipeline(Pipeline):
         (featurizer,) = self.composed.featurizers.values()
         table = featurizer.table([example])
         takes_types = self.composed.root.takes_types
-        batch = Collator(table, self.pad_id, takes_types, [0] * len(self.composed.taxonomy.heads))([0])
+        heads, levitated = len(self.composed.taxonomy.heads), self.composed.root.levitated
+        batch = Collator(table, self.pad_id, takes_types, [0] * heads, levitated=levitated)([0])
         return {**{name: tensor for name, tensor in batch.items() if name != "targets"}, "example": example}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:

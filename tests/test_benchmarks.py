@@ -183,7 +183,7 @@ def test_the_sweep_moves_the_constants(made, monkeypatch):
     from mtl_re.model.cpu import packed
     from mtl_re.training import setup as prepare
 
-    monkeypatch.setattr(packed, "POSITIONS_AFTER_PADDING", dict(packed.POSITIONS_AFTER_PADDING))
+    monkeypatch.setattr(packed, "FAMILIES", dict(packed.FAMILIES))
     for module, name in ((collate, "LENGTH_STEP"), (prepare, "LENGTH_STEP")):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setitem(collate.PASS_COST, "cpu", collate.PASS_COST["cpu"])

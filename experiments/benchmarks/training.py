@@ -66,7 +66,7 @@ def _tune(setting: Setting) -> None:
     """Other constants for the sweep, in every place that has read them."""
     if setting.pass_cost is not None:
         collate.PASS_COST[default_device().type] = setting.pass_cost
-        packed.POSITIONS_AFTER_PADDING = {}  # only padded passes have this constant
+        packed.FAMILIES = {}  # only padded passes have this constant
     if setting.length_step is not None:
         collate.LENGTH_STEP = prepare.LENGTH_STEP = setting.length_step
 

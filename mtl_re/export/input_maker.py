@@ -8,7 +8,7 @@ it imports into the directory (as `mtl_re_input/`), so there is no second implem
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mtl_re.data.loading import read_examples
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.features.featurizer import Featurizer, pad_batch
+from mtl_re.features.levitated import pad_pairs
+from mtl_re.features.markers import LEVITATED
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -45,6 +47,11 @@ class PlainTokenizer:
         self.core.no_padding()
         self.core.no_truncation()
         self.pad_token_id, self.unk_token_id = (self._id(names.get(name)) for name in ("pad_token", "unk_token"))
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        """Return the ids of tokens of the vocabulary."""
+        vocabulary = self.core.get_vocab(with_added_tokens=True)
+        return [vocabulary[token] for token in tokens]
 
     def _id(self, token: Any) -> int | None:
         """Return the id of a special token, given as text or, in older files, as a map."""
@@ -97,17 +104,23 @@ class InputMaker:
         return read_examples(data, self.taxonomy)
 
     def batches(
-        self, examples: Iterable[Example], batch_size: int, token_types: bool = False
+        self,
+        examples: Iterable[Example],
+        batch_size: int,
+        token_types: bool = False,
+        inputs: Collection[str] | None = None,
     ) -> Iterator[tuple[list[Example], dict[str, np.ndarray]]]:
         """Yield batches of examples, in order, with the graph's inputs for them (see `pad_batch`).
 
         Args:
             token_types: whether the graph has the input `token_type_ids`.
+            inputs: names of those to give (None: all that there are).
 
         Raises:
             MtlReError: the two entities of a row do not fit the model's longest input.
         """
         rows = self.featurizer.stream(examples)
         while chunk := list(islice(rows, batch_size)):
-            features = [row for _, row in chunk]
-            yield [example for example, _ in chunk], pad_batch(features, self.tokenizer.pad_token_id or 0, token_types)
+            features, pad = [row for _, row in chunk], pad_pairs if self.config["markers"] == LEVITATED else pad_batch
+            batch = pad(features, self.tokenizer.pad_token_id or 0, token_types)
+            yield [example for example, _ in chunk], {name: batch[name] for name in inputs or batch}

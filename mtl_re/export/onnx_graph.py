@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from mtl_re.config import parse_shares
 from mtl_re.errors import MtlReError, first_line
-from mtl_re.features.collate import Collator, sorted_batches
-from mtl_re.features.featurizer import FeatureTable
+from mtl_re.features.collate import Collator, sorted_batches, text_batches
+from mtl_re.features.featurizer import Features, FeatureTable
+from mtl_re.features.levitated import MARKS, pad_pairs
 from mtl_re.model.network import MtlReModel, join_heads, parameter_count
 from mtl_re.model.onnx_model import OUTPUTS, OnnxModel
 from mtl_re.scoring import gating
@@ -61,12 +62,18 @@ class DecodedModel(nn.Module):
             raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pairs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `OUTPUTS`: logits (batch, classes of all heads), probabilities (batch, labels), coarse (batch, groups)
         and label (batch,)."""
         taxonomy, config = self.model.taxonomy, self.model.config
-        logits = self.model(input_ids, attention_mask, positions, token_type_ids)
+        logits = self.model(input_ids, attention_mask, positions, token_type_ids, position_ids, pairs)
         probs = gating.product(logits, taxonomy, config.temperatures)
         if self.shares is not None:
             probs = gating.shift_prior(probs, taxonomy, self.shares, config.training_prior)
@@ -86,8 +93,9 @@ def write_graph(model: MtlReModel, decoding: Decoding, path: Path) -> dict[str, 
     except ImportError as error:
         raise MtlReError("onnx and onnxscript are not installed; pip install 'mtl-re[onnx]'") from error
     batch = _tokens(model, 2, min(17, model.config.max_input_length), seed=0)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    shapes = {name: {0: sizes[0]} if name == "positions" else sizes for name in batch}
+    rows = torch.export.Dim("batch")
+    sizes = {0: torch.export.Dim("sequences") if model.levitated else rows, 1: torch.export.Dim("length")}
+    shapes = {name: {0: rows} if name == "positions" else sizes for name in batch}
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -174,7 +182,7 @@ def check_graph(
     table = featurizer_of(model, tokenizer).table(examples)
     outputs = graph_outputs(graph, table, tokenizer.pad_token_id, BATCH_SIZES[0], path.name)
     seen = [_differences(expected, outputs)]
-    collate = Collator(table, tokenizer.pad_token_id, graph.takes_types, [0] * len(model.taxonomy.heads))
+    collate = _collator(graph, table, tokenizer.pad_token_id)
     for size in BATCH_SIZES[1:]:
         for start in range(0, min(len(table), MIXED_ROWS), size):
             rows = np.arange(start, min(start + size, len(table)))
@@ -207,15 +215,20 @@ def graph_outputs(
     graph: OnnxModel, table: FeatureTable, pad_id: int, batch_size: int, title: str
 ) -> dict[str, np.ndarray]:
     """Return all outputs of a graph for the rows of a table, in the order of the table."""
-    collate = Collator(table, pad_id, graph.takes_types, [0] * len(graph.taxonomy.heads))
+    collate = _collator(graph, table, pad_id)
     parts: list[dict[str, np.ndarray]] = []
-    batches = sorted_batches(table.lengths, batch_size)
+    batches = text_batches(table, batch_size) if graph.levitated else sorted_batches(table.lengths, batch_size)
     with tqdm(total=len(table), desc=title, unit="row", file=sys.stderr) as bar:
         for rows in batches:
             parts.append(graph.run(dict(collate(rows))))
             bar.update(len(rows))
     back = np.argsort(np.concatenate(batches))
     return {name: np.concatenate([part[name] for part in parts])[back] for name in OUTPUTS}
+
+
+def _collator(graph: OnnxModel, table: FeatureTable, pad_id: int) -> Collator:
+    heads = len(graph.taxonomy.heads)
+    return Collator(table, pad_id, graph.takes_types, [0] * heads, levitated=graph.levitated)
 
 
 def _differences(expected: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -243,9 +256,21 @@ def _random_check(model: MtlReModel, graph: OnnxModel, decoding: Decoding, seen:
 
 
 def _tokens(model: MtlReModel, rows: int, length: int, seed: int) -> dict[str, Tensor]:
-    """Return a batch of random tokens, each row with one more token of padding than the row before."""
+    """Return a batch of random tokens, each row with one more token of padding than the row before; with levitated
+    markers as many sequences, of two pairs each, and one pair more."""
     generator = torch.Generator().manual_seed(seed)
     known = model.encoder.get_input_embeddings().num_embeddings
+    if model.levitated:
+        texts = [torch.randint(0, known, (length - row,), generator=generator).tolist() for row in range(rows)]
+        features = []
+        for number in range(2 * rows + 1):
+            text = texts[number % rows]
+            marks = torch.randint(0, known, (MARKS,), generator=generator).tolist()
+            places = torch.randint(0, len(text), (2, 2), generator=generator).sort(-1).values.flatten().numpy()
+            features.append(Features(np.array(text + marks, np.int32), places, len(text), np.zeros(0, np.int64)))
+        arrays = pad_pairs(features, 0, model.takes_types)
+        del arrays["attention_mask"]  # `pairs` says it
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     ids = torch.randint(0, known, (rows, length), generator=generator)
     inside = torch.arange(length) < length - torch.arange(rows)[:, None]
     positions = torch.randint(0, length - rows + 1, (rows, 2, 2), generator=generator).sort(-1).values

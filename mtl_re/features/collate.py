@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mtl_re.features.featurizer import FeatureTable, pad_batch
+from mtl_re.features.levitated import pad_pairs, same_text
 
 PASS_COST = {"cpu": 64, "cuda": 2048}
 """Cost of one more forward pass, in tokens that take as long, by device type: low on a CPU, high on a GPU, which a pass
@@ -31,6 +32,7 @@ class Batch(TypedDict, total=False):
 
     input_ids, attention_mask: (batch, length) int64. positions: (batch, 4) int64, see `featurizer.POSITIONS`.
     targets: (batch, heads) int64. token_type_ids: (batch, length) int64, only where the encoder has them.
+    Of levitated markers: position_ids, pairs (sequences, length) int64, positions (batch, 5): `levitated.pad_pairs`.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +40,8 @@ class Batch(TypedDict, total=False):
     positions: torch.Tensor
     targets: torch.Tensor
     token_type_ids: torch.Tensor
+    position_ids: torch.Tensor
+    pairs: torch.Tensor
 
 
 def epoch_steps(rows: int, step_rows: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -113,6 +117,15 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def text_batches(table: FeatureTable, batch_size: int) -> list[np.ndarray]:
+    """Return what `sorted_batches` does for rows with levitated markers: as far as a batch holds them, rows of the same
+    text are in one batch, where they share a sequence."""
+    order = np.argsort(-table.lengths, kind="stable")
+    groups = same_text([table[row] for row in order])
+    order = order[np.array([number for group in groups for number in group], np.int64)]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 class Collator:
     """Pad rows of a table to the longest of them.
 
@@ -120,20 +133,32 @@ class Collator:
         table: the rows.
         pad_id: token id of the padding.
         token_types: whether the encoder takes `token_type_ids`.
+        levitated: whether the rows' markers stand behind their text; rows of the same text then share a sequence.
         no_targets: (heads,) targets of a row that trains nothing. An empty batch is filled with row 0 under these
             targets, so that a process without rows still takes part in the step and adds exactly nothing.
     """
 
     def __init__(
-        self, table: FeatureTable, pad_id: int, token_types: bool, no_targets: Sequence[int], length_step: int = 1
+        self,
+        table: FeatureTable,
+        pad_id: int,
+        token_types: bool,
+        no_targets: Sequence[int],
+        length_step: int = 1,
+        levitated: bool = False,
     ) -> None:
+        self.levitated = levitated
         self.table, self.pad_id, self.token_types, self.length_step = table, pad_id, token_types, length_step
         self.no_targets = np.array([no_targets], np.int64)
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
         chosen, lengths = np.asarray(rows if len(rows) else [0], np.int64), self.table.lengths
+        features = [self.table[row] for row in chosen]
         rounded = -(-int(lengths[chosen].max()) // self.length_step) * self.length_step
         longest = min(rounded, int(lengths.max()))
-        arrays = pad_batch([self.table[row] for row in chosen], self.pad_id, self.token_types, longest)
+        if self.levitated:
+            arrays = pad_pairs(features, self.pad_id, self.token_types, self.length_step)
+        else:
+            arrays = pad_batch(features, self.pad_id, self.token_types, longest)
         arrays["targets"] = self.table.targets[chosen] if len(rows) else self.no_targets.copy()
         return cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -39,7 +39,7 @@ SUMS = "sha256.json"
 COLUMNS = tuple(column.name for column in fields(FeatureTable))
 
 
-def cache_dir() -> Path:
+def tables_dir() -> Path:
     """Return the directory of all tables."""
     return files.cache_dir() / "tables"
 
@@ -54,7 +54,7 @@ def cached_table(featurizer: Featurizer, examples: Sequence[Example], reject: Re
     """
     if len(examples) < SMALL:
         return featurizer.table(examples, reject)
-    path = cache_dir() / table_key(featurizer, examples)
+    path = tables_dir() / table_key(featurizer, examples)
     if (cached := _read(path)) is not None and len(cached) == len(examples):
         return cached
     table = _tokenise(featurizer, examples, reject)

@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
     Attributes:
         input_ids: (length,) int32, special tokens included.
-        positions: (4,) int32, see `POSITIONS`.
+        positions: (4,) int32, see `POSITIONS`; under the scheme `levitated` the tokens that its last four tokens mark.
         second: index of the first token of the second segment (the length where there is none).
         targets: (heads,) int64 in the order of `taxonomy.heads`, `IGNORE` where a head has no label.
     """
@@ -220,14 +220,15 @@ class Featurizer:
                 marked.append((number, example, text))
         if not marked:
             return
-        coded = self._encode([text.text for _, _, text in marked])
+        texts = {text: place for place, text in enumerate(dict.fromkeys(text.text for _, _, text in marked))}
+        coded = self._encode(list(texts))
         questions: list[list[int]] = [[]] * len(marked)
         if self.query:
             asked = [markers.question(example.subject, example.object) for _, example, _ in marked]
             questions = self._encode(asked)["input_ids"]
         for index, (number, example, text) in enumerate(marked):
             with _named(number, example, reject):
-                ids, offsets = coded["input_ids"][index], coded["offset_mapping"][index]
+                ids, offsets = (coded[key][texts[text.text]] for key in ("input_ids", "offset_mapping"))
                 yield example, self._features(example, text, ids, offsets, questions[index])
 
     def _encode(self, texts: list[str]) -> Any:
@@ -248,15 +249,20 @@ class Featurizer:
         offsets: list[tuple[int, int]],
         question: list[int],
     ) -> Features:
-        subject = _tokens(offsets, marked.subject, "subject_entity")
-        object_ = _tokens(offsets, marked.object, "object_entity")
-        budget = self.max_length - self.frame.size - len(question)
+        levitated = self.scheme == markers.LEVITATED
+        find = _covered if levitated else _tokens
+        subject, object_ = (
+            find(offsets, marked.subject, "subject_entity"),
+            find(offsets, marked.object, "object_entity"),
+        )
+        behind = self._marks(example) if levitated else []
+        budget = self.max_length - self.frame.size - len(question) - len(behind)
         outer, other = sorted([subject, object_], key=lambda span: (span[0], -span[1]))
         kept = markers.fit_length(len(ids), outer, other, budget)
         frame, sentence = self.frame, [ids[index] for index in kept]
         position = {index: len(frame.before) + rank for rank, index in enumerate(kept)}
         second = len(frame.before) + len(sentence) + len(frame.between)
-        whole = [*frame.before, *sentence, *frame.between, *question, *frame.after]
+        whole = [*frame.before, *sentence, *frame.between, *question, *frame.after, *behind]
         targets = self.taxonomy.targets(example.label)
         return Features(
             input_ids=np.array(whole, np.int32),
@@ -267,9 +273,16 @@ class Featurizer:
             targets=np.array([targets[head.name] for head in self.taxonomy.heads], np.int64),
         )
 
+    def _marks(self, example: Example) -> list[int]:
+        """Ids of the four tokens that stand behind the sentence under `levitated`."""
+        pieces = [*markers.typed_special("subject", example.subject.type)]
+        pieces += markers.typed_special("object", example.object.type)
+        ids: list[int] = self.tokenizer.convert_tokens_to_ids(pieces)
+        return ids
+
     def _check_types(self, example: Example) -> None:
         """Raise for an entity type that training never saw, for a typed scheme would mark it with untrained pieces."""
-        if self.scheme.startswith("typed"):
+        if self.scheme.startswith("typed") or self.scheme == markers.LEVITATED:
             for role, entity in (("subject", example.subject), ("object", example.object)):
                 if entity.type not in self.types:
                     known = ", ".join(sorted(self.types))
@@ -302,6 +315,14 @@ def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: st
         if ending:
             return first, ending[-1] + 1
     raise RowError(field, "the tokenizer lost its marker; the text around it is not tokenisable")
+
+
+def _covered(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
+    """Return the token range [first, stop) of all tokens that hold a character of a range."""
+    inside = [index for index, (start, stop) in enumerate(offsets) if start < span[1] and span[0] < stop]
+    if not inside:
+        raise RowError(field, "the tokenizer drops all of its characters")
+    return inside[0], inside[-1] + 1
 
 
 def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ only one that truncates a sentence. Marker pieces are written with spaces around
 vocabularies then see whole known pieces (`▁@`), and a particle after the entity is tokenised alike under every scheme.
 Positions are characters of the marked text and become token positions by the tokenizer's offsets, never by counting.
 
+`levitated` leaves the sentence as it is: its pieces stand behind it (see `levitated`).
+
 Typed markers: Zhou & Chen 2022 (arXiv 2102.01373); Korean type words: common in KLUE-RE contest work.
 `special`: the four tokens of KLUE-baseline (arXiv 2105.09680).
 """
@@ -43,7 +45,8 @@ class Marked:
 
     Attributes:
         text: the sentence with markers.
-        subject: characters [start, stop) from the subject's first marker piece to behind its last.
+        subject: characters [start, stop) from the subject's first marker piece to behind its last (under `levitated`,
+            of the subject itself).
         object: the same for the object. Of nested entities one range lies inside the other.
         inserted: the character ranges [start, stop) of `text` that are not of the sentence, in order.
     """
@@ -98,8 +101,11 @@ MARKERS: dict[str, Scheme] = {
     "entity_punct": entity_punct,
     "special": special,
     "typed_special": typed_special,
+    "levitated": typed_special,
 }
-ADDS_TOKENS = frozenset({"special", "typed_special"})
+LEVITATED = "levitated"
+"""The scheme whose markers stand behind the sentence."""
+ADDS_TOKENS = frozenset({"special", "typed_special", LEVITATED})
 """Schemes whose pieces are added to the vocabulary as special tokens."""
 
 
@@ -127,6 +133,8 @@ def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
         if not 0 <= entity.start <= entity.end < len(sentence):
             raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} leaves the sentence")
     check_spans(subject, object)
+    if name == LEVITATED:
+        return Marked(sentence, (subject.start, subject.end + 1), (object.start, object.end + 1), ())
     outer_first = sorted(roles, key=lambda item: (item[1].start, -item[1].end))
     edges = [(entity.start, False, role, scheme(role, entity.type)[0]) for role, entity in outer_first]
     edges += [(entity.end + 1, True, role, scheme(role, entity.type)[1]) for role, entity in reversed(outer_first)]

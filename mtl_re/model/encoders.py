@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
 from mtl_re import files
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.featurizer import add_marker_tokens
+from mtl_re.features.markers import LEVITATED, TYPE_WORDS, Role, typed_punct, typed_punct_ko, typed_special
 from mtl_re.model.network import MtlReConfig, MtlReModel, load
 
 SCRATCH = "scratch:"
@@ -59,12 +61,19 @@ _SPECIALS = {
 
 
 def load_encoder(
-    name: str, scheme: str, types: Sequence[str], max_length: int, seed: int, own: tuple[MtlReModel, Any] | None = None
+    name: str,
+    scheme: str,
+    types: Sequence[str],
+    max_length: int,
+    seed: int,
+    own: tuple[MtlReModel, Any] | None = None,
+    marker_init: str = "random",
 ) -> tuple[Any, Any]:
     """A pretrained encoder (fp32, on CPU) and its tokenizer, the marker tokens of a special scheme added to both.
 
     Args:
         own: what `own_checkpoint` gave for the name, where the caller has it already.
+        marker_init: `type_words` gives new tokens of `levitated` the vectors of words.
 
     Raises:
         MtlReError: neither a directory nor a hub id that can be reached, or it cannot hold `max_length` tokens.
@@ -78,8 +87,32 @@ def load_encoder(
     _check_room(name, encoder, max_length)
     if add_marker_tokens(tokenizer, scheme, types) or len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
         torch.manual_seed(seed)  # the new rows of the table are random
+        before = encoder.get_input_embeddings().num_embeddings
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if scheme == LEVITATED and marker_init == "type_words":
+            _start_from_words(encoder, tokenizer, types, before)
     return encoder, tokenizer
+
+
+@torch.no_grad()
+def _start_from_words(encoder: Any, tokenizer: Any, types: Sequence[str], before: int) -> None:
+    """Give the marker tokens of `levitated` the mean vectors of what `typed_punct_ko` would write in their place: a
+    start of its pieces before the entity, an end of the type's word and the piece behind it.
+
+    Args:
+        before: rows of the embedding table that are not new; they are left alone.
+    """
+    table = encoder.get_input_embeddings().weight
+    roles: tuple[Role, Role] = ("subject", "object")
+    for role, kind in product(roles, types):
+        known = kind in TYPE_WORDS
+        start, end = (typed_punct_ko if known else typed_punct)(role, kind)
+        words = (start, f"{TYPE_WORDS[kind] if known else kind.lower()} {end}")
+        for token, text in zip(typed_special(role, kind), words, strict=True):
+            row = int(tokenizer.convert_tokens_to_ids(token))
+            ids = tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+            if row >= before and ids:
+                table[row] = table[ids].mean(0)
 
 
 def is_own(name: str) -> bool:

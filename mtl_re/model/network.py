@@ -20,6 +20,9 @@ from transformers.utils import logging as hf_logging
 
 from mtl_re import files
 from mtl_re.errors import MtlReError, entry, first_line
+from mtl_re.features.levitated import MARKS
+from mtl_re.features.markers import LEVITATED
+from mtl_re.model.levitated import check_family, levitated_states, pair_states
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.model.trust import check_shapes, checked
 from mtl_re.taxonomy import Taxonomy
@@ -100,9 +103,16 @@ class MtlReModel(PreTrainedModel):
             names = [head.name for head in self.taxonomy.heads]
             raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
         self.takes_types = takes_token_types(self.encoder)
+        if self.levitated:
+            check_family(self.encoder)
         self.encode: Callable[..., Tensor] = padded_states
         self.dropout_samples = 1
         self.post_init()
+
+    @property
+    def levitated(self) -> bool:
+        """Whether markers stand behind the text, so that the pairs of a text share a sequence."""
+        return bool(self.config.markers == LEVITATED)
 
     @property
     def packed(self) -> bool:
@@ -110,16 +120,30 @@ class MtlReModel(PreTrainedModel):
         return self.encode is not padded_states
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pairs: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Logits by head.
 
         Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4), columns of
         `featurizer.POSITIONS`; result by head (batch, classes of the head), fp32. In training mode with
-        `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other.
+        `dropout_samples` above 1: (dropout_samples · batch, classes), one draw of dropout after the other. With
+        levitated markers all inputs are those of `levitated.pad_pairs`: fewer sequences than pairs may come in, and
+        padded passes need no attention_mask.
         """
-        types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
-        pooled = self.pool(self.encode(self.encoder, input_ids, attention_mask, **types), positions)
+        options = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
+        if pairs is not None and position_ids is not None:
+            options |= {"position_ids": position_ids, "pairs": pairs}
+        hidden = self.encode(self.encoder, input_ids, attention_mask, **options)
+        if pairs is not None:
+            hidden = pair_states(hidden, positions)
+            positions = torch.arange(1, 1 + MARKS, device=hidden.device).expand(hidden.shape[0], MARKS)
+        pooled = self.pool(hidden, positions)
         if self.training and self.dropout_samples > 1:
             pooled = pooled.repeat(self.dropout_samples, 1)
         pair = self.pair(pooled)
@@ -131,8 +155,17 @@ class MtlReModel(PreTrainedModel):
             module.bias.zero_()
 
 
-def padded_states(encoder: Any, input_ids: Tensor, attention_mask: Tensor, **types: Tensor) -> Tensor:
+def padded_states(
+    encoder: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+    pairs: Tensor | None = None,
+    **types: Tensor,
+) -> Tensor:
     """Return the encoder's last hidden states (batch, length, dim) for a padded batch (batch, length)."""
+    if pairs is not None and position_ids is not None:
+        return levitated_states(encoder, input_ids, pairs, position_ids, **types)
     hidden: Tensor = encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
     return hidden
 

@@ -45,6 +45,11 @@ class OnnxModel(nn.Module):
         self.takes_types = "token_type_ids" in self.inputs
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # tells `inference` where this runs: the CPU
 
+    @property
+    def levitated(self) -> bool:
+        """See `MtlReModel.levitated`."""
+        return "pairs" in self.inputs
+
     def run(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """All outputs by name for one batch of arrays or tensors by name; what the graph does not read is left out."""
         given = {name: np.asarray(batch[name]) for name in self.inputs}

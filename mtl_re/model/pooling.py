@@ -46,6 +46,11 @@ def markers_both(hidden: Tensor, positions: Tensor) -> Tensor:
     return _tokens(hidden, positions)
 
 
+def cls_markers_both(hidden: Tensor, positions: Tensor) -> Tensor:
+    """The first token, and first and last marker of the subject and of the object: 5 × dim."""
+    return torch.cat([cls(hidden, positions), markers_both(hidden, positions)], dim=-1)
+
+
 def mean(hidden: Tensor, positions: Tensor) -> Tensor:
     """Means over subject and object: 2 × dim."""
     subject = _span_mean(hidden, positions[:, 0], positions[:, 1])
@@ -75,6 +80,7 @@ POOLINGS: dict[str, Pooling] = {
     "markers": Pooling(markers, 2),
     "cls_markers": Pooling(cls_markers, 3),
     "markers_both": Pooling(markers_both, 4),
+    "cls_markers_both": Pooling(cls_markers_both, 5),
     "mean": Pooling(mean, 2),
     "cls_mean": Pooling(cls_mean, 3),
 }

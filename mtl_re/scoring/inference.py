@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mtl_re.features.collate import Collator, sorted_batches
+from mtl_re.features.collate import Collator, sorted_batches, text_batches
 from mtl_re.features.featurizer import FeatureTable
 from mtl_re.model.device import autocast
 from mtl_re.model.network import MtlReModel, join_heads
@@ -48,8 +48,10 @@ def table_logits(
         if `share` is (0, 1).
     """
     device = next(model.parameters()).device
-    collate = Collator(table, pad_id, model.takes_types, [0] * len(model.taxonomy.heads))
-    batches = sorted_batches(table.lengths, batch_size)[share[0] :: share[1]]
+    levitated = model.levitated
+    collate = Collator(table, pad_id, model.takes_types, [0] * len(model.taxonomy.heads), levitated=levitated)
+    batches = text_batches(table, batch_size) if levitated else sorted_batches(table.lengths, batch_size)
+    batches = batches[share[0] :: share[1]]
     rows = [torch.zeros(0, dtype=torch.int64)]
     parts = [torch.zeros(0, sum(len(head.classes) for head in model.taxonomy.heads))]
     was_training = model.training

@@ -127,7 +127,9 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         weights=weights,
         weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
         class_weights={name: tensor.to(accelerator.device) for name, tensor in of_classes.items()},
-        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP),
+        collate=Collator(
+            train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP, model.levitated
+        ),
     )
     _announce(run)
     return run
@@ -234,7 +236,9 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
     else:
-        encoder, tokenizer = encoders.load_encoder(name, options.markers, types, options.max_length, seed, own)
+        encoder, tokenizer = encoders.load_encoder(
+            name, options.markers, types, options.max_length, seed, own, config.model.marker_init
+        )
     model_config = MtlReConfig(
         taxonomy=taxonomy.to_dict(),
         markers=options.markers,

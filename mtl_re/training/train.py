@@ -200,6 +200,8 @@ def _forward(run: TrainRun, batch: Batch) -> dict[str, HeadLoss]:
     targets = moved.pop("targets")
     if options.rdrop:  # one pass over every row twice: DDP wants one forward pass for each backward pass
         moved = {name: torch.cat([tensor, tensor]) for name, tensor in moved.items()}
+        if "pairs" in moved:  # the second half's pairs stand in the second half of the sequences
+            moved["positions"][len(moved["positions"]) // 2 :, 0] += len(moved["pairs"]) // 2
     return head_losses(run.model(**moved), targets, options, run.class_weights)
 
 

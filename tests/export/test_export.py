@@ -453,7 +453,7 @@ def assert_same_input(folder: Path, examples) -> None:
     table = composed.featurizer_of(ours, tokenizer).table(examples)
     maker = input_maker.InputMaker(folder)
     seen = 0
-    collate = Collator(table, tokenizer.pad_token_id, True, [0] * len(ours.taxonomy.heads))
+    collate = Collator(table, tokenizer.pad_token_id, True, [0] * len(ours.taxonomy.heads), levitated=ours.levitated)
     for rows, made in maker.batches(examples, 16, token_types=True):
         expected = collate(np.arange(seen, seen + len(rows)))
         assert set(made) == set(expected) - {"targets"}
@@ -467,7 +467,9 @@ def test_the_input_maker_makes_what_the_featurizer_makes(exported, examples):
     assert_same_input(exported, examples)
 
 
-@pytest.mark.parametrize(("scheme", "query"), [("special", False), ("typed_special", True), ("entity_punct", True)])
+@pytest.mark.parametrize(
+    ("scheme", "query"), [("special", False), ("typed_special", True), ("entity_punct", True), ("levitated", False)]
+)
 def test_the_input_maker_under_every_kind_of_marking(tmp_path, scheme, query, examples):
     tokenizer = scratch_tokenizer(examples, scheme)
     made = tiny_model(tokenizer, markers=scheme, query=query, max_input_length=40)  # short: the cut is taken too

@@ -38,7 +38,7 @@ def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch)
     monkeypatch.setattr(featurizer, "stream", lambda *rest: pytest.fail("tokenised again"))
     assert_equal(feature_cache.cached_table(featurizer, examples), first)
     key = feature_cache.table_key(featurizer, examples)
-    assert [path.name for path in feature_cache.cache_dir().iterdir()] == [key]
+    assert [path.name for path in feature_cache.tables_dir().iterdir()] == [key]
 
 
 def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
@@ -67,7 +67,7 @@ def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
 def test_a_damaged_table_is_made_again(featurizer, examples, name, damage):
     expected = featurizer.table(examples)  # a mapped file must not be cut short under its reader
     feature_cache.cached_table(featurizer, examples)
-    path = next(feature_cache.cache_dir().iterdir()) / name
+    path = next(feature_cache.tables_dir().iterdir()) / name
     good = path.read_bytes()
     path.unlink()
     if damage != "gone":
@@ -82,7 +82,7 @@ def test_a_flipped_bit_anywhere_is_no_fault(featurizer, examples):
     """Each column's header and first values, and the sums themselves."""
     expected = featurizer.table(examples)
     feature_cache.cached_table(featurizer, examples)
-    for path in next(feature_cache.cache_dir().iterdir()).iterdir():
+    for path in next(feature_cache.tables_dir().iterdir()).iterdir():
         good = path.read_bytes()
         for bit in range(0, 8 * min(len(good), 160), 3):
             flipped = bytearray(good)
@@ -97,10 +97,10 @@ def test_a_flipped_bit_anywhere_is_no_fault(featurizer, examples):
 def test_two_processes_at_once_do_no_harm(featurizer, examples):
     """Whoever comes second replaces a table that the first has already mapped."""
     first = feature_cache.cached_table(featurizer, examples)
-    feature_cache._write(feature_cache.cache_dir() / feature_cache.table_key(featurizer, examples), first)
+    feature_cache._write(feature_cache.tables_dir() / feature_cache.table_key(featurizer, examples), first)
     assert_equal(first, featurizer.table(examples))
     assert_equal(feature_cache.cached_table(featurizer, examples), first)
-    assert len(list(feature_cache.cache_dir().iterdir())) == 1
+    assert len(list(feature_cache.tables_dir().iterdir())) == 1
 
 
 def test_a_place_that_cannot_be_written_is_no_fault(featurizer, examples, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_table_from_the_cache_is_mapped_and_cannot_be_changed(featurizer, exam
         assert isinstance(table.ids, np.memmap)
         with pytest.raises(ValueError, match="read-only"):
             table.ids[0] = 1
-    shutil.rmtree(feature_cache.cache_dir())  # mapped files may be removed
+    shutil.rmtree(feature_cache.tables_dir())  # mapped files may be removed
     assert_equal(table, featurizer.table(examples))
 
 

@@ -26,12 +26,14 @@ def state(row, place: int) -> list[float]:
 def by_hand(name: str, row, p: list[int]) -> list[float]:
     """The pair vector of one row; `p`: subject start and end, object start and end."""
     first_markers = state(row, p[0]) + state(row, p[2])
+    all_markers = [value for place in p for value in state(row, place)]
     means = mean_of(row, p[0], p[1]) + mean_of(row, p[2], p[3])
     return {
         "cls": state(row, 0),
         "markers": first_markers,
         "cls_markers": state(row, 0) + first_markers,
-        "markers_both": state(row, p[0]) + state(row, p[1]) + state(row, p[2]) + state(row, p[3]),
+        "markers_both": all_markers,
+        "cls_markers_both": state(row, 0) + all_markers,
         "mean": means,
         "cls_mean": state(row, 0) + means,
     }[name]
@@ -65,6 +67,7 @@ def test_gradients_reach_the_states_that_are_read_and_no_others(name):
             "markers": {place[0], place[2]},
             "cls_markers": {0, place[0], place[2]},
             "markers_both": set(place),
+            "cls_markers_both": {0, *place},
             "mean": {*range(place[0], place[1] + 1), *range(place[2], place[3] + 1)},
             "cls_mean": {0, *range(place[0], place[1] + 1), *range(place[2], place[3] + 1)},
         }[name]

@@ -67,6 +67,7 @@ POOLINGS: dict[str, tuple[int, list[Callable[[Tensor, Tensor], Tensor]]]] = {
     "markers": (2, [_states(0, 2)]),
     "cls_markers": (3, [_first, _states(0, 2)]),
     "markers_both": (4, [_states(0, 1, 2, 3)]),
+    "cls_markers_both": (5, [_first, _states(0, 1, 2, 3)]),
     "mean": (2, [_mean(0), _mean(2)]),
     "cls_mean": (3, [_first, _mean(0), _mean(2)]),
 }
@@ -100,17 +101,49 @@ class MtlReModel(PreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pairs: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Logits by head.
 
         Shapes: input_ids, attention_mask, token_type_ids (batch, length); positions (batch, 4): the tokens of the
         subject's first and last marker piece, then the object's; result by head (batch, classes of the head), fp32.
+        Where the markers stand behind the text (`levitated`), several pairs share a sequence: position_ids, pairs
+        (sequences, length), 0 in `pairs` for the text, -1 for padding; positions (batch, 5): the sequence, four tokens.
         """
-        types = {"token_type_ids": token_type_ids} if self.takes_types and token_type_ids is not None else {}
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        options: dict[str, Any] = {"attention_mask": attention_mask}
+        if self.takes_types and token_type_ids is not None:
+            options["token_type_ids"] = token_type_ids
+        if pairs is not None and position_ids is not None:
+            options |= self._levitated(pairs, position_ids)
+        hidden = self.encoder(input_ids=input_ids, **options).last_hidden_state
+        if pairs is not None:
+            hidden = hidden[positions[:, :1], positions * (torch.arange(5, device=hidden.device) > 0)]
+            positions = torch.arange(1, 5, device=hidden.device).expand(hidden.shape[0], 4)
         pair = self.pair(torch.cat([part(hidden, positions) for part in self.parts], dim=-1))
         return {name: head(pair).float() for name, head in self.heads.items()}
+
+    def _levitated(self, pairs: Tensor, position_ids: Tensor) -> dict[str, Any]:
+        """Who sees whom: all the text, and a pair's markers each other; and where the tokens stand."""
+        config = self.encoder.config
+        seen = (pairs[:, None, None, :] == 0) | (pairs[:, None, None, :] == pairs[:, None, :, None])
+        masks: Any = self._mask(seen)
+        if config.model_type == "modernbert":
+            apart = (position_ids[:, None, None, :] - position_ids[:, None, :, None]).abs()
+            local = self._mask(seen & (apart <= config.sliding_window))
+            masks = {"full_attention": masks, "sliding_attention": local}
+        after_padding = config.model_type in ("roberta", "xlm-roberta")
+        return {"attention_mask": masks, "position_ids": position_ids + (config.pad_token_id + 1) * after_padding}
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        if self.encoder.config._attn_implementation != "eager":
+            return seen
+        return torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def answer(self, logits: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Probabilities (batch, labels) in the order of `config.id2label`, and labels (batch,) by the model's gate."""

@@ -28,8 +28,9 @@ def main() -> None:
     try:
         maker = InputMaker(HERE)
         session = onnxruntime.InferenceSession(str(HERE / options.model), providers=["CPUExecutionProvider"])
-        token_types = "token_type_ids" in {given.name for given in session.get_inputs()}
-        for examples, batch in maker.batches(maker.read(options.data), options.batch_size, token_types):
+        inputs = [given.name for given in session.get_inputs()]
+        rows = maker.read(options.data)
+        for examples, batch in maker.batches(rows, options.batch_size, "token_type_ids" in inputs, inputs):
             probabilities, labels = session.run(["probabilities", "label"], batch)
             for example, row, label in zip(examples, probabilities.tolist(), labels.tolist(), strict=True):
                 probs = dict(zip(maker.labels, row, strict=True))

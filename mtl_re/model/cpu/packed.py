@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mtl_re.features.collate import like_length
+from mtl_re.features.levitated import PADDING
 from mtl_re.model.cpu.dropout import dropped
+from mtl_re.model.levitated import FAMILIES, first_position, near, visible
 
 PACKED_ATTENTION = "mtl_re_packed"
-POSITIONS_AFTER_PADDING = {"bert": False, "electra": False, "modernbert": False, "roberta": True, "xlm-roberta": True}
-"""Model types that run over packed sequences, and whether position ids count from the padding id + 1 or from 0."""
 BLOCK_COST = 64
 """Cost of one more attention block, in tokens whose attention takes as long."""
 BLOCK_STEP = 16
@@ -51,11 +51,14 @@ class Block(NamedTuple):
 
     Attributes:
         real: (rows, length) bool; None if none is padding.
+        pairs, positions: (rows, length) of levitated markers (`levitated.visible`, `levitated.near`); else None.
     """
 
     rows: int
     length: int
     real: Tensor | None
+    pairs: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class _Move(torch.autograd.Function):
@@ -94,10 +97,14 @@ class Layout:
 
     Args:
         lengths: (rows,) number of real tokens. width: of the padded batch, which may exceed the longest row.
+        pairs, position_ids: (rows, width) of levitated markers (None: every token sees its whole row).
     """
 
-    def __init__(self, lengths: np.ndarray, width: int) -> None:
+    def __init__(
+        self, lengths: np.ndarray, width: int, pairs: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> None:
         self.lengths, self.width = lengths, width
+        self.pairs, self.position_ids = pairs, position_ids
         self.tokens = packed_tokens(lengths)
         self.starts = np.cumsum(lengths) - lengths
         real = np.arange(width) < lengths[:, None]
@@ -133,7 +140,12 @@ class Layout:
         for part in self.parts:
             length = int(self.padded[part].max())
             real = np.arange(length) < self.lengths[part][:, None]
-            blocks.append(Block(len(part), length, None if real.all() else torch.from_numpy(real)))
+            block = Block(len(part), length, None if real.all() else torch.from_numpy(real))
+            if self.pairs is not None and self.position_ids is not None:
+                chosen = torch.from_numpy(part)
+                cut = [_cut(values[chosen], length, PADDING) for values in (self.pairs, self.position_ids)]
+                block = block._replace(pairs=cut[0], positions=cut[1])
+            blocks.append(block)
         return blocks
 
     def moves(self, heads: int) -> tuple[Moves, Moves]:
@@ -151,6 +163,11 @@ class Layout:
         return self._heads[heads]
 
 
+def _cut(values: Tensor, length: int, fill: int) -> Tensor:
+    """Return (rows, width) values cut or filled to (rows, length)."""
+    return F.pad(values[:, :length], (0, max(0, length - values.shape[1])), value=fill)
+
+
 def packed_tokens(lengths: np.ndarray) -> int:
     """Return the length of the packed sequence of rows of these lengths, its fill included."""
     return -(-int(lengths.sum()) // PACKED_STEP) * PACKED_STEP
@@ -162,35 +179,41 @@ def use_packed_attention(encoder: Any) -> bool:
     Returns:
         Whether it was switched; from then on only `packed_states` may call it.
     """
-    if encoder.config.model_type not in POSITIONS_AFTER_PADDING:
+    if encoder.config.model_type not in FAMILIES:
         return False
     encoder.set_attn_implementation(PACKED_ATTENTION)
     return True
 
 
 def packed_states(
-    encoder: Any, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    encoder: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """Return the last hidden states, computed without the padding.
 
     Args:
         encoder: one that `use_packed_attention` has switched.
         input_ids, attention_mask, token_type_ids: (rows, length), padded on the right.
+        position_ids, pairs: (rows, length) of levitated markers.
 
     Returns:
         (rows, length, dim); 0 at padded positions.
     """
-    layout = Layout(attention_mask.numpy().astype(bool).sum(axis=1), attention_mask.shape[1])
-    config = encoder.config
-    first = int(config.pad_token_id) + 1 if POSITIONS_AFTER_PADDING[config.model_type] else 0
-    source = layout.pack.source
+    lengths, width = attention_mask.numpy().astype(bool).sum(axis=1), attention_mask.shape[1]
+    layout = Layout(lengths, width, pairs, position_ids)
+    config, source = encoder.config, layout.pack.source
+    places = source % width if position_ids is None else position_ids.reshape(-1)[source]
     options: dict[str, Any] = {}
     if config.model_type != "modernbert":  # it takes no segment ids; the others' default buffer is too short
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         options["token_type_ids"] = types.reshape(-1)[source][None]
     hidden = encoder(
         input_ids=input_ids.reshape(-1)[source][None],
-        position_ids=source[None] % layout.width + first,
+        position_ids=places[None] + first_position(config),
         layout=layout,
         **options,
     ).last_hidden_state[0]
@@ -250,14 +273,20 @@ def _products(
 
 def _allowed(block: Block, window: int | None) -> Tensor | None:
     """Return which keys a query may see, broadcastable to (rows, heads, queries, keys); None: all."""
+    if block.pairs is not None and block.positions is not None:
+        seen = visible(block.pairs)
+        return seen if window is None else seen & near(block.positions, window) | _itself(block)
     real = None if block.real is None else block.real[:, None, None, :]
     if window is None or block.length <= window:
         return real
     position = torch.arange(block.length)
     apart = (position[:, None] - position).abs()
-    if real is None:
-        return apart < window
-    return (apart < window) & real | (apart == 0)  # padding sees itself: seeing nothing would give 0 / 0
+    return apart < window if real is None else (apart < window) & real | _itself(block)
+
+
+def _itself(block: Block) -> Tensor:
+    """Return a mask by which every token sees itself: padding that sees nothing would give 0 / 0."""
+    return torch.eye(block.length, dtype=torch.bool)
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, _attention)
