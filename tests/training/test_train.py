@@ -25,7 +25,7 @@ from distributed_worker import (
 from mtl_re.data import sample
 from mtl_re.data.splits import Splits
 from mtl_re.errors import MtlReError
-from mtl_re.model.network import load
+from mtl_re.model.network import MtlReModel, load
 from mtl_re.scoring import evaluation, gating
 from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training import loop, losses, step_log
@@ -379,6 +379,34 @@ def test_a_technique_does_not_know_how_a_step_was_split(go, no_dropout, options)
     whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})
     split = go("split", **same, **{"train.batch_size": 4, "train.accumulate": 4})
     assert_same_tensors(weights(whole), weights(split), 2e-6)
+
+
+LEVITATED = {"data.markers": "levitated", "model.pooling": "cls_markers_both"}
+
+
+def test_with_levitated_markers_too_a_step_may_be_split_in_any_way(go, no_dropout):
+    same = no_dropout | LEVITATED | {"data.valid_fraction": 0.0, "train.epochs": 1}
+    whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})
+    split = go("split", **same, **{"train.batch_size": 4, "train.accumulate": 4})
+    assert_same_tensors(weights(whole), weights(split), 2e-6)
+    twice = go("twice", **same, **{"train.batch_size": 16, "loss.rdrop": 1.0})
+    assert_same_tensors(weights(whole), weights(twice), 2e-6)
+
+
+def test_rdrop_reads_every_pair_in_two_sequences(go, monkeypatch):
+    seen, real = [], MtlReModel.forward
+
+    def note(self, *given, **named):
+        if self.training:
+            seen.append((named["positions"], len(named["pairs"])))
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(MtlReModel, "forward", note)
+    go(**LEVITATED, **{"train.max_steps": 1, "loss.rdrop": 1.0})
+    for positions, sequences in seen:
+        first, second = positions.chunk(2)
+        assert torch.equal(second[:, 0], first[:, 0] + sequences // 2)
+        assert torch.equal(second[:, 1:], first[:, 1:])
 
 
 @pytest.mark.parametrize("name", ["rdrop", "dropout samples"])
