@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,6 +37,7 @@ from mtl_re.data.validation import BadRow, Example, parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.features.featurizer import Featurizer
+from mtl_re.features.levitated import MARKS
 from mtl_re.taxonomy import KLUE, Taxonomy
 
 Row = dict[str, Any]
@@ -397,7 +400,9 @@ class TokenCheck:
 
     def __init__(self, tokenizers: dict[str, Any]) -> None:
         self.made = {
-            (scheme, room): Featurizer(tokenizer, TAXONOMY, scheme, room == 64, room, TYPES)
+            (scheme, room): Featurizer(
+                tokenizer, TAXONOMY, scheme, room == 64 and scheme != markers.LEVITATED, room, TYPES
+            )
             for scheme, tokenizer in tokenizers.items()
             for room in (256, 64, 32)
         }
@@ -413,15 +418,15 @@ class TokenCheck:
             ids, places = features.input_ids, features.positions
             assert len(ids) <= featurizer.max_length
             assert 0 < places.min() <= places.max() < len(ids)
-            for entity, role, start, end in (
-                (example.subject, "subject", places[0], places[1]),
-                (example.object, "object", places[2], places[3]),
-            ):
+            levitated = scheme == markers.LEVITATED
+            marks = np.arange(len(ids) - MARKS, len(ids)) if levitated else places  # where the markers stand
+            for entity, role, column in ((example.subject, "subject", 0), (example.object, "object", 2)):
+                start, end = places[column : column + 2]
                 before, after = markers.MARKERS[scheme](role, entity.type)  # type: ignore[arg-type]
-                pieces = featurizer.tokenizer.convert_ids_to_tokens([int(ids[start]), int(ids[end])])
+                pieces = featurizer.tokenizer.convert_ids_to_tokens(ids[marks[column : column + 2]].tolist())
                 wanted = [before.split()[0], after.split()[-1]]
                 assert [piece.strip("▁Ġ") for piece in pieces] == wanted, (pieces, wanted, example)
-                assert start < end
+                assert start <= end < len(ids) - MARKS if levitated else start < end
         self.counts["tokenised"] += len(found)
         self.counts["refused by the tokenizer path"] += len(refused)
 
