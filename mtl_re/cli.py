@@ -196,8 +196,10 @@ class Command:
         """Note what this command has written, so that it may write it again."""
         for name, names in self.writes.items():
             if (path := parsed.get(name)) is not None:
-                remember([Path(path)] if not names else files_in(path, names))
-                remember([Path(f"{path}{suffix}")] if (suffix := self.beside.get(name)) else [])
+                files = files_in(path, names) if names else [Path(path)]
+                if suffix := self.beside.get(name):
+                    files.append(Path(f"{path}{suffix}"))
+                remember(files)
 
     def call(self, parsed: Namespace, options: Any) -> Any:
         """Import the function, call it and return its result."""

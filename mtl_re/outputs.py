@@ -64,7 +64,7 @@ def check_directory(
     """
     if Path(folder).is_file():
         raise MtlReError(f"--{option} {folder} is a file; name a directory")
-    for path in [Path(folder) / name for name in names if "*" not in name] + files_in(folder, names):
+    for path in sorted({Path(folder) / name for name in names if "*" not in name} | set(files_in(folder, names))):
         check_outputs({option: path}, inputs, overwrite)
 
 

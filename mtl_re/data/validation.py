@@ -292,11 +292,13 @@ def _identity(fields: Mapping[str, Any], number: int) -> str:
 
 def _label_field(fields: Mapping[str, Any]) -> Any:
     """Return the value of `label`; a row that has another column of labels instead is not an unlabelled one."""
-    others = [name for name, value in fields.items() if str(name).lower() in LABEL_NAMES and not _absent(value)]
-    if "label" not in fields and others:
-        what = f"missing, but there is {others[0]!r}: {shown(fields[others[0]])}"
-        raise RowError("label", f"{what}; rename that column to label (or see `mtl-re convert --from columns`)")
-    return fields.get("label")
+    if "label" in fields:
+        return fields["label"]
+    for name, value in fields.items():
+        if str(name).lower() in LABEL_NAMES and not _absent(value):
+            what = f"missing, but there is {name!r}: {shown(value)}"
+            raise RowError("label", f"{what}; rename that column to label (or see `mtl-re convert --from columns`)")
+    return None
 
 
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:

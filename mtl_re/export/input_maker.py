@@ -8,7 +8,7 @@ it imports into the directory (as `mtl_re_input/`), so there is no second implem
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,9 @@ class PlainTokenizer:
         self.core.no_truncation()
         self.pad_token_id, self.unk_token_id = (self._id(names.get(name)) for name in ("pad_token", "unk_token"))
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
-        """Return the ids of tokens of the vocabulary."""
-        vocabulary = self.core.get_vocab(with_added_tokens=True)
-        return [vocabulary[token] for token in tokens]
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]:
+        """Return the ids of tokens; None for one that the vocabulary does not have."""
+        return [self.core.token_to_id(token) for token in tokens]
 
     def _id(self, token: Any) -> int | None:
         """Return the id of a special token, given as text or, in older files, as a map."""
@@ -104,17 +103,12 @@ class InputMaker:
         return read_examples(data, self.taxonomy)
 
     def batches(
-        self,
-        examples: Iterable[Example],
-        batch_size: int,
-        token_types: bool = False,
-        inputs: Collection[str] | None = None,
+        self, examples: Iterable[Example], batch_size: int, token_types: bool = False
     ) -> Iterator[tuple[list[Example], dict[str, np.ndarray]]]:
         """Yield batches of examples, in order, with the graph's inputs for them (see `pad_batch`).
 
         Args:
             token_types: whether the graph has the input `token_type_ids`.
-            inputs: names of those to give (None: all that there are).
 
         Raises:
             MtlReError: the two entities of a row do not fit the model's longest input.
@@ -122,5 +116,4 @@ class InputMaker:
         rows = self.featurizer.stream(examples)
         while chunk := list(islice(rows, batch_size)):
             features, pad = [row for _, row in chunk], pad_pairs if self.config["markers"] == LEVITATED else pad_batch
-            batch = pad(features, self.tokenizer.pad_token_id or 0, token_types)
-            yield [example for example, _ in chunk], {name: batch[name] for name in inputs or batch}
+            yield [example for example, _ in chunk], pad(features, self.tokenizer.pad_token_id or 0, token_types)

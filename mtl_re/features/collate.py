@@ -154,11 +154,10 @@ class Collator:
     def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
         chosen, lengths = np.asarray(rows if len(rows) else [0], np.int64), self.table.lengths
         features = [self.table[row] for row in chosen]
-        rounded = -(-int(lengths[chosen].max()) // self.length_step) * self.length_step
-        longest = min(rounded, int(lengths.max()))
         if self.levitated:
             arrays = pad_pairs(features, self.pad_id, self.token_types, self.length_step)
         else:
-            arrays = pad_batch(features, self.pad_id, self.token_types, longest)
+            rounded = -(-int(lengths[chosen].max()) // self.length_step) * self.length_step
+            arrays = pad_batch(features, self.pad_id, self.token_types, min(rounded, int(lengths.max())))
         arrays["targets"] = self.table.targets[chosen] if len(rows) else self.no_targets.copy()
         return cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})

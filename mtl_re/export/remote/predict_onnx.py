@@ -28,10 +28,11 @@ def main() -> None:
     try:
         maker = InputMaker(HERE)
         session = onnxruntime.InferenceSession(str(HERE / options.model), providers=["CPUExecutionProvider"])
-        inputs = [given.name for given in session.get_inputs()]
+        inputs = [one.name for one in session.get_inputs()]
         rows = maker.read(options.data)
-        for examples, batch in maker.batches(rows, options.batch_size, "token_type_ids" in inputs, inputs):
-            probabilities, labels = session.run(["probabilities", "label"], batch)
+        for examples, batch in maker.batches(rows, options.batch_size, "token_type_ids" in inputs):
+            given = {name: batch[name] for name in inputs}
+            probabilities, labels = session.run(["probabilities", "label"], given)
             for example, row, label in zip(examples, probabilities.tolist(), labels.tolist(), strict=True):
                 probs = dict(zip(maker.labels, row, strict=True))
                 print(json.dumps({"id": example.id, "label": maker.labels[label], "probs": probs}, ensure_ascii=False))

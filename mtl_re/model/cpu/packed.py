@@ -51,13 +51,14 @@ class Block(NamedTuple):
 
     Attributes:
         real: (rows, length) bool; None if none is padding.
-        pairs, positions: (rows, length) of levitated markers (`levitated.visible`, `levitated.near`); else None.
+        seen: (rows, 1, length, length) bool, who sees whom under levitated markers; None: every token sees its row.
+        positions: (rows, length) position ids of levitated markers, for a sliding window; else None.
     """
 
     rows: int
     length: int
     real: Tensor | None
-    pairs: Tensor | None = None
+    seen: Tensor | None = None
     positions: Tensor | None = None
 
 
@@ -143,8 +144,8 @@ class Layout:
             block = Block(len(part), length, None if real.all() else torch.from_numpy(real))
             if self.pairs is not None and self.position_ids is not None:
                 chosen = torch.from_numpy(part)
-                cut = [_cut(values[chosen], length, PADDING) for values in (self.pairs, self.position_ids)]
-                block = block._replace(pairs=cut[0], positions=cut[1])
+                pairs, positions = (_cut(values[chosen], length, PADDING) for values in (self.pairs, self.position_ids))
+                block = block._replace(seen=visible(pairs), positions=positions)
             blocks.append(block)
         return blocks
 
@@ -273,9 +274,8 @@ def _products(
 
 def _allowed(block: Block, window: int | None) -> Tensor | None:
     """Return which keys a query may see, broadcastable to (rows, heads, queries, keys); None: all."""
-    if block.pairs is not None and block.positions is not None:
-        seen = visible(block.pairs)
-        return seen if window is None else seen & near(block.positions, window) | _itself(block)
+    if block.seen is not None and block.positions is not None:
+        return block.seen if window is None else block.seen & near(block.positions, window) | _itself(block)
     real = None if block.real is None else block.real[:, None, None, :]
     if window is None or block.length <= window:
         return real
