@@ -485,21 +485,25 @@ def open_tab(page, name: str, inside: str) -> None:
 
 
 def choose_file(page, path: str) -> None:
-    """Choose a file, and once more if it does not appear: on a busy machine Gradio has lost a choice."""
+    """Choose a file, and again on a page loaded anew if it does not appear: a busy machine has lost a choice before.
+
+    Gradio takes the input away while a file goes up and when it has arrived, so only a new page surely has one.
+    """
     timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
-    shown = page.locator("#file >> text=" + Path(path).name)
-    page.set_input_files("#file input[type=file]", path)
-    try:
-        shown.wait_for(timeout=15_000)
-    except timed_out:
-        page.set_input_files("#file input[type=file]", path)
-        shown.wait_for(timeout=60_000)
+    for patience in (30_000, 30_000, 60_000):
+        open_tab(page, TEXTS["en"]["tab_file"], "#file input[type=file]")
+        try:
+            page.set_input_files("#file input[type=file]", path, timeout=patience)
+            page.locator("#file >> text=" + Path(path).name).wait_for(timeout=patience)
+            return
+        except timed_out:
+            page.reload()
+    pytest.fail("the chosen file did not appear")
 
 
 @pytest.mark.slow
 def test_a_file_goes_up_and_a_submission_comes_down(browser, examples, tmp_path):
     page = browser()
-    open_tab(page, TEXTS["en"]["tab_file"], "#file input[type=file]")
     choose_file(page, upload(tmp_path, [row.to_row() for row in examples]))
     page.click("#file-run")
     page.wait_for_selector("#re-rows >> text=60 rows")
