@@ -2,7 +2,7 @@
 
 A training or adaptation ends its step, saves a checkpoint and leaves (`training.loop.Loop.fit`, which covers the steps;
 a signal during the last evaluation ends the process, and the newest checkpoint stands). A prediction keeps its finished
-windows (`predict.predict`). A study asks its trainings to stop (`study.workers`).
+windows (`predict.windows`). A study asks its trainings to stop (`study.workers`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Part files: the finished windows of a prediction, each whole or absent, until all of them become the output.
+"""Part files: the finished windows of an output, each whole or absent, until all of them become the output.
 
 The directory `.partial-NAME.parts` beside the output NAME holds one file for each finished window of the input, named
 by the window's number, and the lock of the process that will publish. A part is a line with the SHA-256 of all that
 follows, a line of JSON (`WindowPart`), and the encoded rows. It is written whole or not at all, so a kill leaves no
-half of one, and a flipped bit anywhere in it is detected. A part also says which prediction it belongs to, so any
+half of one, and a flipped bit anywhere in it is detected. A part also says which output it belongs to, so any
 number of processes may write parts, and another number of them may go on.
 """
 
@@ -32,19 +32,17 @@ class WindowPart:
 
     Attributes:
         window: The window's number. fingerprint: All that the bytes of the output depend on, as JSON values.
-        rows: Rows of the output. ids: `IdDigest` of these rows. rejected: The rows left out.
+        read: Rows of the input. used: Those of them that could be used. rows: Rows of the output. ids: `IdDigest` of
+            these. rejected: What was left out of the input.
     """
 
     window: int
     fingerprint: dict[str, Any]
+    read: int
+    used: int
     rows: int
     ids: str
     rejected: list[RejectedRow]
-
-    @property
-    def read(self) -> int:
-        """Number of rows of the input."""
-        return self.rows + len(self.rejected)
 
 
 class PartFiles:
@@ -70,8 +68,11 @@ class PartFiles:
         return os.listdir(self.directory) if self.directory.is_dir() else []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, command: str = "predict") -> Iterator[None]:
         """Make the directory and hold the output for this process; the system frees it however the process ends.
+
+        Args:
+            command: That writes the output, for the message.
 
         Raises:
             MtlReError: The directory cannot be written, or another process holds the output.
@@ -86,7 +87,7 @@ class PartFiles:
         try:
             with locked(lock) as held:
                 if held is None:
-                    raise MtlReError(f"{self.output}: another `mtl-re predict` is writing it")
+                    raise MtlReError(f"{self.output}: another `mtl-re {command}` is writing it")
                 try:
                     yield
                 finally:
@@ -123,7 +124,10 @@ class PartFiles:
         if seal != hashlib.sha256(content).hexdigest().encode():
             return None
         description, _, rows = content.partition(b"\n")
-        part = WindowPart(**json.loads(description))
+        try:
+            part = WindowPart(**json.loads(description))
+        except TypeError:  # another version's
+            return None
         return (part, rows) if part.window == window else None
 
     # ---- all parts

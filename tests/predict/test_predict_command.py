@@ -22,6 +22,7 @@ from mtl_re.config import PredictConfig, parse_shares
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.predict import predict as predict_run
+from mtl_re.predict import windows
 from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
@@ -357,7 +358,7 @@ def test_without_resume_it_starts_over_and_says_so(stopped, run, whole, tmp_path
         predicted = interrupt(patch, None)
         assert run().read_bytes() == whole[".jsonl"]
     assert len(predicted) == WINDOWS
-    assert "15 rows of an interrupted prediction are thrown away" in capsys.readouterr().err
+    assert "15 rows of an interrupted `mtl-re predict` are thrown away" in capsys.readouterr().err
 
 
 def test_resume_with_nothing_to_resume(resumed, whole, tmp_path):
@@ -476,7 +477,8 @@ def test_input_that_changes_meanwhile(run, rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict_run, "encode_rows", encode_rows)
     assert (
-        fault_of(run, data=str(moving)) == f"{moving}: it was changed while its rows were predicted; predict it again"
+        fault_of(run, data=str(moving))
+        == f"{moving}: it was changed while its rows were read; run `mtl-re predict` again"
     )
     assert names(tmp_path) == ["moving.json"]
 
@@ -490,7 +492,7 @@ def test_hub_rows_are_not_counted_first(run, rows, tmp_path, monkeypatch, capsys
         yield from real(str(rows), taxonomy)
 
     monkeypatch.setattr(predict_run, "parsed", parsed)
-    monkeypatch.setattr(predict_run, "file_digest", lambda spec: "digest")
+    monkeypatch.setattr(windows, "file_digest", lambda spec: "digest")
     run(data="hub:klue/re:validation")
     assert passes == ["hub:klue/re:validation"]
     assert "23.0row" in capsys.readouterr().err

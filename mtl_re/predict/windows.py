@@ -1,0 +1,322 @@
+"""Any number of rows, by any number of processes, through kills, to one checked file.
+
+The unit of work is a window: so many consecutive rows of the input, as read. Batches are made inside a window, so a
+window's output is the same whichever process makes it and whenever. Each process works on a fixed share of the windows
+and writes a part file for each (`parts`); `--resume` works on the windows that have none. The input is read to its end
+before the work starts, so that a bad row is reported at once. Rank 0 decides what is left to do, and in the end merges
+the parts, checks the output and publishes it. What is made of a row is a `WindowJob`'s business: `predict` makes a
+prediction of it, `extract` the triples of a document.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from mtl_re.config import OnBadRow
+from mtl_re.data.loading import cures, write_rejected
+from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import BadRow
+from mtl_re.errors import MtlReError
+from mtl_re.files import remove, unwritable
+from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
+from mtl_re.predict.process_group import ProcessGroup
+from mtl_re.signals import stop_signals
+
+Row = TypeVar("Row")
+Progress = Callable[[float], object]
+"""Called with the rows that have just been finished, or parts of one."""
+_POLL = 0.2  # seconds between two looks at the parts of other processes
+
+
+class WindowOptions(Protocol):
+    """The options that every such command has (see `config.PredictConfig`)."""
+
+    data: str
+    window: int
+    resume: bool
+    on_bad_row: OnBadRow
+
+
+class Answer(NamedTuple):
+    """What a window has become.
+
+    Attributes:
+        encoded: Rows of the output, as they will be handed to `publish`. rows: Their number. ids: `IdDigest` of them.
+        used: Rows of the input that could be used. rejected: What was left out.
+    """
+
+    encoded: bytes
+    rows: int
+    ids: str
+    used: int
+    rejected: list[RejectedRow]
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """What rank 0 has decided.
+
+    Attributes:
+        fingerprint: All that the bytes of the output depend on, as JSON values.
+        total: Rows of the input, if they could be counted. finished: Windows that have a part, and their input rows.
+    """
+
+    fingerprint: dict[str, Any]
+    total: int | None
+    finished: dict[int, int]
+
+
+class WindowJob(ABC, Generic[Row]):
+    """One output to be made.
+
+    Args:
+        options: The command's.
+        output: The file.
+        group: The processes that share the work.
+    """
+
+    command: ClassVar[str]
+    """The command's name, which messages and the progress bar show."""
+
+    def __init__(self, options: WindowOptions, output: Path, group: ProcessGroup) -> None:
+        self.options, self.group = options, group
+        self.parts = PartFiles(output)
+
+    @property
+    def output(self) -> Path:
+        """The file to make."""
+        return self.parts.output
+
+    @property
+    def rejected(self) -> Path:
+        """Where the rows left out are listed, if there are any."""
+        return self.output.with_name(f"{self.output.name}.rejected.jsonl")
+
+    @abstractmethod
+    def rows(self) -> Iterator[tuple[int, Row | BadRow]]:
+        """Yield every row of the input with its number, or what is wrong with it."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that the bytes of the output depend on, as JSON values (the input's digest is added)."""
+
+    @abstractmethod
+    def answer(self, rows: list[tuple[int, Row]], tick: Progress) -> Answer:
+        """Work on the sound rows of one window.
+
+        Args:
+            rows: With their numbers.
+                tick: To be called with the rows just finished, or parts of one.
+
+        Raises:
+            MtlReError: A row cannot be used, and may not be left out.
+        """
+
+    @abstractmethod
+    def publish(self, chunks: Iterable[bytes], expected: Callable[[], Iterable[tuple[int, str]]]) -> None:
+        """Put the encoded rows of all windows into the output, checked (`expected`: number and `IdDigest` of each)."""
+
+    def look_at(self, row: Row) -> None:
+        """See one sound row while the input is looked through; for what is to be said of all rows."""
+
+    def looked(self, rows: int) -> None:
+        """The input was looked through; it has so many rows."""
+
+    # ---- one run
+
+    def run(self) -> int:
+        """Make the output and return the number of its rows (0 on other ranks than the first).
+
+        Raises:
+            MtlReError: Rows or the output's directory are at fault; an old output stands.
+        """
+        with ExitStack() as held:
+            try:
+                plan = self.group.from_first(lambda: self._prepare(held))
+                with self.group.faults_told():
+                    windows = self._work(plan)
+                return self._conclude(windows, plan) if self.group.rank == 0 else 0
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise unwritable(self.output, error) from error
+
+    # ---- before
+
+    def _prepare(self, held: ExitStack) -> WorkPlan:
+        """Rank 0: hold the output, look through the input, and find out what is left to do."""
+        held.enter_context(self.parts.locked(self.command))
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
+        resume = self.options.resume or restarted
+        fingerprint = self.fingerprint() | {"data": file_digest(self.options.data), "window": self.options.window}
+        finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
+        total = self._count()
+        if not resume:
+            if self.parts.windows():
+                lost = f"{self.parts.rows():,} rows of an interrupted `mtl-re {self.command}` are thrown away"
+                _say(f"{self.output}: {lost} (--resume would keep them)")
+            self.parts.remove()
+        held.push(lambda kind, *_: self._keep_or_clear() if kind else None)
+        return WorkPlan(fingerprint, total, finished)
+
+    def _keep_or_clear(self) -> None:
+        """After a fault: say what is kept, or remove the parts where no row is finished."""
+        if rows := self.parts.rows():
+            _say(f"{self.output}: {rows:,} finished rows are kept; the same command with --resume goes on from there")
+        else:
+            self.parts.remove()
+
+    def _count(self) -> int | None:
+        """Check and count the rows of the input; None for a data set of the hub, which is not downloaded a second time.
+
+        Raises:
+            MtlReError: A row is bad and may not be left out, or the input ends in a fault.
+        """
+        if self.options.data.startswith("hub:"):
+            return None
+        rows = 0
+        for _, row in self.rows():
+            rows += 1
+            if isinstance(row, BadRow):
+                self._reject(row)
+            else:
+                self.look_at(row)
+        self.looked(rows)
+        return rows
+
+    def _reject(self, row: BadRow) -> RejectedRow:
+        """Return a bad row as it is kept in a part.
+
+        Raises:
+            MtlReError: It may not be left out.
+        """
+        if self.options.on_bad_row == "error" and row.fits:
+            raise MtlReError(f"{row}; {cures([row], 1)[-1]}")
+        if self.options.on_bad_row == "error":
+            raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
+        return row.row, row.field, row.reason
+
+    # ---- the work
+
+    def _work(self, plan: WorkPlan) -> int:
+        """Work on this rank's share of the windows that are left, and return the number of all windows.
+
+        Of n ranks, rank k takes every n-th of them from the k-th on. Rank 0 then waits for the parts of the others.
+        """
+        group, parts, finished = self.group, self.parts, plan.finished
+        windows, left, mine, rows_done = 0, 0, 0, sum(finished.values())
+        with self._bar(plan) as bar:
+
+            def show() -> None:
+                others = len(parts.windows()) - len(finished) - mine if group.size > 1 and group.rank == 0 else 0
+                rows = rows_done + others * self.options.window
+                bar.update((rows if plan.total is None else min(rows, plan.total)) - bar.n)
+
+            for number, rows in self._windows():
+                windows += 1
+                if number in finished:
+                    continue
+                if left % group.size == group.rank:
+                    self._answer_window(plan, number, rows, bar.update)
+                    mine += 1
+                    rows_done += len(rows)
+                    show()
+                left += 1
+            while group.rank == 0 and len(parts.windows()) < windows:
+                time.sleep(_POLL)
+                show()
+        return windows
+
+    def _bar(self, plan: WorkPlan) -> Any:
+        """Return a bar over the rows of all ranks, those of an earlier run included; the rate is this run's."""
+        return tqdm(
+            total=plan.total,
+            initial=sum(plan.finished.values()),
+            desc=f"{self.command} {self.options.data}",
+            unit="row",
+            unit_scale=True,
+            smoothing=0.1,
+            disable=self.group.rank > 0,
+            file=sys.stderr,
+        )
+
+    def _windows(self) -> Iterator[tuple[int, list[tuple[int, Row | BadRow]]]]:
+        rows = self.rows()
+        for number in count():
+            if not (window := list(islice(rows, self.options.window))):
+                return
+            yield number, window
+
+    def _answer_window(self, plan: WorkPlan, number: int, rows: list[tuple[int, Row | BadRow]], tick: Progress) -> None:
+        bad = [self._reject(row) for _, row in rows if isinstance(row, BadRow)]
+        answer = self.answer([(place, row) for place, row in rows if not isinstance(row, BadRow)], tick)
+        rejected = sorted([*bad, *answer.rejected])
+        part = WindowPart(number, plan.fingerprint, len(rows), answer.used, answer.rows, answer.ids, rejected)
+        self.parts.write(part, answer.encoded)
+
+    # ---- after
+
+    def _conclude(self, windows: int, plan: WorkPlan) -> int:
+        """Rank 0: merge the parts in the input's order, check the file, publish it, and return its number of rows."""
+        parts, data = self.parts, self.options.data
+        summaries = [(part.rows, part.ids, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)]
+        rows, used, lost = (sum(numbers) for numbers in zip(*((n, u, r) for n, _, u, r in summaries), strict=True))
+        if not data.startswith("hub:") and file_digest(data) != plan.fingerprint["data"]:
+            parts.remove()
+            raise MtlReError(f"{data}: it was changed while its rows were read; run `mtl-re {self.command}` again")
+        if not used:
+            first = next(self._rejected(windows))
+            parts.remove()
+            raise MtlReError(f"{first}; none of the {lost:,} rows can be used")
+        if lost:
+            write_rejected(self.rejected, self._rejected(windows))
+            _say(f"{data}: {lost} bad rows left out, listed in {self.rejected}")
+        else:
+            remove(self.rejected)  # an earlier output's
+        expected = [(number, ids) for number, ids, *_ in summaries]
+        self.publish((encoded for _, encoded in parts.in_order(windows)), lambda: expected)
+        parts.remove()
+        return rows
+
+    def _rejected(self, windows: int) -> Iterator[BadRow]:
+        for part, _ in self.parts.in_order(windows):
+            for number, field, reason in part.rejected:
+                yield BadRow(self.options.data, number, field, reason)
+
+
+def run_job(make: Callable[[ProcessGroup], WindowJob[Any]]) -> int:
+    """Make a job and run it in the processes of this launch, stopping cleanly at SIGTERM and Ctrl-C.
+
+    Args:
+        make: Called in every process with its group; loads the checkpoint.
+
+    Returns:
+        The number of rows written (0 on other ranks than the first).
+
+    Raises:
+        MtlReError: As `WindowJob.run` and `make` raise it.
+    """
+    with stop_signals(interrupt=True) as received, ProcessGroup() as group:
+        try:
+            return make(group).run()
+        except KeyboardInterrupt as error:
+            if group.size > 1 and signal.SIGTERM in received:
+                text = "stopped by the launcher, because another process ended or because it was told to stop"
+                raise MtlReError(text) from error
+            raise
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
