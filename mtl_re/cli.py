@@ -57,10 +57,10 @@ def _print_count(count: int, options: config.PredictConfig) -> None:
     print(f"{count} predictions in {options.output}")
 
 
-def _print_triples(triples: Any, options: config.ExtractConfig) -> None:
-    from mtl_re.predict.triples import render_triples
+def _print_triples(result: Any, options: config.ExtractConfig) -> None:
+    from mtl_re.predict.extract import render
 
-    print(render_triples(triples, options))
+    print(render(result, options))
 
 
 def _rendered(function: str) -> Callable[[Any, Any], None]:
@@ -362,12 +362,15 @@ COMMANDS: dict[str, Command] = {
         writes={"output": ()},
     ),
     "extract": Command(
-        "Extract the triples between the entities of one sentence.",
-        "mtl_re.predict.predictor:extract_triples",
+        "Extract the triples between the entities of a sentence, or of any number of documents.",
+        "mtl_re.predict.extract:extract",
         config.ExtractConfig,
         (CKPT,),
-        {"entity": {"type": str, "action": "append", "required": True, "metavar": "WORD:TYPE"}},
+        {"entity": {"type": str, "action": "append", "default": [], "metavar": "WORD:TYPE"}},
         _print_triples,
+        ("ckpt", "data", "ner_types"),
+        {"output": ()},
+        {"output": ".rejected.jsonl"},
     ),
     "demo": Command(
         "Serve a web page on this machine to try a checkpoint.", "mtl_re.page.server:demo", config.DemoConfig, (CKPT,)

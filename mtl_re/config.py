@@ -588,14 +588,26 @@ class ErrorsConfig(Options):
 
 
 @dataclass
-class ExtractConfig(Options):
+class ExtractConfig(ReadingConfig):
     """Options of `mtl-re extract`."""
 
-    sentence: str
-    """The sentence."""
-    entity: list[str]
+    sentence: str | None = None
+    """One sentence; its triples are printed."""
+    entity: list[str] = field(default_factory=list)
     """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word occurs several times (START counts characters
     from 0)."""
+    data: str | None = None
+    """Documents instead of one sentence: rows of `id`, `text` and `entities` (a list of start, end, type and perhaps
+    word; spans are inclusive characters) in any form that `mtl-re predict` reads; a .txt file; or a directory of .txt
+    files."""
+    output: str | None = None
+    """The triples of `data`, a row each: .jsonl, .csv or .parquet."""
+    entities: str | None = None
+    """`ner:MODEL`: find entities where a row gives none, by this token-classification model of transformers."""
+    ner_types: str | None = None
+    """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
+    sentences: Literal["split", "whole"] = "split"
+    """`split`: cut each document into sentences, and ask only pairs inside of one; `whole`: a row is one sentence."""
     threshold: float = within(0, 1, 0.5)
     """Least probability of a triple's relation, which is the pair's most probable one."""
     gate: Gate | None = None
@@ -604,8 +616,32 @@ class ExtractConfig(Options):
     """Prior of the coarse classes: `none` (as in training), or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
     """`subject_type`: rule labels out whose coarse class does not take subjects of the pair's type."""
+    batch_size: int = within(1, 1_000_000, 128)
+    """Pairs of one forward pass."""
+    precision: Precision = "no"
+    """Arithmetic of the forward pass (`no`: fp32)."""
+    window: int = within(1, 10_000_000, 256)
+    """Consecutive documents that are worked on together and written to the disk as one part: memory and the work that a
+    kill loses grow with it, not with the input."""
+    resume: bool = False
+    """Continue an interrupted extraction of the same documents with the same options."""
+    on_bad_row: OnBadRow = "error"
+    """A row that cannot be used: `error` stops and names it; `skip` leaves it out and lists it in
+    OUTPUT.rejected.jsonl."""
     format: Literal["text", "json"] = "text"
-    """`text`: score, subject, relation and object, separated by tabs; `json`: one object a line."""
+    """Of one sentence's triples. `text`: score, subject, relation and object, separated by tabs; `json`: one object a
+    line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.sentence is None) == (self.data is None):
+            raise MtlReError("extract: give one of --sentence TEXT and --data DOCUMENTS")
+        if (self.data is None) != (self.output is None):
+            raise MtlReError("extract: --data and --output go together: the triples of documents are written to a file")
+        if self.sentence is not None and not self.entity and self.entities is None:
+            raise MtlReError("extract: give the sentence's entities: --entity WORD:TYPE ..., or --entities ner:MODEL")
+        if self.data is not None and self.entity:
+            raise MtlReError("extract: --entity is for --sentence; documents have theirs in the rows")
 
 
 @dataclass

@@ -23,11 +23,12 @@ from typing import Any
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from mtl_re.data.documents import entity_at
 from mtl_re.data.validation import Example, parse_row, shown
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.collate import Collator
 from mtl_re.model.network import MtlReModel, join_heads
-from mtl_re.predict.triples import entity_at, pair_example
+from mtl_re.predict.triples import pair_example
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding
 from mtl_re.scoring.writers import predictions_of

@@ -336,8 +336,8 @@ def _is_row(value: Any) -> bool:
     return isinstance(value, dict) and not value.keys() & _PARTS
 
 
-_PARTS = {"result", "start_offset", "from_id", "pos"}
-"""Keys of annotations, entities and relations in the records that `convert` reads."""
+_PARTS = {"result", "start", "start_idx", "start_offset", "start_char", "begin", "from_id", "pos"}
+"""Keys of annotations, entities and relations in the records that `convert` and `extract` read."""
 
 
 def _columns(source: str, columns: dict[str, Any]) -> Iterator[RawRow]:
@@ -387,7 +387,11 @@ def _read_csv(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
     delimiter = max(",\t;", key=first.count)
     cells = _cells(csv.reader(chain([first], lines), strict=True, delimiter=delimiter))
     header = next(cells, None)
-    if isinstance(header, csv.Error) or header is None or ("sentence" not in header and format_of(header) is None):
+    if (
+        isinstance(header, csv.Error)
+        or header is None
+        or (not {"sentence", "text"} & set(header) and format_of(header) is None)
+    ):
         found = "the file is empty" if header is None else str(header)[:200]
         raise _fault(source, f"the first line must name the columns (id, sentence, subject_entity, ...); found {found}")
     if len(set(header)) < len(header):

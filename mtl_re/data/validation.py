@@ -145,7 +145,7 @@ def parse_row(
     Raises:
         RowError: the first field at fault.
     """
-    sentence = _string(fields, "sentence")
+    sentence = string_of(fields, "sentence")
     if len(sentence) > MAX_SENTENCE:
         raise RowError("sentence", f"{len(sentence):,} characters; at most {MAX_SENTENCE:,} are accepted")
     subject_entity = _entity(fields, "subject_entity", sentence, reading)
@@ -154,12 +154,12 @@ def parse_row(
         sentence, subject_entity, object_entity = _composed(sentence, subject_entity, object_entity)
     check_spans(subject_entity, object_entity)
     return Example(
-        id=_identity(fields, number),
+        id=identity(fields, number),
         sentence=sentence,
         subject=subject_entity,
         object=object_entity,
         label=_label(_label_field(fields), taxonomy),
-        source=None if _absent(fields.get("source"), blank=True) else _string(fields, "source"),
+        source=None if is_absent(fields.get("source"), blank=True) else string_of(fields, "source"),
         file=file,
         row=None if file is None else number,
     )
@@ -207,7 +207,7 @@ def _composed(sentence: str, *entities: Entity) -> tuple[str, Entity, Entity]:
 def _entity(fields: Mapping[str, Any], name: str, sentence: str, reading: ReadingConfig) -> Entity:
     value = _present(fields, name, name)
     if isinstance(value, str):
-        value = _literal(value, name)
+        value = literal(value, name)
     if not isinstance(value, Mapping):
         raise RowError(name, f"expected word, start_idx, end_idx and type, found {shown(value)}")
     start, end = (_position(value, key, name) - reading.first_character for key in ("start_idx", "end_idx"))
@@ -215,15 +215,15 @@ def _entity(fields: Mapping[str, Any], name: str, sentence: str, reading: Readin
     if not 0 <= start <= end < len(sentence):
         what = f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, ends inclusive)"
         raise RowError(f"{name}.start_idx" if start < 0 or start >= len(sentence) else f"{name}.end_idx", what)
-    word = _string(value, "word", name)
+    word = string_of(value, "word", name)
     if (spelled := sentence[start : end + 1]) != word:
         reason = f"{shown(word)}, but characters {start}..{end} of the sentence are {shown(spelled)}"
         reason += difference(word, spelled)
         raise RowError(f"{name}.word", reason)
-    return Entity(word, start, end, _string(value, "type", name))
+    return Entity(word, start, end, string_of(value, "type", name))
 
 
-def _literal(text: str, name: str) -> Any:
+def literal(text: str, name: str) -> Any:
     """Decode an entity of the contest CSV, a Python dict as text; nothing is executed.
 
     pandas, NumPy and Excel leave other spellings behind (`np.int64(3)`, JSON's `null`, tabs for commas), which are
@@ -266,7 +266,7 @@ def whole_number(value: Any) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _string(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
+def string_of(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
     """Return a field's text; it must be encodable and hold a visible character."""
     path = f"{parent}.{key}" if parent else key
     value = _present(fields, key, path)
@@ -281,13 +281,13 @@ def _string(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
     return value
 
 
-def _identity(fields: Mapping[str, Any], number: int) -> str:
+def identity(fields: Mapping[str, Any], number: int) -> str:
     key = "guid" if "guid" in fields else "id"
     value = fields.get(key)
-    if _absent(value):
+    if is_absent(value):
         return str(number)
     whole = whole_number(value)
-    return _string(fields, key) if whole is None else str(whole)
+    return string_of(fields, key) if whole is None else str(whole)
 
 
 def _label_field(fields: Mapping[str, Any]) -> Any:
@@ -295,14 +295,14 @@ def _label_field(fields: Mapping[str, Any]) -> Any:
     if "label" in fields:
         return fields["label"]
     for name, value in fields.items():
-        if str(name).lower() in LABEL_NAMES and not _absent(value):
+        if str(name).lower() in LABEL_NAMES and not is_absent(value):
             what = f"missing, but there is {name!r}: {shown(value)}"
             raise RowError("label", f"{what}; rename that column to label (or see `mtl-re convert --from columns`)")
     return None
 
 
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:
-    if _absent(value) or value in (str(UNLABELLED), f"{UNLABELLED}.0"):
+    if is_absent(value) or value in (str(UNLABELLED), f"{UNLABELLED}.0"):
         return None
     if (number := whole_number(value)) is not None:
         # The hub numbers labels in KLUE's order, whatever order a taxonomy over them has.
@@ -325,7 +325,7 @@ def _present(fields: Mapping[str, Any], key: str, path: str) -> Any:
     return value
 
 
-def _absent(value: Any, blank: bool = False) -> bool:
+def is_absent(value: Any, blank: bool = False) -> bool:
     """Return whether a value is None, empty text (or, with `blank`, blank text), or the NaN of pandas for either."""
     if isinstance(value, str):
         return not (value.strip() if blank else value)

@@ -75,7 +75,7 @@ class PredictionJob(WindowJob["Example"]):
     command = "predict"
 
     def __init__(self, predictor: Predictor, options: PredictConfig, group: ProcessGroup) -> None:
-        super().__init__(options, Path(options.output), group)
+        super().__init__(options, options.data, Path(options.output), group)
         self.predictor, self.settings = predictor, options
         self.order = label_order(options.label_order, predictor.taxonomy, self.output.suffix)
         self.apart = 0  # rows with decomposed characters

@@ -6,7 +6,6 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtl_re.config import Backend, ExtractConfig, Gate, Restrict, parse_shares
+from mtl_re.config import Backend, Gate, Restrict, parse_shares
 from mtl_re.data.validation import Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.model.device import resolve_precision
@@ -174,17 +173,3 @@ class Predictor:
             except RowError as error:
                 raise MtlReError(f"row {number}: {error}") from error
         return examples
-
-
-def extract_triples(ckpt: str, options: ExtractConfig) -> list[triples.Triple]:
-    """`mtl-re extract`: return the triples of `options.sentence`, the surest first.
-
-    Raises:
-        MtlReError: the checkpoint cannot be loaded, or an entity is not in the sentence.
-    """
-    entities = [triples.find_entity(options.sentence, text) for text in options.entity]
-    predictor = Predictor.from_pretrained(ckpt, gate=options.gate, prior=options.prior, restrict=options.restrict)
-    _, left = triples.candidates(options.sentence, entities, predictor.taxonomy, predictor.entity_types)
-    for reason in triples.explain_left_out(entities, left):
-        print(reason, file=sys.stderr)
-    return predictor.extract(options.sentence, entities, options.threshold)

@@ -24,15 +24,14 @@ import numpy as np
 import torch
 
 from mtl_re.config import ExtractConfig
+from mtl_re.data.documents import EntityLike, entity_at
 from mtl_re.data.unicode_form import composed, is_decomposed
 from mtl_re.data.validation import Entity, Example, parse_row, shown, span_clash
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError
 from mtl_re.features import markers
 from mtl_re.scoring import gating
 from mtl_re.taxonomy import Taxonomy
 
-EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
-"""An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
 _AT = re.compile(r"(?P<word>.+)@(?P<start>\d+)", re.DOTALL)
 
 
@@ -51,12 +50,17 @@ class PairScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """A relation between two entities of a sentence; `score` is the probability of that one label."""
+    """A relation between two entities of a sentence.
+
+    Attributes:
+        score: The probability of that one label. coarse: The probability of its coarse class.
+    """
 
     subject: Entity
     relation: str
     object: Entity
     score: float
+    coarse: float
 
     def record(self) -> dict[str, Any]:
         """Return the triple as JSON values."""
@@ -71,28 +75,48 @@ def extract(
     predictor: PairScorer, sentence: str, entities: Sequence[EntityLike], threshold: float = 0.5
 ) -> list[Triple]:
     """Return the relations between the entities of a sentence (see `Predictor.extract`)."""
-    if not 0 <= threshold <= 1:  # False for NaN as well
-        raise MtlReError(f"threshold: {threshold}; expected a probability, 0 to 1")
+    check_threshold(threshold)
     pairs, _ = candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     if not pairs:
         return []
-    taxonomy, probs = predictor.taxonomy, torch.from_numpy(predictor.probabilities(pairs))
-    labels, scores = gating.best_relation(probs, taxonomy)
+    return triples_of(pairs, predictor.probabilities(pairs), predictor.taxonomy, threshold)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise MtlReError unless a threshold is a probability."""
+    if not 0 <= threshold <= 1:  # False for NaN as well
+        raise MtlReError(f"threshold: {threshold}; expected a probability, 0 to 1")
+
+
+def triples_of(pairs: Sequence[Example], probs: np.ndarray, taxonomy: Taxonomy, threshold: float) -> list[Triple]:
+    """Return the triples of scored pairs, the most probable first.
+
+    Args:
+        pairs: Of one sentence.
+        probs: (pairs, labels) in the order of the taxonomy's labels.
+        threshold: Least score.
+    """
+    scored = torch.from_numpy(probs)
+    labels, scores = gating.best_relation(scored, taxonomy)
+    classes = gating.coarse(scored, taxonomy)
     triples = [
-        Triple(pair.subject, taxonomy.labels[label], pair.object, score)
-        for pair, label, score in zip(pairs, labels.tolist(), scores.tolist(), strict=True)
+        Triple(
+            pair.subject, taxonomy.labels[label], pair.object, score, float(of_class[taxonomy.group_of_label[label]])
+        )
+        for pair, label, score, of_class in zip(pairs, labels.tolist(), scores.tolist(), classes, strict=True)
         if score >= threshold
     ]
     return sorted(triples, key=lambda triple: (-triple.score, _span(triple.subject), _span(triple.object)))
 
 
 def candidates(
-    sentence: str, entities: Sequence[EntityLike], taxonomy: Taxonomy, known: Sequence[str] = ()
+    sentence: str, entities: Sequence[EntityLike], taxonomy: Taxonomy, known: Sequence[str] = (), source: str = ""
 ) -> tuple[list[Example], dict[str, int]]:
     """Return the pairs to score as examples whose ids name the two spans; and reason → number of pairs left out.
 
     Args:
         known: entity types that the model was trained with (empty: any).
+        source: stands before the ids, such as the name of a document.
 
     Raises:
         MtlReError: An entity is at fault (named by its index in the list), listed twice or of an unknown type, or the
@@ -114,7 +138,7 @@ def candidates(
         if span_clash((subject.start, subject.end), (object.start, object.end)):
             left["their spans cross or are the same"] += 1
             continue
-        pairs.append(pair_example(f"{_named(subject)} → {_named(object)}", sentence, subject, object, taxonomy))
+        pairs.append(pair_example(f"{source}{_named(subject)} → {_named(object)}", sentence, subject, object, taxonomy))
     return pairs, dict(left)
 
 
@@ -157,47 +181,6 @@ def pair_example(id: str, sentence: str, subject: Entity, object: Entity, taxono
     """
     spans = Example(id, sentence, subject, object).to_row()
     return parse_row(spans, taxonomy)
-
-
-def entity_at(sentence: str, given: EntityLike, name: str) -> Entity:
-    """Check one entity against its sentence and return it.
-
-    Args:
-        name: What messages call the entity, such as `entities[2]`.
-
-    Raises:
-        RowError: It is not a span of the sentence, the span spells another word, or it has no type.
-    """
-    if not isinstance(sentence, str):
-        raise RowError("sentence", f"expected text, found {shown(sentence)}")
-    start, end, kind, word = _parts(given, name)
-    for key, value in (("start", start), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(value)}")
-    if not 0 <= start <= end < len(sentence):
-        raise RowError(name, f"span {start}..{end} does not lie in the sentence (0..{len(sentence) - 1}, inclusive)")
-    if not isinstance(kind, str) or not kind.strip():
-        raise RowError(f"{name}.type", f"expected an entity type such as PER, found {shown(kind)}")
-    spelled = sentence[start : end + 1]
-    if word is not None and word != spelled:
-        raise RowError(f"{name}.word", f"{shown(word)}, but characters {start}..{end} are {shown(spelled)}")
-    if not spelled.strip():
-        raise RowError(name, f"characters {start}..{end} are blank")
-    return Entity(spelled, start, end, kind)
-
-
-def _parts(given: Any, name: str) -> tuple[Any, Any, Any, Any]:
-    """Return (start, end, type, word) of an entity in any of its forms; word is None where none is given."""
-    if isinstance(given, Entity):
-        return given.start, given.end, given.type, given.word
-    if isinstance(given, Mapping):
-        needed, keys = {"start", "end", "type"}, set(given)
-        if odd := sorted(map(str, (needed - keys) | (keys - needed - {"word"}))):
-            raise RowError(name, f"keys {odd} are missing or unknown; expected start, end, type and perhaps word")
-        return given["start"], given["end"], given["type"], given.get("word")
-    if isinstance(given, tuple | list) and len(given) == 3:
-        return (*given, None)
-    raise RowError(name, f"expected an Entity, (start, end, type) or a map of these, found {shown(given)}")
 
 
 def _named(entity: Entity) -> str:

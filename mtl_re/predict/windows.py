@@ -28,7 +28,7 @@ from mtl_re.config import OnBadRow
 from mtl_re.data.loading import cures, write_rejected
 from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import remove, unwritable
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
 from mtl_re.predict.process_group import ProcessGroup
@@ -43,7 +43,6 @@ _POLL = 0.2  # seconds between two looks at the parts of other processes
 class WindowOptions(Protocol):
     """The options that every such command has (see `config.PredictConfig`)."""
 
-    data: str
     window: int
     resume: bool
     on_bad_row: OnBadRow
@@ -83,6 +82,7 @@ class WindowJob(ABC, Generic[Row]):
 
     Args:
         options: The command's.
+        data: The input.
         output: The file.
         group: The processes that share the work.
     """
@@ -90,8 +90,8 @@ class WindowJob(ABC, Generic[Row]):
     command: ClassVar[str]
     """The command's name, which messages and the progress bar show."""
 
-    def __init__(self, options: WindowOptions, output: Path, group: ProcessGroup) -> None:
-        self.options, self.group = options, group
+    def __init__(self, options: WindowOptions, data: str, output: Path, group: ProcessGroup) -> None:
+        self.options, self.data, self.group = options, data, group
         self.parts = PartFiles(output)
 
     @property
@@ -107,6 +107,10 @@ class WindowJob(ABC, Generic[Row]):
     @abstractmethod
     def rows(self) -> Iterator[tuple[int, Row | BadRow]]:
         """Yield every row of the input with its number, or what is wrong with it."""
+
+    def digest(self) -> str:
+        """Return a digest of the input, by which a change of it is seen."""
+        return file_digest(self.data)
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -160,7 +164,7 @@ class WindowJob(ABC, Generic[Row]):
         held.enter_context(self.parts.locked(self.command))
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
         resume = self.options.resume or restarted
-        fingerprint = self.fingerprint() | {"data": file_digest(self.options.data), "window": self.options.window}
+        fingerprint = self.fingerprint() | {"data": self.digest(), "window": self.options.window}
         finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         total = self._count()
         if not resume:
@@ -184,7 +188,7 @@ class WindowJob(ABC, Generic[Row]):
         Raises:
             MtlReError: A row is bad and may not be left out, or the input ends in a fault.
         """
-        if self.options.data.startswith("hub:"):
+        if self.data.startswith("hub:"):
             return None
         rows = 0
         for _, row in self.rows():
@@ -207,6 +211,14 @@ class WindowJob(ABC, Generic[Row]):
         if self.options.on_bad_row == "error":
             raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
         return row.row, row.field, row.reason
+
+    def rejected_row(self, number: int, error: RowError) -> RejectedRow:
+        """Return a row that proved to be at fault, as it is kept in a part.
+
+        Raises:
+            MtlReError: It may not be left out.
+        """
+        return self._reject(BadRow(self.data, number, error.field, error.reason))
 
     # ---- the work
 
@@ -244,7 +256,7 @@ class WindowJob(ABC, Generic[Row]):
         return tqdm(
             total=plan.total,
             initial=sum(plan.finished.values()),
-            desc=f"{self.command} {self.options.data}",
+            desc=f"{self.command} {self.data}",
             unit="row",
             unit_scale=True,
             smoothing=0.1,
@@ -270,10 +282,10 @@ class WindowJob(ABC, Generic[Row]):
 
     def _conclude(self, windows: int, plan: WorkPlan) -> int:
         """Rank 0: merge the parts in the input's order, check the file, publish it, and return its number of rows."""
-        parts, data = self.parts, self.options.data
+        parts, data = self.parts, self.data
         summaries = [(part.rows, part.ids, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)]
         rows, used, lost = (sum(numbers) for numbers in zip(*((n, u, r) for n, _, u, r in summaries), strict=True))
-        if not data.startswith("hub:") and file_digest(data) != plan.fingerprint["data"]:
+        if not data.startswith("hub:") and self.digest() != plan.fingerprint["data"]:
             parts.remove()
             raise MtlReError(f"{data}: it was changed while its rows were read; run `mtl-re {self.command}` again")
         if not used:
@@ -293,7 +305,7 @@ class WindowJob(ABC, Generic[Row]):
     def _rejected(self, windows: int) -> Iterator[BadRow]:
         for part, _ in self.parts.in_order(windows):
             for number, field, reason in part.rejected:
-                yield BadRow(self.options.data, number, field, reason)
+                yield BadRow(self.data, number, field, reason)
 
 
 def run_job(make: Callable[[ProcessGroup], WindowJob[Any]]) -> int:

@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -133,7 +133,7 @@ def publish(
     order: Sequence[str],
     expected: Callable[[], Iterable[tuple[int, str]]],
 ) -> None:
-    """Put encoded rows into a file that appears whole and checked, or not at all.
+    """Put encoded predictions into a file that appears whole and checked, or not at all.
 
     Args:
         chunks: Rows as `encode_rows` returns them, in order.
@@ -144,10 +144,24 @@ def publish(
         MtlReError: The file cannot be written or fails its check; an old file stands.
     """
     with whole_file(path) as partial:
-        with _SINKS[path.suffix](partial, taxonomy, order) as add:
-            for chunk in chunks:
-                add(chunk)
+        write_table(chunks, partial, path.suffix, CSV_HEADER, lambda: _parquet_schema(list(taxonomy.groups), order))
         check_file(partial, path.suffix, order, expected())
+
+
+def write_table(
+    chunks: Iterable[bytes], path: Path, suffix: str, header: Sequence[str], schema: Callable[[], Any]
+) -> None:
+    """Write encoded rows into a new file.
+
+    Args:
+        chunks: Lines of a .csv without its header, or JSON lines for the other formats.
+        suffix: Names the format (the file may have a temporary name).
+        header: Columns of a .csv.
+        schema: Returns the pyarrow schema of a .parquet; a column that a row lacks is null.
+    """
+    with _parquet_sink(path, schema()) if suffix == ".parquet" else _text_sink(path, suffix, header) as add:
+        for chunk in chunks:
+            add(chunk)
 
 
 def check_suffix(path: Path) -> None:
@@ -204,12 +218,12 @@ Add = Callable[[bytes], object]
 
 
 @contextmanager
-def _text_sink(path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> Iterator[Add]:
+def _text_sink(path: Path, suffix: str, header: Sequence[str]) -> Iterator[Add]:
     """Open a file of lines, to which encoded rows are written as they are."""
     file = path.open("wb")
     try:
-        if path.suffix == ".csv":
-            file.write((",".join(CSV_HEADER) + "\n").encode())
+        if suffix == ".csv":
+            file.write((",".join(header) + "\n").encode())
         yield file.write
     except BaseException:
         with suppress(OSError):  # the first fault is the one to report
@@ -219,16 +233,16 @@ def _text_sink(path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> Iterator
 
 
 @contextmanager
-def _parquet_sink(path: Path, taxonomy: Taxonomy, order: Sequence[str]) -> Iterator[Add]:
+def _parquet_sink(path: Path, schema: Any) -> Iterator[Add]:
     """Open a parquet file with row groups of a fixed size, whatever the size of the chunks."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, records = _parquet_schema(list(taxonomy.groups), order), list[dict[str, Any]]()
+    records, absent = list[dict[str, Any]](), dict.fromkeys(schema.names)
 
     def add(chunk: bytes) -> None:
         for line in chunk.split(b"\n")[:-1]:
-            records.append({"gold": None, **json.loads(line)})
+            records.append(absent | json.loads(line))
             if len(records) == _GROUP:
                 write()
 
@@ -249,13 +263,6 @@ def _parquet_schema(coarse: Sequence[str], order: Sequence[str]) -> Any:
 
     texts = [(name, pa.string()) for name in ("gold", "id", "label")]
     return pa.schema([*texts, ("score", pa.float64()), ("coarse", shares(coarse)), ("probs", shares(order))])
-
-
-_SINKS: dict[str, Callable[[Path, Taxonomy, Sequence[str]], AbstractContextManager[Add]]] = {
-    ".csv": _text_sink,
-    ".jsonl": _text_sink,
-    ".parquet": _parquet_sink,
-}
 
 
 # ---- checking ----------------------------------------------------------------------------------------------------

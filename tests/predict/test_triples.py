@@ -238,8 +238,8 @@ def test_the_command_prints_what_extract_returns(saved, predictor, capsys):
 
 
 def test_text_output_and_a_usage_fault(capsys):
-    made = triples.Triple(Entity("왕", 0, 0, "PER"), "per:title", Entity("나라", 2, 3, "LOC"), 0.5)
-    options = ExtractConfig("", [])
+    made = triples.Triple(Entity("왕", 0, 0, "PER"), "per:title", Entity("나라", 2, 3, "LOC"), 0.5, 0.7)
+    options = ExtractConfig("왕", ["왕:PER"])
     assert triples.render_triples([made], options) == "0.500\t왕 (0..0)\tper:title\t나라 (2..3)"
     assert triples.render_triples([], options) == "no relation scores 0.5 or more"
     assert cli.main(["extract", "x", "--sentence", "왕 왕", "--entity", "왕:PER"]) == 1

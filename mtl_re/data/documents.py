@@ -1,0 +1,282 @@
+"""One raw row → a `Document`: a text, and the spans of its entities where they are given.
+
+Enters: a DATA argument as `readers` reads it, a .txt file, or a directory of them. Leaves: `Document`s whose entities
+are checked to lie in the text and to spell their words, and a `BadRow` for each row at fault. The fields go by the
+names of annotation tools and libraries (`FIELDS`, `ENTITY_FIELDS`); a row of KLUE-RE is a document too, with its
+subject and object as entities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtl_re.config import ReadingConfig
+from mtl_re.data.readers import CHUNK, RawRow, file_digest, one_line, read_rows
+from mtl_re.data.unicode_form import compose_spans
+from mtl_re.data.validation import AS_KLUE, READINGS, BadRow, Entity, identity, is_absent, literal, shown, string_of
+from mtl_re.data.validation import whole_number as _whole
+from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
+from mtl_re.errors import MtlReError, RowError
+
+MAX_DOCUMENT = 4 << 20
+"""Longest document, in characters."""
+FIELDS: Mapping[str, Sequence[str]] = {
+    "id": ("id", "guid", "doc_id", "document_id", "docid"),
+    "text": ("text", "sentence", "document", "content", "body"),
+    "entities": ("entities", "entity", "ents", "spans", "labels", "label"),
+}
+"""Field of a document → the names that it goes by."""
+ENTITY_FIELDS: Mapping[str, Sequence[str]] = {
+    "start": ("start", "start_idx", "start_offset", "start_char", "begin"),
+    "end": ("end", "end_idx", "end_offset", "end_char", "stop"),
+    "type": ("type", "entity_type", "label", "tag", "entity_group"),
+    "word": ("word", "text", "form", "surface", "mention"),
+}
+"""Field of an entity → the names that it goes by; `word` may be missing."""
+EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
+"""An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and its entities.
+
+    Attributes:
+        id: The row's own, or its number; for a .txt file its path.
+        entities: In the order of the row, with spans in inclusive characters of the text, each listed once; None where
+            the row gives none.
+    """
+
+    id: str
+    text: str
+    entities: tuple[Entity, ...] | None
+
+
+def read_documents(spec: str, reading: ReadingConfig = AS_KLUE) -> Iterator[tuple[int, Document | BadRow]]:
+    """Yield every document of DATA with its number, or what is wrong with it.
+
+    Args:
+        spec: Rows in any form that `mtl-re predict` reads, a .txt file (one document), or a directory: each .txt file
+            in it, and in the directories below, is a document.
+
+    Raises:
+        MtlReError: DATA cannot be read, or a directory holds no .txt file.
+    """
+    for raw in _texts(spec) if _is_text(spec) else read_rows(spec):
+        try:
+            if raw.fault is not None:
+                raise raw.fault
+            yield raw.number, parse_document(raw.fields, raw.number, reading)
+        except RowError as error:
+            fits = _fitting(raw.fields, reading) if "entities" in error.field and raw.fault is None else ()
+            yield raw.number, BadRow(raw.source, raw.number, error.field, one_line(error.reason), fits)
+
+
+def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingConfig = AS_KLUE) -> Document:
+    """Return the document that one raw row holds.
+
+    Args:
+        fields: See `FIELDS`; `entities` is a list of maps (`ENTITY_FIELDS`) or of [start, end, type], or the JSON or
+            Python text of one; `subject_entity` and `object_entity` serve where there is none.
+        number: The row's; it becomes the id of a row that has none.
+        reading: How spans are counted, and whether decomposed characters are composed.
+
+    Raises:
+        RowError: The first field at fault.
+    """
+    name = _name(fields, "text")
+    text = string_of(fields, name)
+    if len(text) > MAX_DOCUMENT:
+        raise RowError(name, f"{len(text):,} characters; at most {MAX_DOCUMENT:,} are accepted; divide the document")
+    given = _given(fields)
+    entities = None if given is None else [_entity(text, value, f"entities[{n}]", reading) for n, value in given]
+    if reading.normalise == "nfc":
+        text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()])
+        if entities is not None:
+            pairs = zip(entities, spans, strict=True)
+            entities = [Entity(text[start : end + 1], start, end, entity.type) for entity, (start, end) in pairs]
+    key = next((key for key in FIELDS["id"] if not is_absent(fields.get(key))), None)
+    id = str(number) if key is None else identity({"id": fields[key]}, number)
+    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)))
+
+
+def entity_at(text: str, given: EntityLike, name: str) -> Entity:
+    """Check one entity against its text and return it.
+
+    Args:
+        name: What messages call the entity, such as `entities[2]`.
+
+    Raises:
+        RowError: It is not a span of the text, the span spells another word, or it has no type.
+    """
+    if not isinstance(text, str):
+        raise RowError("sentence", f"expected text, found {shown(text)}")
+    start, end, kind, word = _parts(given, name)
+    for key, value in (("start", start), ("end", end)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(value)}")
+    if not 0 <= start <= end < len(text):
+        raise RowError(name, f"span {start}..{end} does not lie in the sentence (0..{len(text) - 1}, inclusive)")
+    if not isinstance(kind, str) or not kind.strip():
+        raise RowError(f"{name}.type", f"expected an entity type such as PER, found {shown(kind)}")
+    spelled = text[start : end + 1]
+    if word is not None and word != spelled:
+        raise RowError(f"{name}.word", f"{shown(word)}, but characters {start}..{end} are {shown(spelled)}")
+    if not spelled.strip():
+        raise RowError(name, f"characters {start}..{end} are blank")
+    return Entity(spelled, start, end, kind)
+
+
+def _parts(given: Any, name: str) -> tuple[Any, Any, Any, Any]:
+    """Return (start, end, type, word) of an entity in any of its forms; word is None where none is given."""
+    if isinstance(given, Entity):
+        return given.start, given.end, given.type, given.word
+    if isinstance(given, Mapping):
+        needed, keys = {"start", "end", "type"}, set(given)
+        if odd := sorted(map(str, (needed - keys) | (keys - needed - {"word"}))):
+            raise RowError(name, f"keys {odd} are missing or unknown; expected start, end, type and perhaps word")
+        return given["start"], given["end"], given["type"], given.get("word")
+    if isinstance(given, tuple | list) and len(given) == 3:
+        return (*given, None)
+    raise RowError(name, f"expected an Entity, (start, end, type) or a map of these, found {shown(given)}")
+
+
+# ---- a row's fields ------------------------------------------------------------------------------------------------
+
+
+def _name(fields: Mapping[str, Any], field: str) -> str:
+    """Return the name under which a row has a field.
+
+    Raises:
+        RowError: It has none, or two that differ.
+    """
+    names = [name for name in FIELDS[field] if not is_absent(fields.get(name))]
+    if not names:
+        known = ", ".join(FIELDS[field])
+        raise RowError(field, f"missing; the row has {shown(list(fields))}, and expected is one of {known}")
+    if any(fields[name] != fields[names[0]] for name in names[1:]):
+        raise RowError(field, f"stands under {' and under '.join(names)}, with different values; leave one")
+    return names[0]
+
+
+def _given(fields: Mapping[str, Any]) -> list[tuple[int, Any]] | None:
+    """Return the entities that a row lists, numbered from 0; None where it says nothing of entities."""
+    for name in FIELDS["entities"]:
+        value = fields.get(name)
+        if is_absent(value) or (name == "label" and not isinstance(value, list)):  # `label` may be a relation's
+            continue
+        if isinstance(value, str):
+            value = literal(value, name)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise RowError("entities", f"expected a list of start, end and type, found {shown(value)}")
+        return list(enumerate(value))
+    pair = [fields.get(name) for name in ("subject_entity", "object_entity")]
+    if all(map(is_absent, pair)):
+        return None
+    return [(n, literal(value, "entities") if isinstance(value, str) else value) for n, value in enumerate(pair)]
+
+
+def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
+    """Return one entity of a row, its span counted as `reading` says."""
+    if isinstance(value, Mapping):
+        found = {}
+        for field, names in ENTITY_FIELDS.items():
+            key = next((key for key in names if value.get(key) is not None), None)
+            if key is not None:
+                found[field] = value[key]
+            elif field != "word":
+                what = f"missing; the entity has {shown(list(value))}, and expected is one of {', '.join(names)}"
+                raise RowError(f"{name}.{field}", what)
+        start, end, kind, word = found["start"], found["end"], found["type"], found.get("word")
+    else:
+        start, end, kind, word = _parts(value, name)
+    places = []
+    for key, place in (("start", start), ("end", end)):
+        if (number := _whole(place)) is None:
+            raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(place)}")
+        places.append(number - reading.first_character)
+    places[1] -= reading.span_ends == "exclusive"
+    given = {"start": places[0], "end": places[1], "type": kind}
+    return entity_at(text, given if word is None else given | {"word": word}, name)
+
+
+def _fitting(fields: Mapping[str, Any], reading: ReadingConfig) -> tuple[int, ...]:
+    """Return the numbers of the other `READINGS` under which a faulty row is sound."""
+    fits = []
+    for number, other in enumerate(READINGS):
+        if (other.span_ends, other.first_character) != (reading.span_ends, reading.first_character):
+            with suppress(RowError):
+                parse_document(fields, reading=other)
+                fits.append(number)
+    return tuple(fits)
+
+
+# ---- text files ----------------------------------------------------------------------------------------------------
+
+
+def digest_of(spec: str) -> str:
+    """Return the SHA-256 of DATA, of the names and contents of all text files where it is a directory of them.
+
+    Raises:
+        MtlReError: DATA cannot be read.
+    """
+    if not os.path.isdir(spec):
+        return file_digest(spec)
+    digest = hashlib.sha256()
+    for path in _files(spec):
+        digest.update(f"{path.relative_to(spec)}\0{file_digest(str(path))}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _is_text(spec: str) -> bool:
+    return os.path.isdir(spec) or spec.lower().endswith(".txt")
+
+
+def _files(spec: str) -> list[Path]:
+    """Return the .txt files of a directory and those below it, in the order of their paths."""
+    found = [Path(folder, name) for folder, _, names in os.walk(spec) for name in names]
+    files = sorted(path for path in found if path.suffix.lower() == ".txt")
+    if not files:
+        raise MtlReError(one_line(f"{spec}: holds no .txt file; expected one document a file, or a file of rows"))
+    return files
+
+
+def _texts(spec: str) -> Iterator[RawRow]:
+    """Yield one row a text file."""
+    folder = os.path.isdir(spec)
+    for number, path in enumerate(_files(spec) if folder else [Path(spec)], start=1):
+        id = path.relative_to(spec).as_posix() if folder else path.name
+        try:
+            if not (text := _text(path)).strip():
+                raise RowError("text", "is blank")
+            yield RawRow(spec, number, {"id": id, "text": text})
+        except RowError as error:
+            yield RawRow(spec, number, fault=RowError(error.field, f"{id}: {error.reason}"))
+
+
+def _text(path: Path) -> str:
+    """Return a file's text, its line breaks as they are.
+
+    Raises:
+        MtlReError: The file cannot be opened.
+        RowError: It is too long, or in no encoding that is known.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_DOCUMENT + CHUNK)
+    except OSError as error:
+        raise MtlReError(one_line(f"{path}: cannot be read ({error.strerror})")) from error
+    encoding = encoding_of(content[:SNIFFED])
+    tell_encoding(str(path), encoding)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if len(content) >= 4 * MAX_DOCUMENT:
+            raise RowError("text", f"more than {MAX_DOCUMENT:,} characters; divide the document") from error
+        raise RowError("text", f"byte {error.start} is not {error.encoding.upper()} ({error.reason})") from error

@@ -1,0 +1,146 @@
+"""Documents: the names that fields go by, spans, text files, and what is said of a row at fault."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mtl_re.config import ReadingConfig
+from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
+from mtl_re.data.loading import cures
+from mtl_re.data.validation import BadRow, Entity
+from mtl_re.errors import MtlReError, RowError
+
+TEXT = "한라희는 누리전자의 대표이다. 😀 강릉에 산다."
+PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8, "ORG")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "a", "text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}, [5, 8, "ORG"]]},
+        {"guid": "a", "sentence": TEXT, "ents": [(0, 2, "PER"), {"begin": 5, "stop": 8, "tag": "ORG"}]},
+        {
+            "doc_id": "a",
+            "content": TEXT,
+            "spans": [
+                {"start_offset": 0, "end_offset": 2, "label": "PER", "id": 7},
+                {"start_char": 5.0, "end_char": 8, "entity_group": "ORG", "score": 0.9},
+            ],
+        },
+        {"id": "a", "text": TEXT, "label": [[0, 2, "PER"], [5, 8, "ORG"]]},  # doccano
+        {"id": "a", "text": TEXT, "entities": json.dumps([[0, 2, "PER"], [5, 8, "ORG"]])},  # a cell of a CSV
+        {"id": "a", "text": TEXT, "entities": "[(0, 2, 'PER'), (5, 8, 'ORG'), (0, 2, 'PER')]"},  # one is listed twice
+        {
+            "guid": "a",
+            "sentence": TEXT,
+            "label": "no_relation",
+            "subject_entity": {"word": "한라희", "start_idx": 0, "end_idx": 2, "type": "PER"},
+            "object_entity": "{'word': '누리전자', 'start_idx': 5, 'end_idx': 8, 'type': 'ORG'}",
+        },
+    ],
+)
+def test_the_names_of_the_field(fields):
+    assert parse_document(fields) == Document("a", TEXT, (PERSON, COMPANY))
+
+
+def test_no_entities_and_none_given():
+    assert parse_document({"text": TEXT}, 7) == Document("7", TEXT, None)
+    assert parse_document({"text": TEXT, "entities": None}).entities is None
+    assert parse_document({"text": TEXT, "entities": []}).entities == ()
+    assert parse_document({"id": 12.0, "text": TEXT}).id == "12"
+
+
+def test_other_readings():
+    fields = {"text": TEXT, "entities": [{"start": 1, "end": 4, "type": "PER", "word": "한라희"}]}
+    reading = ReadingConfig(span_ends="exclusive", first_character=1)
+    assert parse_document(fields, reading=reading).entities == (PERSON,)
+    apart = unicodedata.normalize("NFD", TEXT)
+    fields = {"text": apart, "entities": [[0, len(unicodedata.normalize("NFD", "한라희")) - 1, "PER"]]}
+    assert parse_document(fields, reading=ReadingConfig(normalise="nfc")) == Document("1", TEXT, (PERSON,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "reason"),
+    [
+        ({"id": "a"}, "text", "missing; the row has \\['id'\\], and expected is one of text, sentence"),
+        ({"text": TEXT, "sentence": "x"}, "text", "stands under text and under sentence, with different values"),
+        ({"text": " "}, "text", "is blank"),
+        ({"text": TEXT, "entities": 3}, "entities", "expected a list"),
+        ({"text": TEXT, "entities": [[0, 2]]}, "entities\\[0\\]", "expected an Entity"),
+        ({"text": TEXT, "entities": [{"start": 0, "end": 2}]}, "entities\\[0\\].type", "missing; the entity has"),
+        ({"text": TEXT, "entities": [[0, "x", "PER"]]}, "entities\\[0\\].end", "expected a whole number"),
+        ({"text": TEXT, "entities": [[0, 2, "PER"], [0, 99, "PER"]]}, "entities\\[1\\]", "span 0..99 does not lie"),
+        (
+            {"text": TEXT, "entities": [{"start": 0, "end": 3, "type": "PER", "word": "한라희"}]},
+            "word",
+            "are '한라희는'",
+        ),
+        ({"text": "가" * (4 << 20) + "나"}, "text", "4,194,305 characters; at most 4,194,304"),
+    ],
+)
+def test_faults(fields, field, reason):
+    with pytest.raises(RowError, match=f"{field}: .*{reason}"):
+        parse_document(fields)
+
+
+def test_a_file_of_rows_and_its_bad_rows(tmp_path):
+    path = tmp_path / "docs.jsonl"
+    rows = [
+        {"id": "a", "text": TEXT, "entities": [{"start": 0, "end": 3, "type": "PER", "word": "한라희"}]},
+        {"id": "b", "text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "x\n", encoding="utf-8")
+    (_, bad), (_, good), (_, no_json) = read_documents(str(path))
+    assert isinstance(bad, BadRow)
+    assert bad.row == 1
+    assert "--span_ends exclusive" in cures([bad], 1)[0]
+    assert good == Document("b", TEXT, (PERSON,))
+    assert isinstance(no_json, BadRow)
+    assert "not JSON" in no_json.reason
+
+
+def test_one_document_in_a_json_file(tmp_path):
+    path = tmp_path / "docs.json"
+    row = {"text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}]}
+    for rows in (row, [row]):
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        assert [document for _, document in read_documents(str(path))] == [Document("1", TEXT, (PERSON,))]
+
+
+def test_a_table_of_texts(tmp_path):
+    path = tmp_path / "docs.csv"
+    path.write_text(f"id,text\na,{TEXT}\n", encoding="utf-8")
+    assert [document for _, document in read_documents(str(path))] == [Document("a", TEXT, None)]
+
+
+def text_files(folder: Path) -> Path:
+    (folder / "news").mkdir(parents=True)
+    (folder / "b.txt").write_text("나\r\n다", encoding="utf-8", newline="")
+    (folder / "news" / "a.TXT").write_bytes("가나다라 마바사".encode("cp949"))
+    (folder / "c.md").write_text("x", encoding="utf-8")
+    return folder
+
+
+def test_a_directory_of_text_files(tmp_path):
+    folder = text_files(tmp_path / "docs")
+    documents = [document for _, document in read_documents(str(folder))]
+    assert documents == [Document("b.txt", "나\r\n다", None), Document("news/a.TXT", "가나다라 마바사", None)]
+    assert list(read_documents(str(folder / "b.txt"))) == [(1, Document("b.txt", "나\r\n다", None))]
+    before = digest_of(str(folder))
+    assert digest_of(str(folder)) == before
+    (folder / "b.txt").rename(folder / "bb.txt")
+    assert digest_of(str(folder)) != before
+
+
+def test_text_files_at_fault(tmp_path):
+    with pytest.raises(MtlReError, match=r"holds no \.txt file"):
+        list(read_documents(str(tmp_path)))
+    (tmp_path / "a.txt").write_bytes(b"\xff\x81ab")
+    (tmp_path / "b.txt").write_text("", encoding="utf-8")
+    bad = [str(row) for _, row in read_documents(str(tmp_path))]
+    assert f"{tmp_path}:1: text: a.txt: byte 0 is not UTF-8" in bad[0]
+    assert bad[1] == f"{tmp_path}:2: text: b.txt: is blank"
+    with pytest.raises(MtlReError, match=r"gone\.txt: cannot be read"):
+        list(read_documents(str(tmp_path / "gone.txt")))

@@ -1,0 +1,290 @@
+"""`mtl-re extract --data`: documents → a checked file of triples, through bad rows, kills and several processes."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mtl_re import cli
+from mtl_re.config import ExtractConfig
+from mtl_re.data.documents import Document
+from mtl_re.data.validation import Entity
+from mtl_re.errors import MtlReError
+from mtl_re.predict import extract as extract_run
+from mtl_re.predict import windows
+from mtl_re.predict.extract import COLUMNS, cut, extract, read_triples
+from mtl_re.predict.parts import PartFiles
+from mtl_re.predict.predictor import Predictor
+from mtl_re.scoring.composed import ComposedModel
+from tests.conftest import scratch_tokenizer, tiny_model
+
+
+def document(id: str, examples: list) -> dict:
+    """The rows' sentences as one text, with the entities of each."""
+    text, entities = "", []
+    for row in examples:
+        start = len(text)
+        for entity in (row.subject, row.object):
+            entities.append({"start": start + entity.start, "end": start + entity.end, "type": entity.type})
+        text += row.sentence + " "
+    return {"id": id, "text": text.rstrip(), "entities": entities}
+
+
+def written(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def docs(examples, tmp_path) -> Path:
+    """Nine documents of three sentences."""
+    made = [document(f"d{start}", examples[start : start + 3]) for start in range(0, 27, 3)]
+    (tmp_path / "in").mkdir()
+    return written(tmp_path / "in" / "docs.jsonl", made)
+
+
+@pytest.fixture
+def run(saved, docs, tmp_path):
+    """Runs the command; returns the output's path."""
+
+    def call(**options) -> Path:
+        settings = {"data": str(docs), "output": str(tmp_path / "out.jsonl"), "threshold": 0.0, "window": 2}
+        settings |= options
+        extract(settings.pop("ckpt", str(saved)), ExtractConfig(**settings))
+        return Path(settings["output"])
+
+    return call
+
+
+def test_triples_are_those_of_the_sentences(run, examples, tiny, docs):
+    """Every sentence of a document gives what `Predictor.extract` gives, its spans moved into the document."""
+    predictor = Predictor([ComposedModel.of(*tiny)])
+    rows = list(read_triples(run()))
+    assert {row["document"] for row in rows} == {f"d{start}" for start in range(0, 27, 3)}
+    texts = {row["id"]: row["text"] for row in map(json.loads, docs.read_text(encoding="utf-8").splitlines())}
+    place = 0
+    for start in range(0, 27, 3):
+        moved = 0
+        for row in examples[start : start + 3]:
+            for triple in predictor.extract(row.sentence, [row.subject, row.object], 0):
+                found, place = rows[place], place + 1
+                assert list(found) == list(COLUMNS)
+                assert found["document"] == f"d{start}"
+                assert (found["subject"], found["relation"], found["object"]) == (
+                    triple.subject.word,
+                    triple.relation,
+                    triple.object.word,
+                )
+                assert found["score"] == pytest.approx(triple.score, abs=1e-5)
+                assert found["score"] <= found["coarse"] + 1e-9
+                assert found["coarse"] == pytest.approx(triple.coarse, abs=1e-5)
+                text = texts[found["document"]]
+                assert text[found["object_start"] : found["object_end"] + 1] == found["object"]
+                assert text[found["sentence_start"] : found["sentence_end"] + 1] == row.sentence
+                assert found["sentence_start"] == moved
+            moved += len(row.sentence) + 1
+    assert place == len(rows)
+
+
+def test_the_formats_hold_the_same(run, tmp_path):
+    expected = list(read_triples(run()))
+    for suffix in (".csv", ".parquet"):
+        assert list(read_triples(run(output=str(tmp_path / f"out{suffix}")))) == expected
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file)) == list(COLUMNS)
+
+
+def test_the_threshold(run):
+    every = list(read_triples(run()))
+    scores = sorted(float(row["score"]) for row in every)
+    middle = scores[len(scores) // 2]
+    assert list(read_triples(run(threshold=middle))) == [row for row in every if row["score"] >= middle]
+    assert run(threshold=1.0).read_bytes() == b""
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_another_window_changes_no_triple(run, tmp_path, window):
+    expected, found = list(read_triples(run())), list(read_triples(run(window=window)))
+    assert [{**row, "score": 0, "coarse": 0} for row in found] == [{**row, "score": 0, "coarse": 0} for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+def test_a_kill_and_resume_give_the_same_bytes(run, monkeypatch, tmp_path, capsys):
+    whole = run().read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    real, done = extract_run.ExtractionJob.answer, []
+
+    def answer(job, rows, tick):
+        if len(done) in (2, 3):
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append("answered")
+        return real(job, rows, tick)
+
+    monkeypatch.setattr(extract_run.ExtractionJob, "answer", answer)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(resume=True)
+    assert "4 finished rows are kept" in capsys.readouterr().err
+    assert run(resume=True).read_bytes() == whole
+    assert done.count("answered") == 5  # no window twice
+    assert set(os.listdir(tmp_path)) == {"in", "out.jsonl"}
+
+
+def test_resume_with_other_options_is_refused(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(PartFiles, "remove", lambda parts: None)
+    run()
+    with pytest.raises(MtlReError, match=r"least score was 0.0, is 0.5"):
+        run(resume=True, threshold=0.5)
+    with pytest.raises(MtlReError, match=r"sentences was split, is whole"):
+        run(resume=True, sentences="whole")
+
+
+def test_bad_rows(run, docs, tmp_path, capsys):
+    rows = list(map(json.loads, docs.read_text(encoding="utf-8").splitlines()))
+    rows[2]["entities"][1]["end"] = 10_000
+    rows[5]["entities"][0]["type"] = "ORGN"
+    del rows[7]["entities"]
+    moved = written(tmp_path / "in" / "bad.jsonl", rows)
+    with pytest.raises(MtlReError, match=rf"{moved}:3: entities\[1\]: span .* does not lie"):
+        run(data=str(moved))
+    found = run(data=str(moved), on_bad_row="skip")
+    rejected = [json.loads(line) for line in (tmp_path / "out.jsonl.rejected.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["field"]) for row in rejected] == [
+        (3, "entities[1]"),
+        (6, "entities[0].type"),
+        (8, "entities"),
+    ]
+    assert "did you mean ORG" in rejected[1]["reason"]
+    assert "--entities ner:MODEL" in rejected[2]["reason"]
+    assert {row["document"] for row in read_triples(found)} == {"d0", "d3", "d9", "d12", "d18", "d24"}
+    written(moved, [rows[7]])
+    with pytest.raises(MtlReError, match="none of the 1 rows can be used"):
+        run(data=str(moved), on_bad_row="skip")
+
+
+def test_a_pair_that_does_not_fit_is_named(examples, tokenizer, tmp_path, run):
+    """The others of its document are kept."""
+    folder = tmp_path / "ckpt"
+    for part in (tiny_model(tokenizer, max_input_length=32), tokenizer):
+        part.save_pretrained(folder)
+    row = examples[0]
+    text = row.sentence + " 그리고 가나다" * 40 + " 누리전자"
+    entities = [
+        [row.subject.start, row.subject.end, row.subject.type],
+        [row.object.start, row.object.end, row.object.type],
+    ]
+    entities += [[0, len(text) - 6, "ORG"]]
+    data = written(tmp_path / "in" / "long.jsonl", [{"id": "long", "text": text, "entities": entities}])
+    with pytest.raises(MtlReError, match=r"long: "):
+        run(ckpt=str(folder), data=str(data))
+    found = list(read_triples(run(ckpt=str(folder), data=str(data), on_bad_row="skip")))
+    assert found
+    assert all(row["subject_end"] < 100 and row["object_end"] < 100 for row in found)
+    rejected = (tmp_path / "out.jsonl.rejected.jsonl").read_text(encoding="utf-8")
+    assert "long: '" in json.loads(rejected.splitlines()[0])["reason"]
+
+
+def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
+    tokenizer = scratch_tokenizer(examples, "levitated")
+    folder = tmp_path / "ckpt"
+    for part in (tiny_model(tokenizer, markers="levitated", pooling="cls_markers_both"), tokenizer):
+        part.save_pretrained(folder)
+    one, all_ = (list(read_triples(run(ckpt=str(folder), window=window))) for window in (1, 100))
+    assert [row["relation"] for row in one] == [row["relation"] for row in all_]
+    assert [row["score"] for row in one] == pytest.approx([row["score"] for row in all_], abs=1e-5)
+
+
+class WordFinder:
+    """Finds given words as entities."""
+
+    def find(self, texts):
+        words = {"누리전자": "ORG", "한라희": "PER", "무엇": "WORK_OF_ART"}
+        hits = [[(text.find(word), word, kind) for word, kind in words.items() if word in text] for text in texts]
+        return [[Entity(w, at, at + len(w) - 1, kind) for at, w, kind in sorted(found)] for found in hits]
+
+    def digest(self):
+        return "words"
+
+
+def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(extract_run, "_finder", lambda spec, types, device: WordFinder())
+    folder = tmp_path / "in" / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("강릉이다.\n한라희는 무엇 누리전자 대표이다.", encoding="utf-8")
+    (folder / "b.txt").write_text("여기에는 없다.", encoding="utf-8")
+    rows = list(read_triples(run(data=str(folder), entities="ner:x")))
+    assert {(row["document"], row["subject"], row["object"]) for row in rows} == {
+        ("a.txt", "한라희", "누리전자"),
+        ("a.txt", "누리전자", "한라희"),
+    }
+    assert {(row["subject_start"], row["sentence_start"], row["sentence_end"]) for row in rows} == {
+        (6, 6, 23),
+        (14, 6, 23),
+    }
+    given = written(tmp_path / "in" / "given.jsonl", [{"text": "한라희 누리전자", "entities": []}])
+    assert run(data=str(given), entities="ner:x").read_bytes() == b""  # the row says that there are none
+
+
+def test_cut():
+    text = "가 나. 다 라."
+    entities = (Entity("다", 5, 5, "PER"), Entity("가", 0, 0, "PER"), Entity("가 나", 0, 2, "ORG"))
+    made = cut(3, Document("1", text, entities), whole=False)
+    assert [(one.row, one.start, one.text) for one in made] == [(3, 0, "가 나."), (3, 5, "다 라.")]
+    assert [one.entities for one in made] == [entities[1:], (Entity("다", 0, 0, "PER"),)]
+    (one,) = cut(0, Document("1", text, entities), whole=True)
+    assert (one.start, one.text, one.entities) == (0, text, entities)
+    across = Entity("나. 다", 2, 5, "PER")
+    assert [one.text for one in cut(0, Document("1", text, (across,)), whole=False)] == [text]
+
+
+def test_the_command(saved, docs, tmp_path, capsys):
+    out = tmp_path / "triples.csv"
+    call = ["extract", str(saved), "--data", str(docs), "--output", str(out), "--threshold", "0"]
+    assert cli.main(call) == 0
+    rows = list(read_triples(out))
+    assert capsys.readouterr().out == f"{len(rows)} triples in {out}\n"
+    assert cli.main(call) == 0  # its own output may be replaced
+    before = docs.read_bytes()
+    assert cli.main([*call[:4], "--output", str(docs)]) == 1
+    assert docs.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --sentence TEXT and --data DOCUMENTS"),
+        (["--sentence", "x", "--data", "y"], "give one of"),
+        (["--data", "y"], "--data and --output go together"),
+        (["--sentence", "x"], "give the sentence's entities"),
+        (["--data", "y", "--output", "z.csv", "--entity", "a:PER"], "--entity is for --sentence"),
+    ],
+)
+def test_usage(options, message, capsys):
+    assert cli.main(["extract", "ckpt", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_entities_names(run):
+    with pytest.raises(MtlReError, match="--entities spacy:x: expected ner:MODEL"):
+        run(entities="spacy:x")
+
+
+def test_a_damaged_file_is_not_published(run, monkeypatch, tmp_path):
+    run()
+    before = (tmp_path / "out.jsonl").read_bytes()
+    real = extract_run.write_table
+
+    def write_table(chunks, *rest):
+        real([chunk.replace(b"per:", b"pre:") for chunk in chunks], *rest)
+
+    monkeypatch.setattr(extract_run, "write_table", write_table)
+    with pytest.raises(MtlReError, match="was written; no such triple"):
+        run()
+    monkeypatch.setattr(extract_run, "write_table", lambda chunks, *rest: real(list(chunks)[1:], *rest))
+    with pytest.raises(MtlReError, match="rows are missing, or their documents are out of order"):
+        run()
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert windows.PartFiles(tmp_path / "out.jsonl").windows()  # --resume publishes them
