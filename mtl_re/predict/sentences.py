@@ -3,8 +3,9 @@
 Enters: any text and the spans of its entities (inclusive Python characters). Leaves: half-open ranges of the same text,
 which is never normalised. The rule needs no library: a sentence ends at a line break, or at a mark such as `.` before a
 blank, but not inside quotation marks or brackets, behind an initial, a number or a common abbreviation, or before a
-particle that goes on with a quotation. Where the blank is missing, the mark must follow a Korean final ending.
-It was measured beside pysbd, kss and kiwipiepy in `experiments/results/2026-11-28_sentences/`.
+particle that goes on with a quotation. Where the blank is missing, the mark must follow a Korean final ending; in a
+line without any mark, the commonest final endings do as marks. It was measured beside pysbd, kss and kiwipiepy:
+`experiments/results/2026-11-28_sentences/`.
 """
 
 from __future__ import annotations
@@ -22,28 +23,36 @@ LONGEST_PAIR = 500
 BRACKETS = {"“": "”", "‘": "’", "「": "」", "『": "』", "《": "》", "〈": "〉", "(": ")", "[": "]", "（": "）"}
 STRAIGHT = "\"'"
 """Quotation marks that open and close alike."""
-FINALS = "다요죠까"
-"""Syllables that end most Korean sentences; only behind one of them may the blank behind the mark be missing."""
 
 _CLOSERS = re.escape("".join(BRACKETS.values()) + STRAIGHT)
 _END = re.compile(rf"([.!?…。！？｡]++)([{_CLOSERS}]*+)")  # possessive: a long run of marks is read once
-_LINE = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_LINE = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*+")
+
+# What stands before and behind a place, in composed form.
 _NO_END = re.compile(
     r"(?:(?<![^\W\d_])[A-Za-zÀ-Þ]"  # an initial: George W. Bush, B.B. King
     r"|(?<!\w)(?:Dr|Mr|Mrs|Ms|St|Jr|Sr|Prof|No|Nos|Op|Vol|vol|pp|vs|cf|etc|al|Inc|Co|Corp|Ltd|PP)"
     r"|(?<![^\s.(\[])\d{1,4})\Z"  # a date or the number of an item: 2011. 6. 27.
 )
-_GOES_ON = re.compile(r"\s*(?:이?라(?:고|며|는|면서|던)|(?:고|며|면서)\s)")  # “…” 라고 말했다
-_FINAL = re.compile("(?:" + "|".join(f"{one}|{unicodedata.normalize('NFD', one)}" for one in FINALS) + r")\Z")
-_HANGUL_OR_OPENER = re.compile(rf"[가-힣\u1100-\u1112{re.escape(''.join(BRACKETS))}]")
+_QUOTED = re.compile(r"\s*(?:이?라(?:고|며|는|면서|던)|(?:고|며|면서)\s)")  # “…” 라고 말했다
+_FINAL = re.compile(r"[다요죠까]\Z")
+_BEGINS = re.compile(rf"[가-힣A-Z0-9一-鿿{re.escape(''.join(BRACKETS))}]")
+
+# A line without marks.
+_SYLLABLE = re.compile("|".join(f"(?:{one}|{unicodedata.normalize('NFD', one)})" for one in "다요죠"))
+_PAST = "".join(map(chr, range(ord("갔"), ord("힣") + 1, 28)))  # 갔, 했, …: the syllables that end in ㅆ
+_UNMARKED = re.compile(  # of the endings in -ㄴ다 only common ones: 우간다 and 혼다 are names
+    rf"(?:[{_PAST}니이한된는진인킨]다|[어아해세네에예지]요|죠)\Z"
+)
+_UNMARKED_GOES_ON = re.compile(r"\s+(?:보[니면]|고\s|며\s|면\s|라[고며]\s|하더|해도|한들|손)")  # 했다 보니, 한다 고
 
 
 def sentence_ranges(text: str, spans: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
     """Return the half-open character ranges of the sentences of a text, in order.
 
-    The ranges do not overlap, neither begin nor end with a blank, and hold every character that is not blank. A blank
-    is what `str.isspace` says. A sentence of more than `MAX_SENTENCE` characters is cut further, at a blank where there
-    is one; only a span can keep it longer.
+    The ranges do not overlap, neither begin nor end with a blank, and hold every character that is not blank (as
+    `str.isspace` says). A sentence of more than `MAX_SENTENCE` characters is cut further, at a blank where there is
+    one; only a span can keep it longer.
 
     Args:
         spans: inclusive characters (start, end) of entities, in any order; they may overlap. A boundary inside one is
@@ -96,26 +105,40 @@ def _borders(text: str) -> Iterator[int]:
 def _borders_of_line(text: str, start: int, stop: int) -> Iterator[int]:
     """Yield where a sentence ends inside text[start:stop], which holds no line break."""
     marks = list(_END.finditer(text, start, stop))
-    if not marks:
-        return
-    pairs = _pairs(text, start, stop)
-    for mark in marks:
-        if mark.end() < stop and not _inside(pairs, mark.end()) and _ends_sentence(text, start, stop, mark):
-            yield mark.end()
+    places = [mark.end() for mark in marks if mark.end() < stop and _ends_sentence(text, start, stop, mark)]
+    if not places and not any(mark.end() == stop or text[mark.end()].isspace() for mark in marks):
+        places = list(_unmarked(text, start, stop))
+    if places:
+        pairs = _pairs(text, start, stop)
+        yield from (place for place in places if not _inside(pairs, place))
+
+
+def _around(text: str, start: int, first: int, last: int, stop: int) -> tuple[str, str]:
+    """Return what stands before text[first:last] and behind it, a few characters in composed form."""
+    before, behind = text[max(start, first - 12) : first], text[last : min(stop, last + 24)]
+    return unicodedata.normalize("NFC", before), unicodedata.normalize("NFC", behind)
 
 
 def _ends_sentence(text: str, start: int, stop: int, mark: re.Match[str]) -> bool:
-    """Return whether a mark outside of quotations and brackets ends a sentence of text[start:stop]."""
-    before = text[max(start, mark.start() - 12) : mark.start()]
-    behind = text[mark.end() : min(stop, mark.end() + 12)]
+    """Return whether a mark, if it stands outside of quotations and brackets, ends a sentence of text[start:stop]."""
     signs, closers = mark.groups()
-    if not behind[0].isspace():
+    before, behind = _around(text, start, mark.start(), mark.end(), stop)
+    if not text[mark.end()].isspace():
         # 했다.그러나: a blank is missing. Behind a straight quotation mark it is unknown whether that one closes.
-        glued = not closers and _FINAL.search(before) and _HANGUL_OR_OPENER.match(behind)
-        return bool(glued) and not _GOES_ON.match(behind)
-    if signs == "." and not closers and (_NO_END.search(before) or behind.lstrip()[:1].islower()):
-        return False
-    return not (closers and _GOES_ON.match(behind))
+        return not closers and bool(_FINAL.search(before) and _BEGINS.match(behind)) and not _QUOTED.match(behind)
+    if closers:
+        return not _QUOTED.match(behind)
+    return signs != "." or not (_NO_END.search(before) or behind.lstrip()[:1].islower())
+
+
+def _unmarked(text: str, start: int, stop: int) -> Iterator[int]:
+    """Yield where final endings stand before a blank in a line that has no marks."""
+    for syllable in _SYLLABLE.finditer(text, start, stop):
+        place = syllable.end()
+        if place < stop and text[place].isspace():
+            before, behind = _around(text, start, place, place, stop)
+            if _UNMARKED.search(before) and not _UNMARKED_GOES_ON.match(behind):
+                yield place
 
 
 def _pairs(text: str, start: int, stop: int) -> list[tuple[int, int]]:
