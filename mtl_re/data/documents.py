@@ -203,7 +203,14 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
         places.append(number - reading.first_character)
     places[1] -= reading.span_ends == "exclusive"
     given = {"start": places[0], "end": places[1], "type": kind}
-    return entity_at(text, given if word is None else given | {"word": word}, name)
+    return _trimmed(entity_at(text, given if word is None else given | {"word": word}, name))
+
+
+def _trimmed(entity: Entity) -> Entity:
+    """Return an entity without the blanks at its ends, which some tools mark with it and no sentence begins with."""
+    start = entity.start + len(entity.word) - len(entity.word.lstrip())
+    word = entity.word.strip()
+    return Entity(word, start, start + len(word) - 1, entity.type)
 
 
 def _fitting(fields: Mapping[str, Any], reading: ReadingConfig) -> tuple[int, ...]:

@@ -52,6 +52,11 @@ def test_no_entities_and_none_given():
     assert parse_document({"id": 12.0, "text": TEXT}).id == "12"
 
 
+def test_blanks_at_the_ends_of_an_entity_are_left_out():
+    fields = {"text": TEXT, "entities": [{"start": 4, "end": 8, "type": "ORG", "word": " 누리전자"}]}
+    assert parse_document(fields).entities == (COMPANY,)
+
+
 def test_other_readings():
     fields = {"text": TEXT, "entities": [{"start": 1, "end": 4, "type": "PER", "word": "한라희"}]}
     reading = ReadingConfig(span_ends="exclusive", first_character=1)
