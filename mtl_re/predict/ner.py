@@ -243,7 +243,7 @@ class EntityFinder:
             raise MtlReError(f"ner:{model}: is a relation model of mtl-re; give a token-classification model")
         place = default_device() if device is None else _device(device)
         network, tokenizer, missing = load_pretrained(
-            model, AutoModelForTokenClassification, f"ner:{model}", use_safetensors=True
+            model, AutoModelForTokenClassification, "ner", use_safetensors=True
         )
         if missing:
             what = f"has no trained token-classification head (missing {', '.join(missing[:3])})"

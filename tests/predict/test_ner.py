@@ -7,15 +7,16 @@ import pytest
 import torch
 from conftest import enliven, small_config
 from families import FAMILIES, make_family
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForTokenClassification
 
-from mtl_re.data.unicode_form import composed
+from mtl_re.data.unicode_form import compose_spans, composed, is_decomposed
 from mtl_re.data.validation import Entity
 from mtl_re.errors import MtlReError
 from mtl_re.features.markers import TYPE_WORDS
 from mtl_re.predict.ner import MAX_OVERLAP, OUTSIDE, EntityFinder, Tag, read_tags, read_types, spans_of, windows_of
+from mtl_re.predict.triples import entity_at
 
 KINDS = ("bert", "xlm-roberta", "deberta-v2", "modernbert")
 """WordPiece, two of SentencePiece with their normalisers, byte-level BPE."""
@@ -232,6 +233,27 @@ def test_spans_are_exact_under_every_tokenizer(tokenizers, kind, form):
     assert found == [Entity(text[start : end + 1], start, end, types[type_]) for start, end, type_ in spans]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    text=st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        st.text(st.sampled_from("왕은\u1112\u1161\u11ab é\u0301\u0323▁😀\n"), max_size=30),
+    )
+)
+@settings(max_examples=40)
+def test_any_text_gives_exact_spans(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    labels = {token: LABELS[token * 7919 % len(LABELS)] for token in range(len(tokenizer))}
+    [found] = EntityFinder(Dictated(LABELS, by_token=labels, max_position_embeddings=12), tokenizer).find([text])
+    for entity in found:
+        assert entity.word == text[entity.start : entity.end + 1]
+        assert entity_at(text, entity, "entity") == entity
+    for one, other in pairwise(found):
+        assert one.end < other.start
+    if is_decomposed(text):  # and none cuts a character that is written in parts
+        compose_spans(text, [(entity.start, entity.end) for entity in found])
+
+
 def test_entities_inside_words_are_exact(tokenizers):
     """A particle is no part of the entity: what follows the first pieces of a word may be outside."""
     tokenizer, text = tokenizers["bert"], "나는 조선의 왕"
@@ -414,7 +436,7 @@ def one_line_fault(name: str, **options) -> str:
 
 
 def test_models_that_cannot_be_loaded(tmp_path, saved):
-    assert f"ner:{tmp_path}: {tmp_path} has no config.json" in one_line_fault(str(tmp_path))
+    assert f"ner: {tmp_path} has no config.json" in one_line_fault(str(tmp_path))
     assert "cannot be loaded" in one_line_fault(str(tmp_path / "none"))
     assert "relation model of mtl-re" in one_line_fault(str(saved))
     other = make_family("bert", tmp_path / "lm")
