@@ -254,6 +254,16 @@ def test_any_text_gives_exact_spans(tokenizers, kind, text):
         compose_spans(text, [(entity.start, entity.end) for entity in found])
 
 
+def test_a_lone_blank_sign_does_not_speak_for_the_character_behind_it(tokenizers):
+    """XLM-R gives `▁` the offsets of that character; training that labels visible pieces leaves its tag to chance."""
+    tokenizer = tokenizers["xlm-roberta"]
+    coded = tokenizer("왕", add_special_tokens=False, return_offsets_mapping=True)
+    assert coded["offset_mapping"] == [(0, 1), (0, 1)]
+    assert tokenizer.convert_ids_to_tokens(coded["input_ids"])[0] == "▁"
+    model = Dictated(LABELS, by_token={coded["input_ids"][1]: "B-PS"})
+    assert words(EntityFinder(model, tokenizer).find(["왕"])[0]) == [("왕", 0, "PER")]
+
+
 def test_entities_inside_words_are_exact(tokenizers):
     """A particle is no part of the entity: what follows the first pieces of a word may be outside."""
     tokenizer, text = tokenizers["bert"], "나는 조선의 왕"
