@@ -36,7 +36,21 @@ def compose_spans(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, lis
     """
     if not is_decomposed(text):
         return text, list(spans)
-    places: dict[int, int] = {0: 0}  # a border between characters of `text` → the same border of the composed text
+    places = composed_borders(text)
+    mapped = []
+    for start, end in spans:
+        if start not in places or end + 1 not in places:
+            raise RowError("span", f"{start}..{end} begins or ends inside a character that is written in parts")
+        mapped.append((places[start], places[end + 1] - 1))
+    return unicodedata.normalize("NFC", text), mapped
+
+
+def composed_borders(text: str) -> dict[int, int]:
+    """Map each border between characters of the text that is one of the composed text too to its place there.
+
+    A border is counted by the characters before it, so 0 and the length of the text are always among them.
+    """
+    places: dict[int, int] = {0: 0}
     length, cluster = 0, ""
     for place, character in enumerate(text):
         if cluster and _separate(cluster, character):
@@ -44,12 +58,7 @@ def compose_spans(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, lis
             places[place], cluster = length, ""
         cluster += character
     places[len(text)] = length + len(unicodedata.normalize("NFC", cluster))
-    mapped = []
-    for start, end in spans:
-        if start not in places or end + 1 not in places:
-            raise RowError("span", f"{start}..{end} begins or ends inside a character that is written in parts")
-        mapped.append((places[start], places[end + 1] - 1))
-    return unicodedata.normalize("NFC", text), mapped
+    return places
 
 
 def _separate(before: str, character: str) -> bool:

@@ -81,7 +81,7 @@ def load_encoder(
     if (own := own or own_checkpoint(name)) is not None:
         encoder, tokenizer, missing = own[0].encoder, own[1], list[str]()
     else:
-        encoder, tokenizer, missing = _loaded(name, AutoModel)
+        encoder, tokenizer, missing = load_pretrained(name, AutoModel)
     if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
     _check_room(name, encoder, max_length)
@@ -145,7 +145,7 @@ def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
         raise MtlReError(
             f"model.encoder: {name} is a trained relation model, which has no masked-LM head to go on with"
         )
-    network, tokenizer, missing = _loaded(name, AutoModelForMaskedLM)
+    network, tokenizer, missing = load_pretrained(name, AutoModelForMaskedLM)
     if missing:
         raise MtlReError(
             f"model.encoder: {name} has no masked-LM head to go on with (missing {', '.join(missing[:3])})"
@@ -156,26 +156,41 @@ def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def _loaded(name: str, kind: Any) -> tuple[Any, Any, list[str]]:
-    """A model of an auto class, its tokenizer, and the parameters that the files do not hold."""
+def load_pretrained(name: str, kind: Any, option: str = "model.encoder", **options: Any) -> tuple[Any, Any, list[str]]:
+    """Return a model of an auto class (fp32, on CPU), its tokenizer, and the parameters that the files do not hold.
+
+    Args:
+        option: what messages call the name.
+        options: handed to `from_pretrained` of the model.
+
+    Raises:
+        MtlReError: neither a directory nor a hub id that can be reached, or its files are at fault.
+    """
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise MtlReError(f"model.encoder: {name} has no config.json; give an encoder's directory or a hub id")
+        raise MtlReError(f"{option}: {name} has no config.json; give a model's directory or a hub id")
     files.check_weights(Path(name))  # of one that `adapt` wrote
+    options = {"trust_remote_code": False, "dtype": torch.float32, "output_loading_info": True} | options
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # or transformers offers to run it
-        model, info = kind.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
+        model, info = kind.from_pretrained(name, **options)
     except Exception as error:  # the hub, the file system and the parsers each raise their own kinds
-        raise MtlReError(f"model.encoder: {name} cannot be loaded ({first_line(error)})") from error
+        raise MtlReError(f"{option}: {name} cannot be loaded ({first_line(error)})") from error
     return model, tokenizer, sorted(info["missing_keys"])
 
 
-def _check_room(name: str, encoder: Any, max_length: int) -> None:
-    room = getattr(encoder.config, "max_position_embeddings", None)
+def position_room(config: Any) -> int | None:
+    """Return how many tokens an encoder has positions for; None where its config sets no limit."""
+    room: int | None = getattr(config, "max_position_embeddings", None)
     if room is None or room <= 0:
-        return
-    if encoder.config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        room -= encoder.config.pad_token_id + 1  # their positions start behind the padding index
-    if max_length > room:
+        return None
+    if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+        room -= config.pad_token_id + 1  # their positions start behind the padding index
+    return room
+
+
+def _check_room(name: str, encoder: Any, max_length: int) -> None:
+    room = position_room(encoder.config)
+    if room is not None and max_length > room:
         what = f"{max_length} tokens, but {name} has positions for {room}"
         raise MtlReError(f"data.max_length: {what}; --data.max_length {room} fits")
 

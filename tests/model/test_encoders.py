@@ -169,7 +169,7 @@ def test_positions_that_do_not_suffice(tokenizer, tmp_path, kind, room):
 
 
 def test_a_directory_without_a_config(tmp_path):
-    with pytest.raises(MtlReError, match=r"has no config\.json; give an encoder's directory or a hub id"):
+    with pytest.raises(MtlReError, match=r"has no config\.json; give a model's directory or a hub id"):
         load_encoder(str(tmp_path), SCHEME, TYPES, 64, 0)
 
 
