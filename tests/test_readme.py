@@ -10,10 +10,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertForTokenClassification
 
 from mtl_re import cli
 from mtl_re.config import GROUPS
 from mtl_re.data import sample
+from tests.conftest import sample_examples, scratch_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"^(?:\S+=\S+ )*(?:.*-m mtl_re|mtl-re) (?P<rest>.*)$")
@@ -116,6 +118,9 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     for name, split, size in (("train", "train", 400), ("dev", "valid", 60)):
         Path(f"{name}.json").write_text(json.dumps(list(sample.rows(split, size))), encoding="utf-8")
     write_contest_csv(Path("test_data.csv"), sample.rows("test", 20))
+    Path("texts").mkdir()
+    Path("texts/one.txt").write_text(next(iter(sample.rows("test", 1)))["sentence"], encoding="utf-8")
+    write_entity_finder(Path("MODEL"))
     for name in ("F.yaml", "experiments/configs/klue-roberta-large.yaml"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(TINY, encoding="utf-8")
@@ -132,12 +137,28 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     assert {"check", "explore", "train", "evaluate", "errors", "cooccurrence", "predict", "extract", "export"} == set(
         done
     )
-    for made in ("pictures/labels.png", "runs/x/model/config.json", "metrics.json", "errors", "exported/model.onnx"):
+    for made in (
+        "triples.jsonl",
+        "pictures/labels.png",
+        "runs/x/model/config.json",
+        "metrics.json",
+        "errors",
+        "exported/model.onnx",
+    ):
         assert Path(made).exists(), made
     with open("submission.csv", encoding="utf-8", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [str(number) for number in range(20)]
     (block,) = blocks("README.md", "python")
     exec(block.replace("runs/NAME", run), {})
+
+
+def write_entity_finder(folder: Path) -> None:
+    """A token-classification model of random weights."""
+    tokenizer = scratch_tokenizer(sample_examples("train", 60), "typed_punct_ko")
+    labels = {"id2label": {0: "O", 1: "B-PS", 2: "I-PS", 3: "B-OG"}, "num_labels": 4}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), **sizes, **labels)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def write_contest_csv(path: Path, rows) -> None:
