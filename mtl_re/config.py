@@ -542,10 +542,13 @@ class CalibrateConfig(Options):
     order (`0.6,0.17,0.23`)."""
     unlabelled: str | None = None
     """Estimate that prior from these rows by EM, with BBSE as a cross-check (labels, if any, are not used)."""
+    precision: float | None = within(0, 1, None)
+    """Fit a threshold for each relation as well, such that the triples of `mtl-re extract --threshold stored` have this
+    precision on rows like these; other text is promised nothing (None: fit none)."""
     output: str | None = None
     """Directory for calibration.json and the reliability picture."""
     store: bool = True
-    """Store the temperatures and the threshold in the checkpoint."""
+    """Store the temperatures and the thresholds in the checkpoint."""
     batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass."""
 
@@ -608,8 +611,9 @@ class ExtractConfig(ReadingConfig):
     """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
     sentences: Literal["split", "whole"] = "split"
     """`split`: cut each document into sentences, and ask only pairs inside of one; `whole`: a row is one sentence."""
-    threshold: float = within(0, 1, 0.5)
-    """Least probability of a triple's relation, which is the pair's most probable one."""
+    threshold: float | Literal["stored"] = within(0, 1, 0.5)
+    """Least probability of a triple's relation, which is the pair's most probable one; `stored`: each relation's own,
+    fitted to a precision by `mtl-re calibrate --precision` and applied with the prior that they were fitted under."""
     gate: Gate | None = None
     """Without effect on triples: a pair gives its most probable relation whatever the gate (kept for old commands)."""
     prior: str = "none"

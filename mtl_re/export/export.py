@@ -26,7 +26,7 @@ from mtl_re.errors import MtlReError, first_line
 from mtl_re.export import model_card
 from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
 from mtl_re.files import write_json
-from mtl_re.model.network import MtlReModel, load, parameter_count
+from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding, decoding_of
@@ -95,6 +95,8 @@ def _load_source(ckpt: str, average: str | None) -> Source:
     steps = average_checkpoints(model, run / "checkpoints", _parse_last(average))
     # These were fitted to the best model, not to the average:
     model.config.temperatures, model.config.relation_threshold, model.config.relation_threshold_prior = {}, None, None
+    for name in THRESHOLD_KEYS:
+        vars(model.config).pop(name, None)  # the class's default holds again: none
     return Source(model, tokenizer, run, steps)
 
 

@@ -231,7 +231,7 @@ def _limits(model: MtlReModel, known: Known) -> str:
 
 * **Prior shift.** Shares of the coarse classes in training: {prior}. {klue_shift}Where shares differ, probabilities \
 are miscalibrated, and text with more unrelated pairs gets too many relations. mtl-re can shift the prior (`--prior`).
-* **False relations.** {_cooccurrence(known.cooccurrence)}
+* **False relations.** {_cooccurrence(known.cooccurrence)}{_precision(model)}
 * Entities must be given, with types that occur in training ({", ".join(model.config.entity_types) or "any"}); the \
 model does not find them. Input of more than {model.config.max_input_length} tokens is cut around the two entities.
 * {origin}Text of other kinds than the training rows was not measured."""
@@ -247,6 +247,20 @@ def _cooccurrence(values: Mapping[str, Any] | None) -> str:
     return (
         f"{what}: {rate:.1f} % [{low:.1f}, {high:.1f}] of {values['n']} annotated unrelated pairs, {at}. "
         "Annotated pairs are a selected sample; arbitrary pairs of running text may differ."
+    )
+
+
+def _precision(model: MtlReModel) -> str:
+    """Return what to say of thresholds that were fitted for single relations (nothing where there are none)."""
+    config = model.config
+    if config.relation_thresholds is None or config.precision_target is None:
+        return ""
+    shares = ", ".join(f"{share:.2f}" for share in config.relation_thresholds_prior or []) or "those of training"
+    given = sum(value is not None for value in config.relation_thresholds.values())
+    return (
+        f" Thresholds fitted to a precision of {config.precision_target:g} on held-out rows (coarse shares: {shares}) "
+        f"are stored for {given} of {len(config.relation_thresholds)} relations; the others are never given by "
+        "`mtl-re extract --threshold stored`."
     )
 
 

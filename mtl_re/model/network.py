@@ -30,6 +30,10 @@ from mtl_re.taxonomy import Taxonomy
 hf_logging.disable_progress_bar()  # its bars for loading and saving weights would break into ours
 
 
+THRESHOLD_KEYS = ("relation_thresholds", "relation_thresholds_prior", "precision_target")
+"""Keys of config.json that `mtl-re calibrate --precision` writes; other checkpoints lack them."""
+
+
 class MtlReConfig(PretrainedConfig):
     """What a checkpoint must know.
 
@@ -42,9 +46,15 @@ class MtlReConfig(PretrainedConfig):
             coarse class in the training rows, in taxonomy order (None: unknown). relation_threshold: fitted by
             `mtl-re calibrate`, used only where asked for. relation_threshold_prior: shares of the coarse classes under
             which it was fitted (empty: the training prior; None: not recorded, as by older versions).
+        relation_thresholds: relation → least score of its triples, or None where none is ever given; fitted by
+            `mtl-re calibrate --precision` to `precision_target`, under the shares `relation_thresholds_prior` (empty:
+            the training prior). These three are written only where they were fitted.
     """
 
     model_type = "mtl_re"
+    relation_thresholds: dict[str, float | None] | None = None
+    relation_thresholds_prior: list[float] | None = None
+    precision_target: float | None = None
 
     def __init__(
         self,

@@ -51,6 +51,10 @@ def _factors(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_number(1e-6, 1e6)(factor) for factor in value.values())
 
 
+def _thresholds(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(map(_share_or_none, value.values())))
+
+
 def _shares(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(_number(0, 1)(share) for share in value))
 
@@ -68,6 +72,9 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "training_prior": (_shares, "a list of shares, or null"),
     "relation_threshold": (_share_or_none, "a share, or null"),
     "relation_threshold_prior": (_shares, "a list of shares, or null"),
+    "relation_thresholds": (_thresholds, "a map from relation to a share or null, or null"),
+    "relation_thresholds_prior": (_shares, "a list of shares, or null"),
+    "precision_target": (_share_or_none, "a share, or null"),
     "encoder": (lambda value: isinstance(value, Mapping), "a map"),
     "taxonomy": (lambda value: isinstance(value, Mapping), "a map"),
 }

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -208,7 +208,14 @@ class ExtractionJob(WindowJob[Document]):
         group: ProcessGroup,
     ) -> None:
         super().__init__(options, data, output, group)
-        self.predictor, self.finder, self.settings = predictor, finder, options
+        self.predictor = predictor
+        self.thresholds: float | Mapping[str, float | None]
+        if options.threshold == "stored":
+            self.predictor, self.thresholds = predictor.with_stored_thresholds()
+        else:
+            self.thresholds = options.threshold
+        self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
+        self.finder, self.settings = finder, options
         self.apart = 0  # documents with decomposed characters
 
     @classmethod
@@ -231,7 +238,7 @@ class ExtractionJob(WindowJob[Document]):
         options = self.settings
         return identity(self.predictor) | {
             "reading": [options.span_ends, options.first_character, options.normalise],
-            "least score": options.threshold,
+            "least score": self.thresholds,
             "sentences": options.sentences,
             "entities": None if self.finder is None else self.finder.digest(),
             "form": self.output.suffix,
@@ -325,7 +332,7 @@ class ExtractionJob(WindowJob[Document]):
             if made:
                 scores = probs[start : start + len(made)]
                 start += len(made)
-                for triple in triples.triples_of(made, scores, self.predictor.taxonomy, self.settings.threshold):
+                for triple in triples.triples_of(made, scores, self.predictor.taxonomy, self.keep):
                     yield table_row(documents[sentence.row][1], sentence, triple)
 
     def publish(self, chunks: Iterable[bytes], expected: Callable[[], Iterable[tuple[int, str]]]) -> None:

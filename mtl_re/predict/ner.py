@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -144,7 +145,9 @@ def spans_of(tags: Sequence[Tag], offsets: Sequence[tuple[int, int]], text: str)
             close()
             kind = tag.type
         if kind is not None:
-            first, last = visible[0] if first is None else first, visible[-1]
+            if first is None:  # an accent behind a blank opens nothing
+                first = next((place for place in visible if not unicodedata.combining(text[place])), None)
+            last = visible[-1]
         if tag.place in ("end", "single"):
             close()
     close()

@@ -6,9 +6,11 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from mtl_re.model.device import resolve_precision
 from mtl_re.predict import triples
 from mtl_re.predict.vote import vote_shares
 from mtl_re.scoring.composed import ComposedModel
-from mtl_re.scoring.decoding import Decoded, Decoding
+from mtl_re.scoring.decoding import Decoded, Decoding, stored_thresholds
 from mtl_re.scoring.inference import Tick
 from mtl_re.scoring.writers import Prediction, predictions_of
 
@@ -140,7 +142,12 @@ class Predictor:
             return []
         return list(predictions_of(self._decoded(examples, tick), examples))
 
-    def extract(self, sentence: str, entities: Sequence[EntityLike], threshold: float = 0.5) -> list[Triple]:
+    def extract(
+        self,
+        sentence: str,
+        entities: Sequence[EntityLike],
+        threshold: float | Literal["stored"] | Mapping[str, float | None] = 0.5,
+    ) -> list[Triple]:
         """Return the relations between the entities of one sentence, the most probable first.
 
             >>> predictor.extract("세종대왕은 조선의 왕이다.", [(0, 3, "PER"), (6, 7, "LOC"), (10, 10, "POH")])
@@ -151,12 +158,32 @@ class Predictor:
                 inclusive Python characters. Every ordered pair whose spans do not cross and whose subject type the
                 taxonomy's relations take is scored, all pairs at once.
             threshold: Least score. A pair gives its most probable relation, whatever class the gate would open; the
-                score is the probability p(coarse)·p(fine | coarse) of that relation.
+                score is the probability p(coarse)·p(fine | coarse) of that relation. `stored`: each relation's own
+                threshold, as `mtl-re calibrate --precision` left it in the checkpoint, under the prior of its fit. Or
+                a map from relation to its threshold (None: no triple of it is given).
 
         Raises:
-            MtlReError: An entity is at fault; the message names it.
+            MtlReError: An entity is at fault; the message names it. Or no thresholds are stored, or other ones in
+                another member.
         """
+        if threshold == "stored":
+            predictor, thresholds = self.with_stored_thresholds()
+            return triples.extract(predictor, sentence, entities, thresholds)
         return triples.extract(self, sentence, entities, threshold)
+
+    def with_stored_thresholds(self) -> tuple[Predictor, dict[str, float | None]]:
+        """Return this predictor under the prior that the stored thresholds were fitted under, and the thresholds:
+        relation → least score of its triples (None: none is given).
+
+        Raises:
+            MtlReError: No thresholds are stored, or they were fitted under other circumstances.
+        """
+        configs = [member.root.config for member in self.members]
+        given = self.decoding
+        prior, thresholds = stored_thresholds(configs, self.taxonomy, given.prior, given.restrict)
+        made = copy.copy(self)
+        made.decoding = replace(given, prior=prior)
+        return made, thresholds
 
     def predict_stream(self, rows: Iterable[Example | Mapping[str, Any]], window: int = 4096) -> Iterator[Prediction]:
         """Yield what `predict` returns, for any number of rows, holding `window` of them at a time."""

@@ -14,7 +14,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from itertools import permutations
@@ -72,41 +72,72 @@ class Triple:
 
 
 def extract(
-    predictor: PairScorer, sentence: str, entities: Sequence[EntityLike], threshold: float = 0.5
+    predictor: PairScorer,
+    sentence: str,
+    entities: Sequence[EntityLike],
+    threshold: float | Mapping[str, float | None] = 0.5,
 ) -> list[Triple]:
-    """Return the relations between the entities of a sentence (see `Predictor.extract`)."""
-    check_threshold(threshold)
+    """Return the relations between the entities of a sentence (see `Predictor.extract`).
+
+    Args:
+        threshold: Least score, of all relations or of each (see `keeps`).
+    """
+    keep = keeps(predictor.taxonomy, threshold)
     pairs, _ = candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     if not pairs:
         return []
-    return triples_of(pairs, predictor.probabilities(pairs), predictor.taxonomy, threshold)
+    return triples_of(pairs, predictor.probabilities(pairs), predictor.taxonomy, keep)
 
 
-def check_threshold(threshold: float) -> None:
-    """Raise MtlReError unless a threshold is a probability."""
-    if not 0 <= threshold <= 1:  # False for NaN as well
-        raise MtlReError(f"threshold: {threshold}; expected a probability, 0 to 1")
-
-
-def triples_of(pairs: Sequence[Example], probs: np.ndarray, taxonomy: Taxonomy, threshold: float) -> list[Triple]:
+def triples_of(
+    pairs: Sequence[Example], probs: np.ndarray, taxonomy: Taxonomy, keep: Callable[[int, float], bool]
+) -> list[Triple]:
     """Return the triples of scored pairs, the most probable first.
 
     Args:
         pairs: Of one sentence.
         probs: (pairs, labels) in the order of the taxonomy's labels.
-        threshold: Least score.
+        keep: Says of (label index, score) whether it becomes a triple (see `keeps`).
     """
     scored = torch.from_numpy(probs)
     labels, scores = gating.best_relation(scored, taxonomy)
-    classes = gating.coarse(scored, taxonomy)
+    groups = torch.tensor(taxonomy.group_of_label)[labels]
+    opened = gating.coarse(scored, taxonomy).gather(1, groups[:, None])[:, 0]
     triples = [
-        Triple(
-            pair.subject, taxonomy.labels[label], pair.object, score, float(of_class[taxonomy.group_of_label[label]])
-        )
-        for pair, label, score, of_class in zip(pairs, labels.tolist(), scores.tolist(), classes, strict=True)
-        if score >= threshold
+        Triple(pair.subject, taxonomy.labels[label], pair.object, score, coarse)
+        for pair, label, score, coarse in zip(pairs, labels.tolist(), scores.tolist(), opened.tolist(), strict=True)
+        if keep(label, score)
     ]
     return sorted(triples, key=lambda triple: (-triple.score, _span(triple.subject), _span(triple.object)))
+
+
+def keeps(taxonomy: Taxonomy, threshold: float | Mapping[str, float | None]) -> Callable[[int, float], bool]:
+    """Return the rule by which a pair's most probable relation becomes a triple: (label index, score) → kept or not.
+
+    Args:
+        threshold: Least score, which is kept itself: one for all relations, or relation → its own (None: no triple of
+            this relation is kept).
+
+    Raises:
+        MtlReError: A threshold is no probability, or the map leaves a relation of the taxonomy out.
+    """
+    if isinstance(threshold, str):
+        raise MtlReError(f"threshold: {threshold!r}; expected a probability, 0 to 1, or `stored` of a `Predictor`")
+    of_relation: Mapping[str, float | None]
+    of_relation = threshold if isinstance(threshold, Mapping) else dict.fromkeys(taxonomy.labels, threshold)
+    relations = [label for label in taxonomy.labels if label != taxonomy.no_relation]
+    if missing := [label for label in relations if label not in of_relation]:
+        raise MtlReError(f"threshold: none is given for {missing[0]!r}; give one for each relation, or one for all")
+    for value in of_relation.values():
+        if value is not None and not 0 <= value <= 1:  # False for NaN as well
+            raise MtlReError(f"threshold: {value}; expected a probability, 0 to 1")
+    limits = [of_relation.get(label) for label in taxonomy.labels]
+
+    def keep(label: int, score: float) -> bool:
+        limit = limits[label]
+        return limit is not None and score >= limit
+
+    return keep
 
 
 def candidates(
@@ -222,4 +253,6 @@ def render_triples(triples: Sequence[Triple], options: ExtractConfig) -> str:
     """Return the triples as text or JSON, one a line."""
     if options.format == "json":
         return "\n".join(json.dumps(triple.record(), ensure_ascii=False) for triple in triples)
+    if options.threshold == "stored":
+        return "\n".join(map(str, triples)) or "no relation reaches its stored threshold"
     return "\n".join(map(str, triples)) or f"no relation scores {options.threshold:g} or more"

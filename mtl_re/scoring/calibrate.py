@@ -3,8 +3,9 @@
 Temperatures (one a head) and a relation threshold are fitted on labelled rows; a target prior is given, or estimated on
 unlabelled rows of the domain in which the model will be used. Temperatures come first: EM on uncalibrated posteriors
 overshoots. Stored in the checkpoint's `config.json`: temperatures (applied from then on, and named in every output) and
-the threshold with the prior it was fitted under (both applied where `--threshold stored` asks for it). The rows given
-here must not be scored afterwards.
+the threshold with the prior it was fitted under (both applied where `--threshold stored` asks for it). With
+`--precision`, also a threshold for each relation, for the triples of `mtl-re extract --threshold stored`. The rows
+given here must not be scored afterwards.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor
 from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
 from mtl_re.data.splits import load_splits
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, tell
 from mtl_re.files import read_yaml, whole_file, write_json
-from mtl_re.model.network import checkpoint_folder, split_heads
+from mtl_re.model.network import THRESHOLD_KEYS, checkpoint_folder, split_heads
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, Decoding
@@ -65,10 +66,15 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
         "threshold": threshold,
         "stored": options.store,
     }
+    precision = None
+    if options.precision is not None:
+        precision = _precision(model, logits, examples, gold, prior["target"], options.precision)
+        result["precision"] = precision
+        _tell_precision(precision)
     if options.output is not None:
         _pictures(Path(options.output), before, after, gold, result)
     if options.store:
-        store(folder, temperatures, threshold)
+        store(folder, temperatures, threshold, precision)
     return result
 
 
@@ -150,11 +156,61 @@ def _threshold(
     return {"value": fitted.value, "interval": list(fitted.interval), **scores, "prior": target or []}
 
 
-def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any] | None) -> None:
+def _precision(
+    model: ComposedModel,
+    logits: Tensor,
+    examples: Sequence[Example],
+    gold: np.ndarray,
+    target: list[float] | None,
+    wanted: float,
+) -> dict[str, Any]:
+    """Return a threshold for each relation under the target prior, rows re-weighted to it, and that prior.
+
+    The triples are those of `mtl-re extract`: the most probable relation of each row, with its probability as score.
+    """
+    taxonomy = model.taxonomy
+    prior = "none" if target is None else ",".join(map(repr, target))
+    decoded = model.decode(logits, examples, Decoding(prior=prior))
+    best, scores = (one.numpy() for one in gating.best_relation(decoded.probs, taxonomy))
+    weights = None if target is None else metrics.prior_weights(gold, taxonomy, target)
+    fitted = calibration.fit_relation_thresholds(best, scores, gold, taxonomy, wanted, weights)
+    return {
+        "target": wanted,
+        "confidence": calibration.CONFIDENCE,
+        "prior": target or [],
+        "pooled": fitted.pooled,
+        "relations": {label: one._asdict() for label, one in fitted.relations.items()},
+    }
+
+
+def _tell_precision(precision: dict[str, Any]) -> None:
+    """Say which relations the fit of their thresholds speaks of, and which it does not."""
+    relations = precision["relations"]
+    by = {kind: [label for label, one in relations.items() if one["by"] == kind] for kind in ("own", "pooled", "never")}
+    target, support = precision["target"], calibration.SUPPORT
+    tell(
+        f"--precision {target:g}: {len(by['own'])} of {len(relations)} relations reach it on their own rows; "
+        f"{len(by['pooled'])} with fewer than {support} rows get the threshold of all relations together, which "
+        "promises nothing of each"
+    )
+    if by["never"]:
+        which = "any relation" if len(by["never"]) == len(relations) else ", ".join(by["never"])
+        cure = "no triple of these will be given; more labelled rows (--data) or a lower target may show it"
+        tell(f"--precision {target:g} is not shown for {which}: {cure}")
+
+
+def store(
+    folder: Path,
+    temperatures: dict[str, float],
+    threshold: dict[str, Any] | None,
+    precision: dict[str, Any] | None = None,
+) -> None:
     """Write the fits into a checkpoint's config.json, at once or not at all.
 
     Args:
         threshold: `value`, and `prior`: the shares under which it was fitted.
+        precision: `target`, `prior`, and `relations`: relation → `value`, its threshold (None: those that an earlier
+            fit stored are removed, because its temperatures are no longer there).
 
     Raises:
         MtlReError: the file cannot be written.
@@ -164,6 +220,11 @@ def store(folder: Path, temperatures: dict[str, float], threshold: dict[str, Any
         config = json.loads(path.read_text(encoding="utf-8"))
         value, prior = (threshold["value"], threshold["prior"]) if threshold else (None, None)
         config |= {"temperatures": temperatures, "relation_threshold": value, "relation_threshold_prior": prior}
+        for key in THRESHOLD_KEYS:
+            config.pop(key, None)
+        if precision is not None:
+            values = {label: one["value"] for label, one in precision["relations"].items()}
+            config |= dict(zip(THRESHOLD_KEYS, (values, precision["prior"], precision["target"]), strict=True))
         partial.write_text(json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -147,16 +147,56 @@ def _stored(configs: Sequence[Any], prior: str, restrict: Restrict) -> tuple[str
         raise MtlReError("--threshold stored: this checkpoint holds none; `mtl-re calibrate` fits one")
     if any((one.relation_threshold, one.relation_threshold_prior) != (value, shares) for one in configs):
         raise MtlReError("--threshold stored: a vote applies one threshold, and these checkpoints hold different ones")
-    if restrict != "none":
-        raise MtlReError("--threshold stored: it was fitted without --restrict, which shifts p(no_relation); give one")
+    _check_unrestricted(restrict)
     if shares is None:
         text = "an older version stored it and does not record the prior it was fitted under; it is applied with"
         tell(f"--threshold stored: {text} --prior {prior} (`mtl-re calibrate` fits it anew)")
         return prior, value
+    return _fitted_prior(prior, shares), value
+
+
+def stored_thresholds(
+    configs: Sequence[Any], taxonomy: Taxonomy, prior: str, restrict: Restrict
+) -> tuple[str, dict[str, float | None]]:
+    """Return the relations' own thresholds that `mtl-re calibrate --precision` stored, and the prior to apply first.
+
+    Args:
+        configs: of the checkpoints: one, or those that vote together.
+        prior: as asked for; `none` stands for the prior that the thresholds were fitted under.
+
+    Returns:
+        The prior, as text; and relation → least score of its triples (None: none is given).
+
+    Raises:
+        MtlReError: no thresholds are stored, or they were fitted under other circumstances, or for other relations.
+    """
+    values, shares = configs[0].relation_thresholds, configs[0].relation_thresholds_prior
+    if values is None:
+        what = "this checkpoint holds none for single relations"
+        raise MtlReError(f"--threshold stored: {what}; `mtl-re calibrate CKPT --precision 0.9` fits them")
+    if any((one.relation_thresholds, one.relation_thresholds_prior) != (values, shares) for one in configs):
+        raise MtlReError("--threshold stored: a vote applies one threshold, and these checkpoints hold different ones")
+    _check_unrestricted(restrict)
+    relations = {label for label in taxonomy.labels if label != taxonomy.no_relation}
+    if odd := sorted(relations ^ set(values)):
+        what = f"the stored thresholds are not those of this checkpoint's relations ({odd[0]!r})"
+        raise MtlReError(f"--threshold stored: {what}; fit them again with `mtl-re calibrate CKPT --precision 0.9`")
+    return _fitted_prior(prior, shares or []), dict(values)
+
+
+def _check_unrestricted(restrict: Restrict) -> None:
+    """Refuse a restriction beside a stored threshold."""
+    if restrict != "none":
+        raise MtlReError("--threshold stored: it was fitted without --restrict, which shifts p(no_relation); give one")
+
+
+def _fitted_prior(prior: str, shares: Sequence[float]) -> str:
+    """Return the prior that a stored threshold was fitted under (no shares: the training prior), unless another was
+    asked for."""
     fitted = ",".join(map(repr, shares)) if shares else "none"
     if prior not in ("none", fitted) and not (prior != "em" and shares and _near(prior, shares)):
         raise MtlReError(f"--threshold stored: it was fitted under the prior {fitted}, not {prior}; leave --prior out")
-    return fitted, value
+    return fitted
 
 
 def _near(prior: str, shares: Sequence[float]) -> bool:

@@ -181,6 +181,10 @@ HOSTILE = {
     "prior": (top(training_prior=["x"]), "training_prior is"),
     "threshold": (top(relation_threshold=float("nan")), "relation_threshold is"),
     "prior of the threshold": (top(relation_threshold_prior="em"), "relation_threshold_prior is"),
+    "relation's threshold": (top(relation_thresholds={"per:title": 1.5}), "relation_thresholds is"),
+    "relations' thresholds as list": (top(relation_thresholds=[0.5]), "relation_thresholds is"),
+    "prior of the thresholds": (top(relation_thresholds_prior="em"), "relation_thresholds_prior is"),
+    "precision": (top(precision_target=float("inf")), "precision_target is"),
     "taxonomy as text": (top(taxonomy="klue"), "taxonomy is"),
     "taxonomy unknown": (
         top(taxonomy={"groups": [["a", ["x"]], ["b", ["y"]]], "layout": "sideways"}),

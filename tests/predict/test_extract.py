@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mtl_re.predict.extract import COLUMNS, cut, extract, read_triples
 from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
+from mtl_re.taxonomy import KLUE
 from tests.conftest import scratch_tokenizer, tiny_model
 
 
@@ -102,6 +104,24 @@ def test_the_threshold(run):
     middle = scores[len(scores) // 2]
     assert list(read_triples(run(threshold=middle))) == [row for row in every if row["score"] >= middle]
     assert run(threshold=1.0).read_bytes() == b""
+
+
+def test_stored_thresholds(run, saved, tmp_path, examples):
+    """Each relation has its own; `Predictor.extract` keeps the same triples."""
+    every = list(read_triples(run()))
+    relations = sorted({row["relation"] for row in every})
+    never = relations[0]
+    limits = {label: 0.0 for label in KLUE if label != "no_relation"} | {never: None}
+    with pytest.raises(MtlReError, match="calibrate"):
+        run(threshold="stored")
+    folder = tmp_path / "calibrated"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"relation_thresholds": limits, "precision_target": 0.9, "relation_thresholds_prior": []}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    kept = list(read_triples(run(ckpt=str(folder), threshold="stored")))
+    assert kept == [row for row in every if row["relation"] != never]
+    assert 0 < len(kept) < len(every)
 
 
 @pytest.mark.parametrize("window", [1, 4, 100])

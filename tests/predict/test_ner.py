@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import enliven, small_config
 from families import FAMILIES, make_family
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForTokenClassification
 
@@ -127,6 +127,7 @@ def tagged(draw):
     return text, offsets, draw(st.lists(kinds, min_size=len(offsets), max_size=len(offsets)))
 
 
+@settings(derandomize=True, deadline=None)
 @given(tagged())
 def test_spans_are_exact_in_order_and_apart(given_):
     text, offsets, labels = given_
@@ -138,6 +139,7 @@ def test_spans_are_exact_in_order_and_apart(given_):
         assert one.end < other.start
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["P", "L", None]), st.integers(1, 4)), max_size=8), st.booleans())
 def test_written_tags_are_read_back(parts, with_ends):
     """The inverse: entities → BIO or BIOES tags → the same entities."""
@@ -158,6 +160,7 @@ def test_written_tags_are_read_back(parts, with_ends):
 # ---- windows -------------------------------------------------------------------------------------------------------
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 700), st.integers(4, 300))
 def test_windows_keep_every_token_once(length, size):
     windows = windows_of(length, size)
@@ -240,7 +243,8 @@ def test_spans_are_exact_under_every_tokenizer(tokenizers, kind, form):
         st.text(st.sampled_from("왕은\u1112\u1161\u11ab é\u0301\u0323▁😀\n"), max_size=30),
     )
 )
-@settings(max_examples=40)
+@settings(derandomize=True, max_examples=40, deadline=None)
+@example(text=" \u0300가")
 def test_any_text_gives_exact_spans(tokenizers, kind, text):
     tokenizer = tokenizers[kind]
     labels = {token: LABELS[token * 7919 % len(LABELS)] for token in range(len(tokenizer))}

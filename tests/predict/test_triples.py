@@ -147,6 +147,37 @@ def test_the_threshold_is_a_probability(predictor, threshold):
         predictor.extract(SENTENCE, ENTITIES, threshold)
 
 
+def test_each_relation_may_have_its_own_threshold(predictor):
+    every = predictor.extract(SENTENCE, ENTITIES, threshold=0)
+    relations = [label for label in predictor.taxonomy.labels if label != "no_relation"]
+    for one in every:
+        given = dict.fromkeys(relations) | {one.relation: one.score - 1e-6}
+        kept = [other for other in every if other.relation == one.relation and other.score >= one.score - 1e-6]
+        assert same_triples(predictor.extract(SENTENCE, ENTITIES, given), kept)
+    with pytest.raises(MtlReError, match="threshold: none is given for 'per:title'"):
+        predictor.extract(SENTENCE, ENTITIES, {label: 0.5 for label in relations if label != "per:title"})
+    with pytest.raises(MtlReError, match=r"threshold: 1\.5"):
+        predictor.extract(SENTENCE, ENTITIES, dict.fromkeys(relations, 1.5))
+    with pytest.raises(MtlReError, match="threshold: 'none'; expected a probability"):
+        predictor.extract(SENTENCE, ENTITIES, "none")
+
+
+def test_the_threshold_itself_is_kept():
+    taxonomy = TAXONOMIES["klue-hierarchical"]
+    keep = triples.keeps(taxonomy, 0.5)
+    assert [keep(1, score) for score in (0.49, 0.5, 0.51)] == [False, True, True]
+    of_each = dict.fromkeys(taxonomy.labels, 0.2) | {taxonomy.labels[2]: None}
+    assert [triples.keeps(taxonomy, of_each)(label, 0.3) for label in (1, 2, 3)] == [True, False, True]
+
+
+def test_the_command_takes_stored_thresholds_or_says_how_to_get_them(saved, capsys):
+    call = ["extract", str(saved), "--sentence", SENTENCE, "--entity", "한라희:PER", "--entity", "누리전자:ORG"]
+    assert cli.main([*call, "--threshold", "stored"]) == 1
+    assert "`mtl-re calibrate CKPT --precision 0.9` fits them" in capsys.readouterr().err
+    nothing = ExtractConfig(SENTENCE, ["한라희:PER"], threshold="stored")
+    assert triples.render_triples([], nothing) == "no relation reaches its stored threshold"
+
+
 def test_a_sentence_must_be_text(predictor):
     with pytest.raises(MtlReError, match="sentence: expected text"):
         predictor.extract(None, ENTITIES)
