@@ -19,8 +19,18 @@ from typing import Any
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import CHUNK, RawRow, file_digest, one_line, read_rows
 from mtl_re.data.unicode_form import compose_spans
-from mtl_re.data.validation import AS_KLUE, READINGS, BadRow, Entity, identity, is_absent, literal, shown, string_of
-from mtl_re.data.validation import whole_number as _whole
+from mtl_re.data.validation import (
+    AS_KLUE,
+    READINGS,
+    BadRow,
+    Entity,
+    identity,
+    is_absent,
+    literal,
+    shown,
+    string_of,
+    whole_number,
+)
 from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
 from mtl_re.errors import MtlReError, RowError
 
@@ -198,7 +208,7 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
         start, end, kind, word = _parts(value, name)
     places = []
     for key, place in (("start", start), ("end", end)):
-        if (number := _whole(place)) is None:
+        if (number := whole_number(place)) is None:
             raise RowError(f"{name}.{key}", f"expected a whole number, found {shown(place)}")
         places.append(number - reading.first_character)
     places[1] -= reading.span_ends == "exclusive"

@@ -306,15 +306,11 @@ class ExtractionJob(WindowJob[Document]):
             rows |= {id(pair): number for pair in made}
         if self.settings.on_bad_row == "error":
             return pairs  # the featurizer names the first that does not fit
-        usable = {id(pair) for of_sentence in pairs for pair in of_sentence}
 
         def reject(pair: Example, error: RowError) -> None:
-            usable.discard(id(pair))
             rejected.append((rows[id(pair)], error.field, f"{pair.id}: {error.reason}"))
 
-        for member in self.predictor.members:
-            for _ in member.usable([pair for made in pairs for pair in made if id(pair) in usable], reject):
-                pass
+        usable = set(map(id, self.predictor.usable([pair for made in pairs for pair in made], reject)))
         return [[pair for pair in made if id(pair) in usable] for made in pairs]
 
     def _rows(

@@ -120,8 +120,7 @@ class PredictionJob(WindowJob["Example"]):
             def reject(example: Example, error: RowError) -> None:
                 rejected.append((numbers[id(example)], error.field, error.reason))
 
-            for member in self.predictor.members:
-                examples = list(member.usable(examples, reject))
+            examples = self.predictor.usable(examples, reject)
             assert len(examples) + len(rejected) == len(rows), (len(examples), len(rejected), len(rows))
         return examples, rejected
 

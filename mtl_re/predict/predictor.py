@@ -7,7 +7,7 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,6 +124,12 @@ class Predictor:
     def networks(self) -> int:
         """Number of distinct networks that a row passes through."""
         return sum(len({id(model) for model, _ in member.networks.values()}) for member in self.members)
+
+    def usable(self, examples: Sequence[Example], reject: Callable[[Example, RowError], None]) -> list[Example]:
+        """Return the examples that every member can take, in order; the others go to `reject` with the reason."""
+        for member in self.members:
+            examples = list(member.usable(examples, reject))
+        return list(examples)
 
     def predict(self, rows: Sequence[Example | Mapping[str, Any]], tick: Tick | None = None) -> list[Prediction]:
         """Return one prediction for each row, in order.
