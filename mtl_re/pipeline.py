@@ -65,19 +65,20 @@ class RelationExtractionPipeline(Pipeline):
         return {}, {}, options
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:
-        """Return the tensors of one row (batch size 1), and the row itself."""
-        example = row_of(input_, self.composed.taxonomy)
-        (featurizer,) = self.composed.featurizers.values()
-        table = featurizer.table([example])
-        takes_types = self.composed.root.takes_types
-        heads, levitated = len(self.composed.taxonomy.heads), self.composed.root.levitated
-        batch = Collator(table, self.pad_id, takes_types, [0] * heads, levitated=levitated)([0])
-        return {**{name: tensor for name, tensor in batch.items() if name != "targets"}, "example": example}
+        """Return the checked row."""
+        return {"example": row_of(input_, self.composed.taxonomy)}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> Any:
-        example = input_tensors.pop("example")
-        logits = self.model(**input_tensors)
-        return {"logits": join_heads(logits, self.composed.taxonomy).float(), "example": example}
+        """Write and pad the rows of a batch: what transformers pads by itself knows nothing of levitated markers."""
+        example = input_tensors["example"]
+        examples = example if isinstance(example, list) else [example]
+        (featurizer,) = self.composed.featurizers.values()
+        root, heads = self.composed.root, len(self.composed.taxonomy.heads)
+        table = featurizer.table(examples)
+        collate = Collator(table, self.pad_id, root.takes_types, [0] * heads, levitated=root.levitated)
+        batch = self._ensure_tensor_on_device(dict(collate(range(len(examples)))), self.device)
+        batch.pop("targets")
+        return {"logits": join_heads(self.model(**batch), self.composed.taxonomy).float(), "example": example}
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Decode logits (1, all heads' classes) into label, score, coarse and probs."""

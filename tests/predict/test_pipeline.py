@@ -8,6 +8,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding
+from tests.conftest import scratch_tokenizer, tiny_model
 
 ROWS = 12
 
@@ -37,6 +38,14 @@ def same(found, expected):
 def test_it_equals_the_predictor(ask, rows, examples, tiny, batch_size):
     assert len({len(row["sentence"]) for row in rows}) > 3  # batches are padded
     same(ask(rows, batch_size=batch_size), Predictor([ComposedModel.of(*tiny)]).predict(examples[:ROWS]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_levitated_markers_equal_the_predictor(rows, examples, batch_size):
+    tokenizer = scratch_tokenizer(examples, "levitated")
+    model = tiny_model(tokenizer, markers="levitated", pooling="cls_markers_both")
+    ask = pipeline("relation-extraction", model=model, tokenizer=tokenizer, device="cpu")
+    same(ask(rows, batch_size=batch_size), Predictor([ComposedModel.of(model, tokenizer)]).predict(examples[:ROWS]))
 
 
 def test_one_row_none_and_a_stream(ask, rows, examples, tiny):
