@@ -609,8 +609,10 @@ class ExtractConfig(ReadingConfig):
     """`ner:MODEL`: find entities where a row gives none, by this token-classification model of transformers."""
     ner_types: str | None = None
     """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
-    sentences: Literal["split", "whole"] = "split"
-    """`split`: cut each document into sentences, and ask only pairs inside of one; `whole`: a row is one sentence."""
+    sentences: Literal["split", "joined", "whole"] = "split"
+    """`split`: cut each document into sentences, and ask only pairs inside of one; `joined`: the same for text whose
+    lines are hard-wrapped, where a sentence may go on in the next line of its paragraph; `whole`: a row is one
+    sentence."""
     threshold: float | Literal["stored"] = within(0, 1, 0.5)
     """Least probability of a triple's relation, which is the pair's most probable one; `stored`: each relation's own,
     fitted to a precision by `mtl-re calibrate --precision` and applied with the prior that they were fitted under."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
-from mtl_re.predict.sentences import sentence_ranges
+from mtl_re.predict.sentences import looks_wrapped, sentence_ranges
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.writers import IdDigest, check_suffix, write_table
@@ -151,12 +151,13 @@ class Sentence:
     entities: tuple[Entity, ...]
 
 
-def cut(row: int, document: Document, whole: bool) -> list[Sentence]:
+def cut(row: int, document: Document, how: Literal["split", "joined", "whole"]) -> list[Sentence]:
     """Return a document's sentences, or all of it as one (`whole`), each with those of its entities that lie in it."""
     given = document.entities or ()
-    ranges = [(0, len(document.text))] if whole else None
-    if ranges is None:
-        ranges = sentence_ranges(document.text, [(entity.start, entity.end) for entity in given])
+    ranges = [(0, len(document.text))]
+    if how != "whole":
+        spans = [(entity.start, entity.end) for entity in given]
+        ranges = sentence_ranges(document.text, spans, joined=how == "joined")
     inside: list[list[Entity]] = [[] for _ in ranges]
     starts = [start for start, _ in ranges]
     for entity in given:
@@ -216,7 +217,7 @@ class ExtractionJob(WindowJob[Document]):
             self.thresholds = options.threshold
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
         self.finder, self.settings = finder, options
-        self.apart = 0  # documents with decomposed characters
+        self.apart = self.wrapped = 0  # documents with decomposed characters; with hard-wrapped lines
 
     @classmethod
     def load(cls, ckpt: str, data: str, output: Path, options: ExtractConfig, group: ProcessGroup) -> ExtractionJob:
@@ -246,9 +247,13 @@ class ExtractionJob(WindowJob[Document]):
 
     def look_at(self, row: Document) -> None:
         self.apart += is_decomposed(row.text)
+        self.wrapped += self.settings.sentences == "split" and looks_wrapped(row.text)
 
     def looked(self, rows: int) -> None:
         tell_decomposed(self.data, self.apart, rows)
+        if self.wrapped:
+            text = "seem to have hard-wrapped lines, each of which is taken for a sentence or more"
+            tell(f"{self.data}: {self.wrapped} of {rows} documents {text}; --sentences joined reads them as paragraphs")
 
     def answer(self, rows: list[tuple[int, Document]], tick: Progress) -> Answer:
         rejected: list[RejectedRow] = []
@@ -260,7 +265,7 @@ class ExtractionJob(WindowJob[Document]):
             except RowError as error:
                 rejected.append(self.rejected_row(number, error))
                 continue
-            sentences += cut(len(documents), document, self.settings.sentences == "whole")
+            sentences += cut(len(documents), document, self.settings.sentences)
             documents.append((number, document))
         sentences = self._with_entities(documents, sentences)
         pairs = self._pairs(documents, sentences, rejected)

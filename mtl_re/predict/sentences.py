@@ -4,7 +4,8 @@ Enters: any text and the spans of its entities (inclusive Python characters). Le
 which is never normalised. The rule needs no library: a sentence ends at a line break, or at a mark such as `.` before a
 blank, but not inside quotation marks or brackets, behind an initial, a number or a common abbreviation, or before a
 particle that goes on with a quotation. Where the blank is missing, the mark must follow a Korean final ending; in a
-line without any mark, the commonest final endings do as marks. It was measured beside pysbd, kss and kiwipiepy:
+line without any mark, the commonest final endings do as marks. In hard-wrapped text a paragraph takes the place of a
+line. It was measured beside pysbd, kss and kiwipiepy:
 `experiments/results/2026-11-28_sentences/`.
 """
 
@@ -26,7 +27,9 @@ STRAIGHT = "\"'"
 
 _CLOSERS = re.escape("".join(BRACKETS.values()) + STRAIGHT)
 _END = re.compile(rf"([.!?…。！？｡]++)([{_CLOSERS}]*+)")  # possessive: a long run of marks is read once
-_LINE = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*+")
+_BREAK = r"(?>\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
+_LINE = re.compile(rf"{_BREAK}\s*+")
+_PARAGRAPH = re.compile(rf"{_BREAK}(?:(?!{_BREAK})\s)*+{_BREAK}\s*+")
 
 # What stands before and behind a place, in composed form.
 _NO_END = re.compile(
@@ -34,6 +37,7 @@ _NO_END = re.compile(
     r"|(?<!\w)(?:Dr|Mr|Mrs|Ms|St|Jr|Sr|Prof|No|Nos|Op|Vol|vol|pp|vs|cf|etc|al|Inc|Co|Corp|Ltd|PP)"
     r"|(?<![^\s.(\[])\d{1,4})\Z"  # a date or the number of an item: 2011. 6. 27.
 )
+_CLOSED = re.compile(rf"[.!?…。！？｡][{_CLOSERS}]*\Z")
 _QUOTED = re.compile(r"\s*(?:이?라(?:고|며|는|면서|던)|(?:고|며|면서)\s)")  # “…” 라고 말했다
 _FINAL = re.compile(r"[다요죠까]\Z")
 _BEGINS = re.compile(rf"[가-힣A-Z0-9一-鿿{re.escape(''.join(BRACKETS))}]")
@@ -47,7 +51,7 @@ _UNMARKED = re.compile(  # of the endings in -ㄴ다 only common ones: 우간다
 _UNMARKED_GOES_ON = re.compile(r"\s+(?:보[니면]|고\s|며\s|면\s|라[고며]\s|하더|해도|한들|손)")  # 했다 보니, 한다 고
 
 
-def sentence_ranges(text: str, spans: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+def sentence_ranges(text: str, spans: Sequence[tuple[int, int]] = (), joined: bool = False) -> list[tuple[int, int]]:
     """Return the half-open character ranges of the sentences of a text, in order.
 
     The ranges do not overlap, neither begin nor end with a blank, and hold every character that is not blank (as
@@ -57,6 +61,7 @@ def sentence_ranges(text: str, spans: Sequence[tuple[int, int]] = ()) -> list[tu
     Args:
         spans: inclusive characters (start, end) of entities, in any order; they may overlap. A boundary inside one is
             dropped, so that each lies in exactly one sentence.
+        joined: The text is hard-wrapped: a line break ends a sentence only where a blank line follows.
 
     Raises:
         MtlReError: A span does not lie in the text, or begins or ends with a blank.
@@ -64,7 +69,7 @@ def sentence_ranges(text: str, spans: Sequence[tuple[int, int]] = ()) -> list[tu
     whole = _merged(text, spans)
     ranges: list[tuple[int, int]] = []
     start = 0
-    for border in [*_borders(text), len(text)]:
+    for border in [*_borders(text, _PARAGRAPH if joined else _LINE), len(text)]:
         if border > start and not _inside(whole, border):
             ranges.extend(_pieces(text, *_trimmed(text, start, border), whole))
             start = border
@@ -92,10 +97,24 @@ def _inside(intervals: Sequence[tuple[int, int]], border: int) -> bool:
     return before >= 0 and border <= intervals[before][1]
 
 
-def _borders(text: str) -> Iterator[int]:
-    """Yield where a sentence ends, as the place behind its last character, in order."""
+def looks_wrapped(text: str) -> bool:
+    """Return whether the lines of a text seem to be hard-wrapped: paragraphs hold five line breaks or more, most of
+    them behind a line that is nearly as long as the longest and does not end like a sentence."""
+    paragraphs = (paragraph.splitlines()[:-1] for paragraph in _PARAGRAPH.split(text))
+    lines = [line.strip() for paragraph in paragraphs for line in paragraph]
+    longest = max(map(len, lines), default=0)
+    full = sum(len(line) >= 0.8 * longest and not _CLOSED.search(line) for line in lines)
+    return len(lines) >= 5 and longest >= 20 and full > 0.6 * len(lines)
+
+
+def _borders(text: str, breaks: re.Pattern[str]) -> Iterator[int]:
+    """Yield where a sentence ends, as the place behind its last character, in order.
+
+    Args:
+        breaks: What ends a sentence wherever it stands.
+    """
     start = 0
-    for line in _LINE.finditer(text):
+    for line in breaks.finditer(text):
         yield from _borders_of_line(text, start, line.start())
         yield line.start()
         start = line.end()
@@ -103,7 +122,7 @@ def _borders(text: str) -> Iterator[int]:
 
 
 def _borders_of_line(text: str, start: int, stop: int) -> Iterator[int]:
-    """Yield where a sentence ends inside text[start:stop], which holds no line break."""
+    """Yield where a sentence ends inside text[start:stop], a line or a paragraph."""
     marks = list(_END.finditer(text, start, stop))
     places = [mark.end() for mark in marks if mark.end() < stop and _ends_sentence(text, start, stop, mark)]
     if not places and not any(mark.end() == stop or text[mark.end()].isspace() for mark in marks):

@@ -217,6 +217,27 @@ def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_pat
     assert [row["score"] for row in one] == pytest.approx([row["score"] for row in all_], abs=1e-5)
 
 
+def test_hard_wrapped_documents_are_told_and_joined(run, tmp_path, capsys):
+    lines = [
+        "한라희는 강릉에서 태어나 자랐고 지금은 원주에 있는",
+        "누리전자의 대표이다. 그 회사는 지난 2001년 봄에 세워진",
+    ]
+    lines += [
+        "회사로 본사는 원주에 있다. 그 회사의 첫 사장이었던",
+        "한가람은 2010년에 자리에서 물러나 고향 강릉에 가서",
+    ]
+    text = "\n".join(
+        [*lines, "작은 서점을 하면서 글을 쓰고 책도 내었으며, 지금은", "여러 나라의 말로도 읽히는 작가라고 한다."]
+    )
+    word = text.index("누리전자")
+    spans = [{"start": 0, "end": 2, "type": "PER"}, {"start": word, "end": word + 3, "type": "ORG"}]
+    data = written(tmp_path / "in" / "wrapped.jsonl", [{"id": "w", "text": text, "entities": spans}])
+    assert not list(read_triples(run(data=str(data), threshold=0.0)))  # the entities stand in different lines
+    assert "--sentences joined" in capsys.readouterr().err
+    assert list(read_triples(run(data=str(data), sentences="joined", threshold=0.0)))
+    assert "--sentences joined" not in capsys.readouterr().err
+
+
 class WordFinder:
     """Finds given words as entities."""
 
@@ -251,13 +272,13 @@ def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
 def test_cut():
     text = "가 나. 다 라."
     entities = (Entity("다", 5, 5, "PER"), Entity("가", 0, 0, "PER"), Entity("가 나", 0, 2, "ORG"))
-    made = cut(3, Document("1", text, entities), whole=False)
+    made = cut(3, Document("1", text, entities), "split")
     assert [(one.row, one.start, one.text) for one in made] == [(3, 0, "가 나."), (3, 5, "다 라.")]
     assert [one.entities for one in made] == [entities[1:], (Entity("다", 0, 0, "PER"),)]
-    (one,) = cut(0, Document("1", text, entities), whole=True)
+    (one,) = cut(0, Document("1", text, entities), "whole")
     assert (one.start, one.text, one.entities) == (0, text, entities)
     across = Entity("나. 다", 2, 5, "PER")
-    assert [one.text for one in cut(0, Document("1", text, (across,)), whole=False)] == [text]
+    assert [one.text for one in cut(0, Document("1", text, (across,)), "split")] == [text]
 
 
 def test_the_command(saved, docs, tmp_path, capsys):
