@@ -106,27 +106,39 @@ def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Tripl
     """Return the triples of one sentence, and print why pairs were not scored."""
     entities = [triples.find_entity(sentence, text) for text in options.entity]
     predictor = _predictor(ckpt, options)
-    if options.entities is not None:
-        found = _finder(options.entities, options.ner_types, None).find([sentence])[0]
-        entities += _known(found, predictor.entity_types)
+    if finder := _finder(options, predictor.entity_types, None):
+        entities += _known(finder.find([sentence])[0], predictor.entity_types)
     _, left = triples.candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     for reason in triples.explain_left_out(entities, left):
         tell(reason)
     return predictor.extract(sentence, entities, options.threshold)
 
 
-def _finder(spec: str, types: str | None, device: str | None) -> Finder:
-    """Load what `--entities` names.
+def _finder(options: ExtractConfig, known: Sequence[str], device: str | None) -> Finder | None:
+    """Load what `--entities` names, and say which of its types the relation model does not know.
+
+    Args:
+        known: Entity types that the relation model was trained with (empty: any).
 
     Raises:
-        MtlReError: It names nothing, or the model cannot be loaded.
+        MtlReError: It names nothing, the model cannot be loaded, or the relation model knows none of its types.
     """
     from mtl_re.predict.ner import EntityFinder, read_types
 
-    kind, colon, model = spec.partition(":")
+    if options.entities is None:
+        return None
+    kind, colon, model = options.entities.partition(":")
     if kind != "ner" or not colon or not model:
-        raise MtlReError(f"--entities {spec}: expected ner:MODEL, MODEL being a directory or hub id of transformers")
-    return EntityFinder.load(model, read_types(types), device)
+        expected = "expected ner:MODEL, MODEL being a directory or hub id of transformers"
+        raise MtlReError(f"--entities {options.entities}: {expected}")
+    finder = EntityFinder.load(model, read_types(options.ner_types), device, precision=options.precision)
+    types = set(finder.types.values())
+    if known and (strange := sorted(types - set(known))):
+        text = f"ner:{model}: the relation model was trained with no entity of type {', '.join(strange)}"
+        if set(strange) == types:
+            raise MtlReError(f"{text}; it knows {', '.join(sorted(known))}: map the tags to these (--ner_types)")
+        tell(f"{text}; such entities are left out")
+    return finder
 
 
 def _known(found: Sequence[Entity], known: Sequence[str]) -> list[Entity]:
@@ -226,8 +238,9 @@ class ExtractionJob(WindowJob[Document]):
         Raises:
             MtlReError: One of them cannot be loaded.
         """
-        finder = None if options.entities is None else _finder(options.entities, options.ner_types, group.device)
-        return cls(_predictor(ckpt, options, group.device), finder, data, output, options, group)
+        predictor = _predictor(ckpt, options, group.device)
+        finder = _finder(options, predictor.entity_types, group.device)
+        return cls(predictor, finder, data, output, options, group)
 
     def digest(self) -> str:
         return digest_of(self.data)

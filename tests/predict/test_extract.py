@@ -251,7 +251,7 @@ class WordFinder:
 
 
 def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(extract_run, "_finder", lambda spec, types, device: WordFinder())
+    monkeypatch.setattr(extract_run, "_finder", lambda *given: WordFinder())
     folder = tmp_path / "in" / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text("강릉이다.\n한라희는 무엇 누리전자 대표이다.", encoding="utf-8")
@@ -267,6 +267,27 @@ def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
     }
     given = written(tmp_path / "in" / "given.jsonl", [{"text": "한라희 누리전자", "entities": []}])
     assert run(data=str(given), entities="ner:x").read_bytes() == b""  # the row says that there are none
+
+
+def test_types_that_the_relation_model_does_not_know_are_told(run, monkeypatch, capsys):
+    loaded = []
+
+    class Finder(WordFinder):
+        def __init__(self, *types):
+            self.types = dict(zip("abc", types, strict=False))
+
+    def load(name, types, device, precision):
+        loaded.append((name, precision))
+        return finder
+
+    monkeypatch.setattr("mtl_re.predict.ner.EntityFinder.load", load)
+    finder = Finder("PER", "ORG", "WORK_OF_ART")
+    run(entities="ner:FOUND", precision="bf16")
+    assert loaded == [("FOUND", "bf16")]
+    assert "ner:FOUND: the relation model was trained with no entity of type WORK_OF_ART" in capsys.readouterr().err
+    finder = Finder("WORK_OF_ART")
+    with pytest.raises(MtlReError, match=r"ner:FOUND: .* WORK_OF_ART; it knows .*ORG.*--ner_types"):
+        run(entities="ner:FOUND")
 
 
 def test_cut():
