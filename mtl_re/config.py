@@ -112,6 +112,9 @@ class DataConfig(ReadingConfig, group="data"):
         return self.valid is not None or self.fold is not None or self.valid_fraction > 0
 
 
+Evidence = Literal["coarse", "fine"]
+
+
 @dataclass
 class ModelConfig(Options, group="model"):
     """The network: one encoder, a vector for the pair of entities, one linear layer for each head."""
@@ -130,6 +133,11 @@ class ModelConfig(Options, group="model"):
     marker_init: Literal["random", "type_words"] = "type_words"
     """Vectors with which the marker tokens of `levitated` begin: `type_words`, the means of the words that the default
     markers would write (사람, 단체, ...), or `random`, as the new tokens of the other schemes begin."""
+    head_layers: int = within(0, 8, 0)
+    """Hidden layers of each head, as wide as the encoder (0: each head is a linear map of the shared pair vector)."""
+    gate_evidence: Evidence = "coarse"
+    """What a coarse class's logit reads: `coarse`, the coarse head alone; `fine`, the evidence of the class's fine head
+    too (its logits' log-mean-exp is added), so that rows of no_relation train the fine heads as well."""
     dropout: float = within(0, 0.9, 0.1)
     """Dropout before and after the hidden layer over the pair vector (the encoder has its own)."""
     dropout_samples: int = within(1, 64, 1)

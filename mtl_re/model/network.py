@@ -22,6 +22,7 @@ from mtl_re import files
 from mtl_re.errors import MtlReError, entry, first_line
 from mtl_re.features.levitated import MARKS
 from mtl_re.features.markers import LEVITATED
+from mtl_re.model.classifier_heads import classifier, with_fine_evidence
 from mtl_re.model.levitated import check_family, levitated_states, pair_states
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.model.trust import check_shapes, checked
@@ -42,6 +43,7 @@ class MtlReConfig(PretrainedConfig):
         taxonomy: `Taxonomy.to_dict()`.
         markers, query, max_input_length, entity_types: how rows are written for the model (see `features.Featurizer`).
         pooling: a name of `POOLINGS`. dropout: before the pair layer and the heads.
+        head_layers, gate_evidence: see `classifier_heads`; written only where they are not 0 and `coarse`.
         gate: default way to read the label. temperatures: by head, divides logits. training_prior: share of each
             coarse class in the training rows, in taxonomy order (None: unknown). relation_threshold: fitted by
             `mtl-re calibrate`, used only where asked for. relation_threshold_prior: shares of the coarse classes under
@@ -55,6 +57,8 @@ class MtlReConfig(PretrainedConfig):
     relation_thresholds: dict[str, float | None] | None = None
     relation_thresholds_prior: list[float] | None = None
     precision_target: float | None = None
+    head_layers: int = 0
+    gate_evidence: str = "coarse"
 
     def __init__(
         self,
@@ -108,7 +112,12 @@ class MtlReModel(PreTrainedModel):
             nn.Dropout(config.dropout), nn.Linear(pooling.width * dim, dim), nn.GELU(), nn.Dropout(config.dropout)
         )
         try:
-            self.heads = nn.ModuleDict({head.name: nn.Linear(dim, len(head.classes)) for head in self.taxonomy.heads})
+            self.heads = nn.ModuleDict(
+                {
+                    head.name: classifier(dim, len(head.classes), config.head_layers, config.dropout)
+                    for head in self.taxonomy.heads
+                }
+            )
         except KeyError as error:
             names = [head.name for head in self.taxonomy.heads]
             raise MtlReError(f"model.heads: torch cannot name a module like one of {names}") from error
@@ -157,7 +166,8 @@ class MtlReModel(PreTrainedModel):
         if self.training and self.dropout_samples > 1:
             pooled = pooled.repeat(self.dropout_samples, 1)
         pair = self.pair(pooled)
-        return {name: head(pair).float() for name, head in self.heads.items()}
+        logits = {name: head(pair).float() for name, head in self.heads.items()}
+        return with_fine_evidence(logits, self.taxonomy) if self.config.gate_evidence == "fine" else logits
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # the pair layer and the heads; the encoder initialises itself

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from mtl_re.config import Gate
+from mtl_re.config import Evidence, Gate
 from mtl_re.errors import MtlReError
 from mtl_re.features.markers import MARKERS
 from mtl_re.files import WEIGHTS
@@ -72,6 +72,11 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "training_prior": (_shares, "a list of shares, or null"),
     "relation_threshold": (_share_or_none, "a share, or null"),
     "relation_threshold_prior": (_shares, "a list of shares, or null"),
+    "head_layers": (_whole(0, 8), "a whole number from 0 to 8"),
+    "gate_evidence": (
+        lambda value: isinstance(value, str) and value in get_args(Evidence),
+        f"one of {', '.join(get_args(Evidence))}",
+    ),
     "relation_thresholds": (_thresholds, "a map from relation to a share or null, or null"),
     "relation_thresholds_prior": (_shares, "a list of shares, or null"),
     "precision_target": (_share_or_none, "a share, or null"),

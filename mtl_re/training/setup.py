@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     taxonomy = Taxonomy.from_option(config.model.heads)
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
+    _check_evidence(config, weights)
     accelerator, run_dir = begin(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
@@ -239,6 +240,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         encoder, tokenizer = encoders.load_encoder(
             name, options.markers, types, options.max_length, seed, own, config.model.marker_init
         )
+    heads: dict[str, Any] = {"head_layers": config.model.head_layers, "gate_evidence": config.model.gate_evidence}
     model_config = MtlReConfig(
         taxonomy=taxonomy.to_dict(),
         markers=options.markers,
@@ -249,6 +251,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         dropout=config.model.dropout,
         gate=config.eval.gate,
         training_prior=training_prior(rows.train, taxonomy),
+        **{name: value for name, value in heads.items() if value != getattr(MtlReConfig, name)},
     )
     torch.manual_seed(seed)
     model = from_encoder(encoder, model_config)
@@ -257,14 +260,27 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
     return tokenizer, model
 
 
+def _check_evidence(config: Config, weights: Mapping[str, float]) -> None:
+    """Raise MtlReError if coarse logits shall read fine heads that do not exist or learn nothing."""
+    if config.model.gate_evidence == "coarse":
+        return
+    if len(weights) == 1:
+        raise MtlReError("model.gate_evidence: fine needs fine heads; model.heads gives one head alone")
+    if idle := [name for name, weight in weights.items() if weight == 0]:
+        raise MtlReError(
+            f"model.gate_evidence: fine reads all heads; loss.weights.{idle[0]}: 0 would leave one untrained"
+        )
+
+
 def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
     """Give a model the pair layer and the heads of a checkpoint.
 
     Raises:
-        MtlReError: it has other labels, heads or another pooling.
+        MtlReError: it has other labels or heads, another pooling or other head layers.
     """
     differ = {"labels or heads": source.taxonomy.heads != model.taxonomy.heads}
-    differ["pooling"] = source.config.pooling != model.config.pooling
+    for name in ("pooling", "head_layers"):
+        differ[name] = getattr(source.config, name) != getattr(model.config, name)
     if other := [name for name, different in differ.items() if different]:
         what = f"{init} has other {' and '.join(other)}"
         raise MtlReError(f"model.init: {what}; --model.encoder {init} takes its encoder alone, under new heads")

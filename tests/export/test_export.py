@@ -76,6 +76,17 @@ def test_the_shipped_network_has_every_pooling(pooling):
         assert torch.equal(logits, found[name]), name
 
 
+@pytest.mark.parametrize("settings", [{"head_layers": 2}, {"gate_evidence": "fine"}])
+@pytest.mark.parametrize("name", TAXONOMIES)
+def test_the_shipped_network_has_the_same_heads(name, settings):
+    ours = small_model("bert", taxonomy=TAXONOMIES[name].to_dict(), **settings)
+    given = batch(ours.takes_types)
+    with torch.inference_mode():
+        expected, found = ours(**given), shipped(ours)(**given)
+    for head, logits in expected.items():
+        assert torch.equal(logits, found[head]), head
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_the_shipped_network_takes_every_encoder(kind):
     ours = small_model(kind, taxonomy=TAXONOMIES["yaml-hierarchical"].to_dict())

@@ -560,6 +560,17 @@ def test_flat_heads(go):
     assert json.loads((run_dir / "valid_metrics.json").read_text())["disagreement"] == 0
 
 
+def test_other_heads_are_trained_and_a_run_starts_from_them(go, tmp_path):
+    options = {"model.head_layers": 1, "model.gate_evidence": "fine"}
+    run_dir = go(**options)
+    model, _ = load(str(run_dir))
+    assert (model.config.head_layers, model.config.gate_evidence) == (1, "fine")
+    with pytest.raises(MtlReError, match=r"model.init: .* has other head_layers"):
+        go(**{"model.init": str(run_dir), "train.run_dir": str(tmp_path / "other")})
+    again = {"model.init": str(run_dir), "train.run_dir": str(tmp_path / "again"), "optim.lr": 0.0}
+    assert_same_tensors(weights(go(**options, **again)), weights(run_dir))
+
+
 def test_taxonomy_from_yaml(go, tmp_path):
     labels = sorted({row["label"] for row in sample.rows("train", 40)} - {"no_relation"})
     groups = {"none": ["no_relation"], "one": labels[0::3], "two": labels[1::3], "three": labels[2::3]}
@@ -582,6 +593,8 @@ def test_taxonomy_from_yaml(go, tmp_path):
         ({"loss.weights": {"coarse": 0.0, "org": 0.0, "per": 0.0}}, "all weights are 0"),
         ({"model.pooling": "max"}, "model.pooling.*cls"),
         ({"model.heads": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"model.gate_evidence": "fine", "model.heads": "flat"}, "model.gate_evidence: fine needs fine heads"),
+        ({"model.gate_evidence": "fine", "loss.weights": {"org": 0}}, "gate_evidence: .*loss.weights.org: 0"),
         ({"model.encoder": "scratch:huge"}, "scratch:tiny"),
         ({"model.encoder": "/nowhere/encoder"}, "model.encoder"),
         ({"data.markers": "stars"}, "markers"),

@@ -8,6 +8,7 @@ probabilities and labels of them. `mtl_re_input` beside this file turns sentence
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class MtlReConfig(PretrainedConfig):
     ) -> None:
         self.encoder, self.taxonomy = encoder or {}, taxonomy or {}
         self.pooling, self.dropout, self.gate, self.temperatures = pooling, dropout, gate, temperatures or {}
+        self.head_layers, self.gate_evidence = kwargs.pop("head_layers", 0), kwargs.pop("gate_evidence", "coarse")
         super().__init__(**kwargs)
 
 
@@ -95,7 +97,8 @@ class MtlReModel(PreTrainedModel):
         self.root = "label" if self.flat else "coarse"
         fine = {} if self.flat else {name: len(members) for name, members in groups if len(members) > 1}
         sizes = {self.root: len(labels) if self.flat else len(groups), **fine}
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in sizes.items()})
+        self.fine = list(fine)
+        self.heads = nn.ModuleDict({name: self._head(dim, size) for name, size in sizes.items()})
         takes = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
         self.takes_types = takes and int(getattr(self.encoder.config, "type_vocab_size", 0) or 0) > 1
         self.post_init()
@@ -126,7 +129,24 @@ class MtlReModel(PreTrainedModel):
             hidden = hidden[positions[:, :1], positions * (torch.arange(5, device=hidden.device) > 0)]
             positions = torch.arange(1, 5, device=hidden.device).expand(hidden.shape[0], 4)
         pair = self.pair(torch.cat([part(hidden, positions) for part in self.parts], dim=-1))
-        return {name: head(pair).float() for name, head in self.heads.items()}
+        logits = {name: head(pair).float() for name, head in self.heads.items()}
+        if self.config.gate_evidence == "fine" and not self.flat:
+            logits["coarse"] = logits["coarse"] + self._evidence(logits)
+        return logits
+
+    def _head(self, dim: int, size: int) -> nn.Module:
+        layers, rate = self.config.head_layers, self.config.dropout
+        hidden = [module for _ in range(layers) for module in (nn.Linear(dim, dim), nn.GELU(), nn.Dropout(rate))]
+        return nn.Sequential(*hidden, nn.Linear(dim, size)) if hidden else nn.Linear(dim, size)
+
+    def _evidence(self, logits: dict[str, Tensor]) -> Tensor:
+        """The log-mean-exp of each coarse class's fine logits, 0 without a fine head: (batch, coarse classes)."""
+        none = torch.zeros_like(logits["coarse"][:, 0])
+        columns = [
+            logits[name].logsumexp(-1) - math.log(len(members)) if name in self.fine else none
+            for name, members in self.config.taxonomy["groups"]
+        ]
+        return torch.stack(columns, dim=-1)
 
     def _levitated(self, pairs: Tensor, position_ids: Tensor) -> dict[str, Any]:
         """Who sees whom: all the text, and a pair's markers each other; and where the tokens stand."""
