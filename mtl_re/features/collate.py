@@ -118,12 +118,18 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def text_batches(table: FeatureTable, batch_size: int) -> list[np.ndarray]:
-    """Return what `sorted_batches` does for rows with levitated markers: as far as a batch holds them, rows of the same
-    text are in one batch, where they share a sequence."""
+    """Return what `sorted_batches` does for rows with levitated markers: rows of the same text are in one batch, where
+    they share a sequence. Only a text with more rows than `batch_size` is in several, so some batches are not full."""
     order = np.argsort(-table.lengths, kind="stable")
-    groups = same_text([table[row] for row in order])
-    order = order[np.array([number for group in groups for number in group], np.int64)]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches: list[np.ndarray] = []
+    for group in same_text([table[row] for row in order]):
+        for start in range(0, len(group), batch_size):
+            rows = order[np.array(group[start : start + batch_size], np.int64)]
+            if batches and len(batches[-1]) + len(rows) <= batch_size:
+                batches[-1] = np.concatenate([batches[-1], rows])
+            else:
+                batches.append(rows)
+    return batches
 
 
 class Collator:

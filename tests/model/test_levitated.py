@@ -163,6 +163,17 @@ def test_markers_stand_at_the_tokens_they_mark(tokenizer, table):
         assert batch["input_ids"][sequence, marks].tolist() == table[row].input_ids[-4:].tolist()
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_a_text_is_in_several_batches_only_where_one_cannot_hold_it(table, batch_size):
+    batches = text_batches(table, batch_size)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(table)))
+    assert max(map(len, batches)) <= batch_size
+    texts = [{table[row].input_ids[: -levitated.MARKS].tobytes() for row in batch} for batch in batches]
+    for text in set().union(*texts):
+        rows = sum(table[row].input_ids[: -levitated.MARKS].tobytes() == text for row in range(len(table)))
+        assert sum(text in held for held in texts) == -(-rows // batch_size)
+
+
 @pytest.mark.parametrize("room", [20, 26, 40])
 def test_truncation_keeps_both_spans_or_names_the_row(room, tokenizer):
     sentence = "가나 " * 20 + "서울 병원 " + "다라 " * 20 + "김민아"
