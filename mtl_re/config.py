@@ -336,8 +336,8 @@ class AdaptModelConfig(Options, group="model"):
     """The encoder to adapt."""
 
     encoder: str = "klue/roberta-large"
-    """A hub id or a local directory with a masked-LM head, or `scratch:tiny|mini|small|base` (a new encoder, whose
-    vocabulary is made from the text)."""
+    """A hub id or a local directory, or `scratch:tiny|mini|small|base` (a new encoder, whose vocabulary is made from the
+    text). One that has no masked-LM head gets a new one, tied to its embeddings."""
     vocabulary: int = within(100, 1_000_000, 16_000)
     """Size of a new encoder's vocabulary (larger where the text has more distinct characters)."""
 
