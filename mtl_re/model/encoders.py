@@ -138,8 +138,8 @@ def own_checkpoint(name: str) -> tuple[MtlReModel, Any] | None:
 def load_masked_lm(name: str, max_length: int, seed: int = 0) -> tuple[Any, Any]:
     """A pretrained encoder with its masked-LM head (fp32, on CPU) and its tokenizer.
 
-    Where an encoder ships without such a head (e5, sentence-transformers) it gets a new one, tied to its embeddings; one
-    line says so.
+    Where an encoder ships without such a head (e5, sentence-transformers) it gets a new one, tied to its embeddings;
+    one line says so.
 
     Args:
         seed: of a new head.
@@ -175,8 +175,8 @@ def _with_new_head(name: str, network: Any, missing: Sequence[str], seed: int) -
     """Return a network whose new head is tied to the embeddings, or raise if more, or less, than a head is missing."""
     if not head_is_missing(network, missing):
         raise MtlReError(
-            f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])}); a masked-LM head "
-            "is made anew only where the whole of it is missing and nothing else"
+            f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])}); "
+            "a masked-LM head is made anew only where the whole of it is missing and nothing else"
         )
     if not network.config.tie_word_embeddings:
         torch.manual_seed(seed)
