@@ -27,6 +27,14 @@ def load_source(name: str) -> tuple[Any, Any]:
     Raises:
         MtlReError: it cannot be loaded, or is a trained relation model, or its files lack weights.
     """
+    network, tokenizer = _loaded(name)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()  # files are mapped; where a weight begins in one can change last bits
+    return network, tokenizer
+
+
+def _loaded(name: str) -> tuple[Any, Any]:
+    """With its head if the files hold one, else bare."""
     if is_own(name):
         raise MtlReError(f"trim: {name} is a trained relation model; cut its encoder first, then train")
     if _knows_masked_lm(name):
