@@ -282,6 +282,21 @@ COMMANDS: dict[str, Command] = {
         config.Config,
         reads=("data.train", "data.valid", "model.encoder", "model.heads"),
     ),
+    "trim": Command(
+        "Cut an encoder's vocabulary to the pieces that a language's text needs.",
+        "mtl_re.trim.trim:trim",
+        config.TrimConfig,
+        (
+            Argument("encoder", "A hub id or a local directory.", "ENCODER"),
+            Argument("directory", "Where to write: a new or empty directory (see --overwrite).", "DIR"),
+        ),
+        forms={
+            "text": {"type": str, "nargs": "+", "required": True, "metavar": "FILE"},
+            "keep": {"type": str, "nargs": "+", "default": [], "metavar": "FILE|PIECE"},
+        },
+        show=_rendered("mtl_re.trim.report:render_trim"),
+        reads=("encoder", "text", "held_out"),
+    ),
     "adapt": Command(
         "Adapt an encoder to your text by masked-language modelling; prints the run directory last.",
         "mtl_re.adapt.adapt:adapt",

@@ -344,8 +344,8 @@ class AdaptModelConfig(Options, group="model"):
     """The encoder to adapt."""
 
     encoder: str = "klue/roberta-large"
-    """A hub id or a local directory with a masked-LM head, or `scratch:tiny|mini|small|base` (a new encoder, whose
-    vocabulary is made from the text)."""
+    """A hub id or a local directory, or `scratch:tiny|mini|small|base` (a new encoder, whose vocabulary is made from
+    the text). One that has no masked-LM head gets a new one, tied to its embeddings."""
     vocabulary: int = within(100, 1_000_000, 16_000)
     """Size of a new encoder's vocabulary (larger where the text has more distinct characters)."""
 
@@ -404,6 +404,28 @@ GROUPS, ADAPT_GROUPS = groups(Config), groups(AdaptConfig)
 
 
 @dataclass
+class TrimConfig(Options):
+    """Options of `mtl-re trim`."""
+
+    text: list[str]
+    """Text of the language: rows (a path or `hub:DATASET/CONFIG:SPLIT`, as for `train`), .txt files (one text a line),
+    or directories of such files."""
+    keep: list[str] = field(default_factory=list)
+    """More to keep whatever `text` uses: files, whose pieces are all kept, or pieces by name (`▁단체` or `단체`)."""
+    min_count: int = within(1, math.inf, 1)
+    """How often `text` must use a piece for it to be kept."""
+    held_out: float | str = within(0, 0.9, 0.02)
+    """Text on which the loss is measured: a share of `text`, which is not counted then (0: none), or other text in the
+    same forms."""
+    split_seed: int = within(0, 2**32 - 1, 42)
+    """Seed of the held-out share."""
+    on_bad_row: OnBadRow = "error"
+    """A row that cannot be used: `error` stops and names it; `skip` counts it and leaves it out."""
+    overwrite: bool = False
+    """Replace an earlier result of `mtl-re trim` in DIR."""
+
+
+@dataclass
 class SampleConfig(Options):
     """Options of `mtl-re sample`."""
 
@@ -420,6 +442,10 @@ class SampleConfig(Options):
 @dataclass
 class CheckConfig(ReadingConfig):
     """Options of `mtl-re check`."""
+
+    encoder: str | None = None
+    """An encoder that `mtl-re trim` wrote, or a run that began with one: warn where sentences need pieces of its
+    vocabulary that were cut."""
 
 
 @dataclass

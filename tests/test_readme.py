@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from families import make_family
 from transformers import BertConfig, BertForTokenClassification
 
 from mtl_re import cli
@@ -121,6 +122,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     Path("texts").mkdir()
     Path("texts/one.txt").write_text(next(iter(sample.rows("test", 1)))["sentence"], encoding="utf-8")
     write_entity_finder(Path("MODEL"))
+    make_family("xlm-roberta", "FacebookAI/xlm-roberta-large")
     for name in ("F.yaml", "experiments/configs/klue-roberta-large.yaml"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(TINY, encoding="utf-8")
@@ -134,9 +136,18 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().out
         run = run or (said.splitlines()[-1] if name == "train" else "")
         done.append(name)
-    assert {"check", "explore", "train", "evaluate", "errors", "cooccurrence", "predict", "extract", "export"} == set(
-        done
-    )
+    assert {
+        "check",
+        "explore",
+        "train",
+        "evaluate",
+        "errors",
+        "cooccurrence",
+        "predict",
+        "extract",
+        "export",
+        "trim",
+    } == set(done)
     for made in (
         "triples.jsonl",
         "pictures/labels.png",
@@ -144,6 +155,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
         "metrics.json",
         "errors",
         "exported/model.onnx",
+        "xlmr-ko/trim.json",
     ):
         assert Path(made).exists(), made
     with open("submission.csv", encoding="utf-8", newline="") as file:

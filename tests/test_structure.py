@@ -23,7 +23,20 @@ MODULES = {
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "gradio", "optuna", "matplotlib")
 NAMES = [name for name in MODULES if name not in {"__init__", "__main__"}]
 ROOMS = (
-    *("data", "features", "model", "scoring", "training", "adapt", "predict", "study", "analysis", "export", "page"),
+    *(
+        "data",
+        "features",
+        "model",
+        "scoring",
+        "training",
+        "adapt",
+        "trim",
+        "predict",
+        "study",
+        "analysis",
+        "export",
+        "page",
+    ),
 )
 """In the order of the data flow: a room may import what stands before it, never what stands behind it."""
 

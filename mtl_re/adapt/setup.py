@@ -206,7 +206,7 @@ def _network(config: AdaptConfig, texts: Texts) -> tuple[Any, Any]:
     """Encoder with its head, and tokenizer; made from the training text for `scratch:`."""
     name, length = config.model.encoder, config.data.max_length
     if not name.startswith(encoders.SCRATCH):
-        return encoders.load_masked_lm(name, length)
+        return encoders.load_masked_lm(name, length, config.train.seed)
     words = [
         " ".join(markers.pieces(scheme, list(markers.TYPE_WORDS)))
         for scheme in markers.MARKERS

@@ -85,11 +85,14 @@ def select_texts(config: AdaptConfig) -> Texts:
     return Texts(train, held_out, bad, len(found), len(found) - len(kept))
 
 
-def read_texts(spec: str, reject: Callable[[BadRow], object] | None = None) -> Iterator[Text]:
+def read_texts(
+    spec: str, reject: Callable[[BadRow], object] | None = None, option: str = "--data.on_bad_row"
+) -> Iterator[Text]:
     """Stream the texts of a file, folder or data set, one a line, as often as they stand there.
 
     Args:
         reject: called for a row that cannot be used; None: raise.
+        option: that leaves such rows out, for the message.
     """
     path = Path(spec)
     if path.is_dir():
@@ -110,7 +113,7 @@ def read_texts(spec: str, reject: Callable[[BadRow], object] | None = None) -> I
             except RowError as error:
                 bad = BadRow(raw.source, raw.number, error.field, one_line(error.reason))
                 if reject is None:
-                    raise MtlReError(f"{bad} (--data.on_bad_row skip leaves such rows out)") from error
+                    raise MtlReError(f"{bad} ({option} skip leaves such rows out)") from error
                 reject(bad)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from mtl_re.config import ReadingConfig
+from mtl_re.config import CheckConfig, ReadingConfig
 from mtl_re.data.loading import cures, parsed
+from mtl_re.data.lost_pieces import LostPieces, TrimmedTokenizers
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import AS_KLUE, BadRow, Example, Key, shown
 from mtl_re.errors import MtlReError
@@ -77,6 +78,7 @@ class FileCheck:
         ids: id → number of rows.
         cures: what to do about faults that many rows share.
         decomposed: rows with characters written in parts.
+        lost: what the sentences lose under a trimmed vocabulary, where one was asked about.
     """
 
     source: str
@@ -90,6 +92,7 @@ class FileCheck:
     ids: Counter[str] = field(default_factory=Counter)
     cures: list[str] = field(default_factory=list)
     decomposed: int = 0
+    lost: LostPieces | None = None
 
     @property
     def bad(self) -> int:
@@ -128,8 +131,18 @@ class CheckReport:
 
 
 def check_files(specs: Sequence[str], taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> CheckReport:
-    """Read every DATA to its end; a file that cannot be read does not stop the others."""
-    return CheckReport([_check_file(spec, taxonomy, reading) for spec in specs])
+    """Read every DATA to its end; a file that cannot be read does not stop the others.
+
+    Raises:
+        MtlReError: `reading` names an encoder that was not trimmed.
+    """
+    encoder = reading.encoder if isinstance(reading, CheckConfig) else None
+    tokenizers = None if encoder is None else TrimmedTokenizers(encoder)
+    files = [_check_file(spec, taxonomy, reading) for spec in specs]
+    if tokenizers is not None:
+        for file in files:
+            file.lost = tokenizers.lost(sorted(file.sentences))
+    return CheckReport(files)
 
 
 def _check_file(spec: str, taxonomy: Taxonomy, reading: ReadingConfig) -> FileCheck:
@@ -182,6 +195,9 @@ def _file_lines(file: FileCheck) -> Iterator[str]:
     if file.decomposed:
         share = f"{100 * file.decomposed / file.good:.1f} % of the rows hold characters written in parts (NFD)"
         yield f"warning: {file.source}: {share}; few vocabularies know these (--data.normalise nfc composes them)"
+    if file.lost is not None:
+        none = f"{file.source}: the encoder's trimmed vocabulary has all pieces that its sentences need"
+        yield file.lost.warning(file.source) or none
     if warning := file.subjects.warning(file.source):
         yield warning
     if file.repeated_keys:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from mtl_re import files
-from mtl_re.errors import MtlReError, first_line
+from mtl_re.errors import MtlReError, first_line, tell
 from mtl_re.features.featurizer import add_marker_tokens
 from mtl_re.features.markers import LEVITATED, TYPE_WORDS, Role, typed_punct, typed_punct_ko, typed_special
 from mtl_re.model.network import MtlReConfig, MtlReModel, load
@@ -135,25 +135,54 @@ def own_checkpoint(name: str) -> tuple[MtlReModel, Any] | None:
     return load(name) if is_own(name) else None
 
 
-def load_masked_lm(name: str, max_length: int) -> tuple[Any, Any]:
+def load_masked_lm(name: str, max_length: int, seed: int = 0) -> tuple[Any, Any]:
     """A pretrained encoder with its masked-LM head (fp32, on CPU) and its tokenizer.
 
+    Where an encoder ships without such a head (e5, sentence-transformers) it gets a new one, tied to its embeddings;
+    one line says so.
+
+    Args:
+        seed: of a new head.
+
     Raises:
-        MtlReError: as `load_encoder`; or it has no such head, or its tokenizer no mask token.
+        MtlReError: as `load_encoder`; or the head is there in part, or the tokenizer has no mask token.
     """
     if is_own(name):
         raise MtlReError(
             f"model.encoder: {name} is a trained relation model, which has no masked-LM head to go on with"
         )
+    torch.manual_seed(seed)  # transformers draws the weights that the files do not hold
     network, tokenizer, missing = load_pretrained(name, AutoModelForMaskedLM)
     if missing:
-        raise MtlReError(
-            f"model.encoder: {name} has no masked-LM head to go on with (missing {', '.join(missing[:3])})"
-        )
+        network = _with_new_head(name, network, missing, seed)
     _check_room(name, network, max_length)
     if tokenizer.mask_token_id is None:
         raise MtlReError(f"model.encoder: {name}'s tokenizer has no mask token")
     return network, tokenizer
+
+
+def head_is_missing(network: Any, missing: Sequence[str]) -> bool:
+    """Return whether the parameters that a masked LM's files do not hold are its head, the whole of it and no more.
+
+    A decoder that is tied to the embeddings is not of the head.
+    """
+    encoder = {id(parameter) for parameter in network.base_model.parameters()}
+    named = network.named_parameters(remove_duplicate=False)
+    return set(missing) == {key for key, parameter in named if id(parameter) not in encoder}
+
+
+def _with_new_head(name: str, network: Any, missing: Sequence[str], seed: int) -> Any:
+    """Return a network whose new head is tied to the embeddings, or raise if more, or less, than a head is missing."""
+    if not head_is_missing(network, missing):
+        raise MtlReError(
+            f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])}); "
+            "a masked-LM head is made anew only where the whole of it is missing and nothing else"
+        )
+    if not network.config.tie_word_embeddings:
+        torch.manual_seed(seed)
+        network = load_pretrained(name, AutoModelForMaskedLM, tie_word_embeddings=True)[0]
+    tell(f"{name} has no masked-LM head: it gets a new one, tied to its embeddings (optim.head_lr is its rate)")
+    return network
 
 
 def load_pretrained(name: str, kind: Any, option: str = "model.encoder", **options: Any) -> tuple[Any, Any, list[str]]:

@@ -577,13 +577,6 @@ def test_logits_come_in_few_sizes(tokenizer):
     assert sizes == {adapt_run.MASKED_STEP, 2 * adapt_run.MASKED_STEP}
 
 
-def test_an_encoder_without_a_masked_lm_head_is_refused(tokenizer, tmp_path):
-    encoders.scratch_encoder("scratch:tiny", tokenizer, 64, 0).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(MtlReError, match=r"has no masked-LM head to go on with \(missing "):
-        encoders.load_masked_lm(str(tmp_path), 64)
-
-
 def test_a_relation_model_is_no_encoder(saved):
     with pytest.raises(MtlReError, match="is a trained relation model, which has no masked-LM head"):
         encoders.load_masked_lm(str(saved), 64)

@@ -1,0 +1,1 @@
+"""An encoder's vocabulary cut to the pieces that a language needs."""

@@ -1,0 +1,295 @@
+"""`mtl-re trim`: an encoder → the same encoder with only the pieces that a language's text needs.
+
+Enters: an encoder, text, options. Leaves: a directory that `model.encoder` takes: config, weights (the masked-LM head
+with them), tokenizer, the report as trim.json and trim.md, and the tokenizer of before for `mtl-re check`. The
+directory is read back before it appears: held-out texts whose pieces were all kept must have the same pieces, and some
+of them the same hidden states, bit for bit; otherwise nothing is written. Anchors: vocabtrimmer (Ushio et al. 2023,
+arXiv 2305.15020), TextPruner (Yang et al. 2022, arXiv 2203.15996).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mtl_re import files
+from mtl_re.adapt.text import Text, hold_out, read_texts
+from mtl_re.config import TrimConfig
+from mtl_re.data.lost_pieces import BEFORE, LostPieces
+from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import BadRow
+from mtl_re.errors import MtlReError, first_line, tell
+from mtl_re.markdown import write_markdown
+from mtl_re.model.encoders import position_room
+from mtl_re.trim.choice import Use, chosen_ids, named_ids, set_apart
+from mtl_re.trim.network import config_ids, cut_network, fixed_rows, load_source, narrowest
+from mtl_re.trim.report import Sizes, describe, markdown
+from mtl_re.trim.vocabulary import Vocabulary
+
+REPORT = "trim.json"
+_CHUNK = 1024  # texts tokenised at once
+_STATES, _STATE_LENGTH = 8, 128  # texts whose hidden states are compared, and tokens of each at most
+_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces")
+
+
+@dataclass
+class Read:
+    """The text of a run.
+
+    Attributes:
+        use: What the counted texts use. held_out: Texts that were not counted.
+        sources: Name, number of texts and SHA-256 of each counted source. first: The first counted texts.
+    """
+
+    use: Use
+    held_out: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
+    """Write an encoder with a smaller vocabulary.
+
+    Args:
+        encoder: A directory or a hub id. folder: Where to write.
+
+    Returns:
+        The content of its trim.json, and `directory`.
+
+    Raises:
+        MtlReError: The encoder, the text or the directory cannot be used, or the cut encoder fails its check.
+    """
+    final = Path(folder)
+    _check_target(final, encoder, options.overwrite)
+    network, tokenizer = load_source(encoder)
+    source = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = Vocabulary(source)
+    read = read_all(tokenizer, options)
+    reasons = chosen_ids(vocabulary, tokenizer, read.use, options.min_count, _wanted(vocabulary, tokenizer, options))
+    reasons["config"] = config_ids(network) & set(vocabulary.ids.values())
+    reasons["positions"] = set(range(fixed_rows(network)))
+    kept = _numbered(vocabulary, reasons, network.get_input_embeddings().num_embeddings)
+    cut = cut_tokenizer(tokenizer, vocabulary, kept)
+    lost = compared(tokenizer, cut, kept, vocabulary.unknown, read.held_out)
+    sizes = Sizes.of(network)
+    samples = kept_texts(tokenizer, kept, [*read.held_out, *read.first])
+    states = hidden_states(network, tokenizer, samples)
+    cut_network(network, kept)
+    report = describe(encoder, options, vocabulary, kept, reasons, read, lost, (sizes, Sizes.of(network)))
+    _write(final, network, cut, (samples, states), source, report)
+    if found := report["may_spell_unknown_words"]:
+        tell(f"note: {len(found)} kept pieces, {found[0]!r} first, may spell words that were unknown (see trim.md)")
+    return report | {"directory": folder}
+
+
+def _check_target(final: Path, encoder: str, overwrite: bool) -> None:
+    """Raise MtlReError if DIR is not empty, unless it is an older result and `overwrite` is set."""
+    if final.exists() and not final.is_dir():
+        raise MtlReError(f"{final}: is a file; give a directory")
+    if Path(encoder).is_dir() and final.resolve() in {Path(encoder).resolve(), *Path(encoder).resolve().parents}:
+        raise MtlReError(f"{final}: holds the encoder that is trimmed; give another directory")
+    if final.is_dir() and any(final.iterdir()):
+        if not overwrite:
+            raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
+        if not (final / REPORT).is_file():
+            raise MtlReError(f"{final}: is not a result of mtl-re trim (it has no {REPORT}); it is not replaced")
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def read_all(tokenizer: Any, options: TrimConfig) -> Read:
+    """Count the pieces and characters of the text, and set held-out texts aside.
+
+    Raises:
+        MtlReError: A source cannot be read, or there is no text to count.
+    """
+    share = options.held_out if isinstance(options.held_out, float | int) else 0.0
+    size = max(tokenizer.get_vocab().values()) + 1
+    plain, apart = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    found = Read(Use(plain))
+    reject = found.bad.append if options.on_bad_row == "skip" else None
+    for spec in options.text:
+        count = 0
+        for chunk in _chunks(read_texts(spec, reject, "--on_bad_row")):
+            counted, aside = hold_out(chunk, share, options.split_seed)
+            found.held_out += [text.text for text in aside]
+            plain += _counts(tokenizer, [text.text for text in counted], size)
+            apart += _counts(tokenizer, [set_apart(text.text, text.spans) for text in counted], size)
+            found.use.characters.update(Counter("".join(text.text for text in counted)))
+            found.first += [text.text for text in counted[: _STATES - len(found.first)]]
+            count += len(counted)
+        found.sources.append({"text": spec, "texts": count, "sha256": _digest(spec)})
+    if not found.first:
+        raise MtlReError(f"--text: {', '.join(options.text)}: there is no text to count pieces of")
+    found.use.pieces = np.maximum(plain, apart)
+    if isinstance(options.held_out, str):
+        found.held_out = [text.text for text in read_texts(options.held_out, reject, "--on_bad_row")]
+    return found
+
+
+def _chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
+    while chunk := list(islice(texts, _CHUNK)):
+        yield chunk
+
+
+def _counts(tokenizer: Any, texts: Sequence[str], size: int) -> np.ndarray:
+    ids = [index for text in _coded(tokenizer, texts) for index in text]
+    return np.bincount(np.array(ids, np.int64), minlength=size)
+
+
+def _coded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, without special tokens."""
+    if not texts:
+        return []
+    settings = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **settings)["input_ids"]
+    return ids
+
+
+def _digest(spec: str) -> str | None:
+    """SHA-256 of a source; None of a directory, whose files have their own."""
+    return None if Path(spec).is_dir() else file_digest(spec)
+
+
+def _wanted(vocabulary: Vocabulary, tokenizer: Any, options: TrimConfig) -> set[int]:
+    """Return the ids that `--keep` asks for."""
+    wanted: set[int] = set()
+    for name in options.keep:
+        if name.startswith(("hub:", "sample:")) or Path(name).exists():
+            for chunk in _chunks(read_texts(name, option="--on_bad_row")):
+                texts = [form for text in chunk for form in (text.text, set_apart(text.text, text.spans))]
+                wanted.update(index for ids in _coded(tokenizer, texts) for index in ids)
+        else:
+            wanted |= named_ids(vocabulary, name)
+    return wanted
+
+
+# ---- the cut -----------------------------------------------------------------------------------------------------
+
+
+def _numbered(vocabulary: Vocabulary, reasons: Mapping[str, set[int]], rows: int) -> dict[int, int]:
+    """Return the ids to keep, closed under the model's law, with their new ids: the same order without gaps.
+
+    Raises:
+        MtlReError: A kept piece has no row in the embeddings, or a row that must stay in place no piece.
+    """
+    known = set(vocabulary.ids.values())
+    if reasons["positions"] - known:
+        raise MtlReError(
+            "trim: positions count from the padding id, and not every id below it is a piece; it stays put"
+        )
+    kept = sorted(vocabulary.closed(set().union(*reasons.values())))
+    if kept[-1] >= rows:
+        raise MtlReError(f"trim: the tokenizer has a piece {kept[-1]}, and the embeddings only {rows:,} rows")
+    return {index: place for place, index in enumerate(kept)}
+
+
+def cut_tokenizer(tokenizer: Any, vocabulary: Vocabulary, kept: Mapping[int, int]) -> Any:
+    """Return a tokenizer with these pieces only, which runs the same steps.
+
+    It is of no model's own class: those rebuild their steps when they are loaded, some with fixed ids.
+
+    Raises:
+        MtlReError: The library gives a piece another id than its row.
+    """
+    core = Tokenizer.from_str(json.dumps(vocabulary.cut(kept)))
+    settings = {name: getattr(tokenizer, name) for name in _SETTINGS if hasattr(tokenizer, name)}
+    extra = {"extra_special_tokens": tokenizer.extra_special_tokens} if tokenizer.extra_special_tokens else {}
+    made = PreTrainedTokenizerFast(tokenizer_object=core, **tokenizer.special_tokens_map, **extra, **settings)
+    given = made.get_vocab()
+    wrong = [piece for piece, index in vocabulary.ids.items() if index in kept and given.get(piece) != kept[index]]
+    if wrong or len(made) != len(kept):
+        raise MtlReError(f"trim: this tokenizer's ids cannot be renumbered ({', '.join(wrong[:3]) or 'added tokens'})")
+    return made
+
+
+def kept_texts(tokenizer: Any, kept: Mapping[int, int], texts: Sequence[str]) -> list[str]:
+    """Return the first texts whose pieces were all kept, as many as hidden states are compared of."""
+    whole = (text for text in texts if all(index in kept for index in _coded(tokenizer, [text])[0]))
+    return list(islice(whole, _STATES))
+
+
+def compared(
+    tokenizer: Any, cut: Any, kept: Mapping[int, int], unknown: str | None, texts: Sequence[str]
+) -> LostPieces:
+    """Return what held-out texts lose.
+
+    Raises:
+        MtlReError: A text whose pieces were all kept has other pieces now.
+    """
+    found = LostPieces()
+    for begin in range(0, len(texts), _CHUNK):
+        chunk = texts[begin : begin + _CHUNK]
+        for text, before, after in zip(chunk, _coded(tokenizer, chunk), _coded(cut, chunk), strict=True):
+            if all(index in kept for index in before) and [kept[index] for index in before] != after:
+                raise MtlReError(f"trim: this tokenizer cannot be cut: {text[:80]!r} would have other pieces")
+            names = (tokenizer.convert_ids_to_tokens(before), cut.convert_ids_to_tokens(after))
+            found.add(text, *names, unknown)
+    return found
+
+
+@torch.no_grad()
+def hidden_states(network: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Return the last hidden states of padded texts, (texts, tokens, dim) in fp32."""
+    if not texts:
+        return torch.zeros(0)
+    room = min(_STATE_LENGTH, position_room(network.config) or _STATE_LENGTH)
+    coded = tokenizer(list(texts), padding=True, truncation=True, max_length=room, return_tensors="pt")
+    given = {name: coded[name] for name in ("input_ids", "attention_mask")}
+    states: Tensor = network.base_model.eval()(**given).last_hidden_state
+    return states
+
+
+# ---- the directory -----------------------------------------------------------------------------------------------
+
+
+def _write(
+    final: Path,
+    network: Any,
+    tokenizer: Any,
+    expected: tuple[Sequence[str], Tensor],
+    source: Mapping[str, Any],
+    report: dict[str, Any],
+) -> None:
+    """Write everything, read the encoder back, and compare it with the one of before.
+
+    Raises:
+        MtlReError: It cannot be written, or its hidden states are others.
+    """
+    network.to(narrowest(network))
+    try:
+        with files.whole_folder(final.absolute()) as build:
+            network.save_pretrained(build)
+            files.seal_weights(build)
+            tokenizer.save_pretrained(build)
+            (build / BEFORE).write_bytes(gzip.compress(json.dumps(source, ensure_ascii=False).encode(), mtime=0))
+            report["compared_hidden_states"] = len(expected[0])
+            _check_states(build, *expected)
+            files.write_json(build / REPORT, report)
+            write_markdown(build / "trim.md", markdown(report))
+    except MtlReError:
+        raise
+    except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
+        raise MtlReError(f"{final}: cannot be written ({first_line(error)})") from error
+
+
+def _check_states(build: Path, texts: Sequence[str], expected: Tensor) -> None:
+    network, tokenizer = load_source(str(build))
+    if not torch.equal(hidden_states(network, tokenizer, texts), expected):
+        raise MtlReError(
+            "trim: the cut encoder's hidden states differ from those of the whole one; nothing was written"
+        )
