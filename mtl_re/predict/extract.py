@@ -198,6 +198,12 @@ def encode(rows: Iterable[Row], suffix: str) -> bytes:
     return text.getvalue().encode()
 
 
+def table_bytes(rows: Iterable[Row], suffix: str) -> bytes:
+    """Return a whole .csv or .jsonl of rows, as the command writes it."""
+    header = f"{','.join(COLUMNS)}\n".encode() if suffix == ".csv" else b""
+    return header + encode(rows, suffix)
+
+
 def _schema() -> Any:
     import pyarrow as pa
 
