@@ -135,7 +135,7 @@ def relation_lines(label: str, language: Language) -> list[str]:
         if lines[-1] and text_width(lines[-1] + part) > LONGEST_LINE:
             lines.append("")
         lines[-1] += " " if part == "_" else part
-    return [line.strip() for line in lines if line.strip()]
+    return [shortened(line, LONGEST_WORD) for line in lines if line.strip()] or [label]
 
 
 def svg_of(graph: Graph, kinds: Mapping[str, int], width: int, language: Language, name: str) -> str:

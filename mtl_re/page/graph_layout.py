@@ -82,7 +82,7 @@ def arrange(boxes: Points, links: Links, width: float) -> Arrangement:
             break  # a higher picture costs more, however free of faults it is
         for angle in np.pi * np.arange(TURNS) / TURNS:
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            made = _arranged(_fitted(first @ turn.T, boxes, width, height), boxes, links)
+            made = _arranged(_fitted(first @ turn.T, boxes, width, height), boxes, links, width)
             best = made if best is None or made.cost < best.cost else best
     assert best is not None
     return _mended(best, boxes, links, width)
@@ -110,7 +110,7 @@ def _mended(best: Arrangement, boxes: Points, links: Links, width: float) -> Arr
         centres = best.centres.copy()
         step = STEP * (1 - trial / TRIALS) + 10
         centres[random.integers(len(boxes))] += random.normal(0, step, 2)
-        made = _arranged(_apart(centres, boxes, width), boxes, links)
+        made = _arranged(_apart(centres, boxes, width), boxes, links, width)
         best = made if made.cost < best.cost else best
     return best
 
@@ -141,11 +141,13 @@ def _apart(centres: Points, boxes: Points, width: float) -> Points:
     return centres
 
 
-def _arranged(centres: Points, boxes: Points, links: Links) -> Arrangement:
+def _arranged(centres: Points, boxes: Points, links: Links, width: float) -> Arrangement:
     """Draw the arrows between placed boxes, place their labels, and count what is wrong."""
     curves = _curves(centres, boxes, links)
     seen = _points(curves, np.linspace(0, 1, STEPS))
-    labels, overlaps = _labels(centres, boxes, _points(curves, LABEL_PLACES), links.labels)
+    places, room = _points(curves, LABEL_PLACES), links.labels[:, None, 0] / 2
+    places[..., 0] = np.clip(places[..., 0], room, np.maximum(width - room, room))
+    labels, overlaps = _labels(centres, boxes, places, links.labels)
     under_label = ~_outside(seen[:, :, None], labels, links.labels, 0.0)  # (links, steps, labels)
     shown = 1 - np.diagonal(under_label.mean(1))  # the share of each arrow that its own label leaves to be seen
     length = np.hypot(*(seen[:, 1:] - seen[:, :-1]).sum(1).T)
