@@ -122,9 +122,11 @@ def _why_none(scored: Scored, threshold: float, taxonomy: Taxonomy, language: La
 
 def _figure(rows: Sequence[Row], types: Sequence[str], language: Language, name: str) -> str:
     """Return one of the `PICTURES`, and what it leaves out."""
-    most = PICTURES[name][1]
+    words, most = TEXTS[language], PICTURES[name][1]
     arrows = len(graph_of(rows).arrows)
-    said = TEXTS[language]["arrows_left_out"].format(most=most, arrows=arrows) if arrows > most else ""
+    if not arrows:
+        return f'<div class="re-{name}">{hint_html(words["no_arrows"])}</div>'
+    said = words["arrows_left_out"].format(most=most, arrows=arrows) if arrows > most else ""
     picture = _picture(graph_of(rows, most), tuple(colours(types).items()), language, name)
     return f'<div class="re-{name}">{hint_html(said) if said else ""}{picture}</div>'
 
