@@ -26,6 +26,10 @@ TURNS = 10
 """Ways to turn the first places."""
 TRIALS, STEP = 120, 60.0
 """Random moves of single boxes afterwards, and the pixels of the first ones."""
+ASIDE = 0.4
+"""Part of its bend by which an arrow's ends stand aside of the middles of its boxes."""
+NEAR = 13.0
+"""Pixels between two arrow ends at one box below which they look like one."""
 STEPS = 25
 """Points by which a curve is seen."""
 LABEL_PLACES = np.array([0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74])
@@ -156,7 +160,8 @@ def _arranged(centres: Points, boxes: Points, links: Links, width: float) -> Arr
     top = float(min((centres - boxes / 2)[:, 1].min(), (labels - links.labels / 2)[:, 1].min(), seen[..., 1].min()))
     bottom = max((centres + boxes / 2)[:, 1].max(), (labels + links.labels / 2)[:, 1].max(), seen[..., 1].max())
     height, shift = float(bottom) - top + 2 * MARGIN, np.array([0.0, MARGIN - top])
-    cost = OVERLAP_COST * overlaps + CROSSING_COST * (_crossings(seen) + int(crossed.sum()))
+    unclear = _crossings(seen) + int(crossed.sum()) + _meeting(curves, links)
+    cost = OVERLAP_COST * overlaps + CROSSING_COST * unclear
     cost += height / PIXELS_A_CROSSING
     return Arrangement(centres + shift, curves + shift, labels + shift, height, overlaps, cost)
 
@@ -175,13 +180,16 @@ def _curves(centres: Points, boxes: Points, links: Links) -> Points:
     """Return (links, 3, 2): the arrows, each between the edges of its two boxes."""
     start, end = centres[links.first], centres[links.second]
     along = end - start
-    side = np.stack([along[:, 1], -along[:, 0]], -1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
-    middle = (start + end) / 2 + 2 * links.bend[:, None] * side
+    left_of = (
+        links.bend[:, None] * np.stack([along[:, 1], -along[:, 0]], -1) / np.maximum(np.hypot(*along.T), 1)[:, None]
+    )
+    middle = (start + end) / 2 + 2 * left_of
+    start, end = start + ASIDE * left_of, end + ASIDE * left_of
     whole = np.stack([start, middle, end], 1)
     steps = np.linspace(0, 1, 4 * STEPS)
     points = _points(whole, steps)
-    left = _outside(points, start[:, None], boxes[links.first][:, None]).argmax(1)
-    right = _outside(points, end[:, None], boxes[links.second][:, None])[:, ::-1].argmax(1)
+    left = _outside(points, centres[links.first][:, None], boxes[links.first][:, None]).argmax(1)
+    right = _outside(points, centres[links.second][:, None], boxes[links.second][:, None])[:, ::-1].argmax(1)
     first, last = steps[left][:, None], steps[::-1][right][:, None]
 
     def blossom(one: Points, other: Points) -> Points:  # Ramshaw: a control point for each two parameters
@@ -217,6 +225,13 @@ def _through(seen: Points, links: Links, centres: Points, boxes: Points) -> int:
     each = np.arange(len(hit))
     hit[each, links.first] = hit[each, links.second] = False
     return int(hit.sum())
+
+
+def _meeting(curves: Points, links: Links) -> int:
+    """Count pairs of arrow ends at one box that stand so near each other that they look like one."""
+    ends, owners = np.concatenate([curves[:, 0], curves[:, 2]]), np.concatenate([links.first, links.second])
+    near = np.hypot(*(ends[:, None] - ends[None]).transpose(2, 0, 1)) < NEAR
+    return int(np.triu(near & (owners[:, None] == owners), 1).sum())
 
 
 def _crossings(seen: Points) -> int:
