@@ -624,6 +624,9 @@ class ErrorsConfig(Options):
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
 
+Cut = Literal["split", "joined", "whole"]
+
+
 @dataclass
 class ExtractConfig(ReadingConfig):
     """Options of `mtl-re extract`."""
@@ -643,7 +646,7 @@ class ExtractConfig(ReadingConfig):
     """`ner:MODEL`: find entities where a row gives none, by this token-classification model of transformers."""
     ner_types: str | None = None
     """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
-    sentences: Literal["split", "joined", "whole"] = "split"
+    sentences: Cut = "split"
     """`split`: cut each document into sentences, and ask only pairs inside of one; `joined`: the same for text whose
     lines are hard-wrapped, where a sentence may go on in the next line of its paragraph; `whole`: a row is one
     sentence."""
@@ -716,6 +719,14 @@ class DemoConfig(Options):
     """Most rows of an uploaded file."""
     max_megabytes: float = within(0.001, 10_000, 20.0)
     """Largest size of an uploaded file, in MB."""
+    entities: str | None = None
+    """`ner:MODEL`: find the entities of a text by this token-classification model of transformers."""
+    ner_types: str | None = None
+    """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
+    max_characters: int = within(1, 1_000_000, 5_000)
+    """Most characters of a text whose triples are asked for."""
+    max_pairs: int = within(1, 1_000_000, 1_000)
+    """Most pairs of entities that such a text may have; each ordered pair of a sentence is scored."""
     batch_size: int = within(1, 1_000_000, 32)
     """Rows of one forward pass."""
 

@@ -51,7 +51,7 @@ class PageBackend:
         self.predictor, self.options, self.directory = predictor, options, directory
         self.taxonomy: Taxonomy = predictor.taxonomy
         self.types: list[str] = predictor.members[0].config.entity_types or list(markers.TYPE_WORDS)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def view(self, draft: Draft, types: dict[Role, str]) -> View:
         """Predict a draft in which both entities are marked.
@@ -61,7 +61,7 @@ class PageBackend:
         """
         subject, object = (self._entity(draft, role, types[role]) for role in ROLES)
         example = parse_row(Example("sentence", draft.sentence, subject, object).to_row(), self.taxonomy)
-        with self._lock:
+        with self.lock:
             prediction = self.predictor.predict([example])[0]
         probs = torch.tensor([[prediction.probs[label] for label in self.taxonomy.labels]], dtype=torch.float64)
         hard, soft = (self.taxonomy.labels[int(gating.labels(probs, self.taxonomy, gate))] for gate in GATES)
@@ -92,7 +92,7 @@ class PageBackend:
 
         def predictions() -> Iterator[Prediction]:
             for start in range(0, len(rows), ROWS_PER_TURN):
-                with self._lock:
+                with self.lock:
                     predicted = self.predictor.predict(rows[start : start + ROWS_PER_TURN])
                 labels.update(prediction.label for prediction in predicted)
                 yield from predicted

@@ -1,14 +1,17 @@
-"""A draft of one question: a sentence and the entity spans marked in it so far.
+"""Drafts of a question: a sentence with a subject and an object, or a text with any number of typed entities.
 
 Enters: text and selections in a browser's units (UTF-16 code units). Leaves: inclusive spans of Python characters.
+Drafts are values: every edit gives another one, and a mark moves with its word when the text around it changes.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mtl_re.data.validation import span_clash
+from mtl_re.data.validation import Entity, span_clash
 
 Role = Literal["subject", "object"]
 Span = tuple[int, int]
@@ -36,6 +39,21 @@ def python_span(text: str, start: int, stop: int) -> Span | None:
     return None if last < 0 else (first, last)
 
 
+def carried(before: str, after: str, spans: Sequence[Span | None]) -> list[Span | None]:
+    """Return where spans of a text stand after an edit; None for one that the edit touched."""
+    shortest = min(len(before), len(after))
+    head = next((i for i in range(shortest) if before[i] != after[i]), shortest)
+    tail = next((i for i in range(shortest - head) if before[-1 - i] != after[-1 - i]), shortest - head)
+    shift = len(after) - len(before)
+
+    def moved(span: Span | None) -> Span | None:
+        if span is None or span[1] < head:
+            return span
+        return (span[0] + shift, span[1] + shift) if span[0] >= len(before) - tail else None
+
+    return [moved(span) for span in spans]
+
+
 @dataclass(frozen=True)
 class Draft:
     """A sentence, and the inclusive character spans of the entities that are marked in it."""
@@ -50,20 +68,8 @@ class Draft:
 
     def edited(self, sentence: str) -> Draft:
         """Return the draft with its sentence changed; a mark outside the changed characters moves with its word."""
-        before = self.sentence
-        if sentence == before:
-            return self
-        shortest = min(len(before), len(sentence))
-        head = next((i for i in range(shortest) if before[i] != sentence[i]), shortest)
-        tail = next((i for i in range(shortest - head) if before[-1 - i] != sentence[-1 - i]), shortest - head)
-        shift = len(sentence) - len(before)
-
-        def carried(span: Span | None) -> Span | None:
-            if span is None or span[1] < head:
-                return span
-            return (span[0] + shift, span[1] + shift) if span[0] >= len(before) - tail else None
-
-        return Draft(sentence, carried(self.subject), carried(self.object))
+        subject, object = carried(self.sentence, sentence, (self.subject, self.object))
+        return Draft(sentence, subject, object)
 
     def marked(self, role: Role, span: Span) -> Draft:
         """Return the draft with one more mark, which removes the other role's mark if they cross or are the same."""
@@ -74,3 +80,41 @@ class Draft:
         if role == "subject":
             return Draft(self.sentence, span, kept(self.object))
         return Draft(self.sentence, kept(self.subject), span)
+
+
+@dataclass(frozen=True)
+class Markup:
+    """A text of any number of sentences, and the entities marked in it, by start, the outer one first."""
+
+    text: str = ""
+    entities: tuple[Entity, ...] = ()
+
+    def edited(self, text: str) -> Markup:
+        """Return the markup with its text changed; a mark outside the changed characters moves with its word."""
+        spans = carried(self.text, text, [(entity.start, entity.end) for entity in self.entities])
+        kept = zip(self.entities, spans, strict=True)
+        return Markup(text, tuple(Entity(one.word, *span, one.type) for one, span in kept if span is not None))
+
+    def marked(self, span: Span, kind: str) -> Markup:
+        """Return the markup with one more entity, which removes those that cross it or are the same span."""
+        kept = [one for one in self.entities if not span_clash(span, (one.start, one.end))]
+        return self.holding([*kept, Entity(self.text[span[0] : span[1] + 1], *span, kind)])
+
+    def marked_everywhere(self, span: Span, kind: str) -> Markup:
+        """Return the markup with a word marked wherever a word of the text begins with it and nothing is marked yet."""
+        made, word = self.marked(span, kind), self.text[span[0] : span[1] + 1]
+        taken = [(one.start, one.end) for one in made.entities]
+        found = [
+            Entity(word, start, start + len(word) - 1, kind)
+            for start in (match.start() for match in re.finditer(rf"(?<!\w){re.escape(word)}", self.text))
+            if not any(first < start + len(word) and start <= last for first, last in taken)
+        ]
+        return made.holding([*made.entities, *found])
+
+    def unmarked(self, span: Span) -> Markup:
+        """Return the markup without the entities that share a character with a span."""
+        return self.holding([one for one in self.entities if one.end < span[0] or span[1] < one.start])
+
+    def holding(self, entities: Sequence[Entity]) -> Markup:
+        """Return the same text with these entities."""
+        return Markup(self.text, tuple(sorted(entities, key=lambda one: (one.start, -one.end))))

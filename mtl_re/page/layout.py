@@ -11,6 +11,8 @@ from typing import Any
 
 from mtl_re.data.validation import Example
 from mtl_re.page.backend import UPLOAD_SUFFIXES, PageBackend, answer, example_rows, mark_selection, submission
+from mtl_re.page.document import DocumentBackend
+from mtl_re.page.document_tab import DocumentTab
 from mtl_re.page.draft import ROLES, Draft, Role
 from mtl_re.page.rendering import hint_html, type_choices
 from mtl_re.page.translations import TEXTS, Language
@@ -20,8 +22,8 @@ READ_SELECTION = """(text, start, stop, ...rest) => {
   return [area.value, area.selectionStart, area.selectionEnd, ...rest];
 }"""
 READ_TEXT = """(text, ...rest) => [document.querySelector("#sentence textarea").value, ...rest]"""
-READ_LANGUAGE = """(draft, subject, object, language) =>
-  [draft, subject, object, navigator.language.toLowerCase().startsWith("ko") ? "ko" : "en"]"""
+READ_LANGUAGE = """(draft, subject, object, language, ...rest) =>
+  [draft, subject, object, navigator.language.toLowerCase().startsWith("ko") ? "ko" : "en", ...rest]"""
 LABELLED = ("example", "sentence", "type_subject", "type_object", "file", "submission", "tab_one", "tab_file")
 BUTTONS = ("mark_subject", "mark_object", "predict", "file_run")
 ONE_AT_A_TIME = {"concurrency_id": "one", "api_visibility": "private", "show_progress": "hidden"}
@@ -30,7 +32,7 @@ ONE_AT_A_TIME = {"concurrency_id": "one", "api_visibility": "private", "show_pro
 Parts = dict[str, Any]
 
 
-def build_page(backend: PageBackend) -> Any:
+def build_page(backend: PageBackend, documents: DocumentBackend) -> Any:
     """Build the page of a checkpoint, not launched yet."""
     import gradio as gr
 
@@ -52,10 +54,11 @@ def build_page(backend: PageBackend) -> Any:
                 with gr.Column(scale=6, min_width=320):
                     waiting = hint_html(words["waiting"])
                     part["result"] = gr.HTML(waiting, elem_classes="re-page", elem_id="result")
+            whole = DocumentTab(gr, documents, part["start"], part["stop"], part["language"])
             with gr.Tab(words["tab_file"]) as part["tab_file"]:
                 _file(gr, part)
         show = _connect(gr, part, backend, picks)
-        _translate(gr, blocks, part, backend, show)
+        _translate(gr, blocks, part, backend, show, whole)
     return blocks
 
 
@@ -131,7 +134,9 @@ def _connect(gr: Any, part: Parts, backend: PageBackend, picks: list[Example]) -
     return show
 
 
-def _translate(gr: Any, blocks: Any, part: Parts, backend: PageBackend, show: Callable[..., tuple[Any, ...]]) -> None:
+def _translate(
+    gr: Any, blocks: Any, part: Parts, backend: PageBackend, show: Callable[..., tuple[Any, ...]], whole: DocumentTab
+) -> None:
     """Show the page in a language: first the browser's own, later the one that the user chooses."""
 
     def translated(language: Language) -> list[Any]:
@@ -144,16 +149,16 @@ def _translate(gr: Any, blocks: Any, part: Parts, backend: PageBackend, show: Ca
         texts = [*(words[name] for name in BUTTONS), _title(language), hint_html(limits), ""]
         return [*(gr.update(**update) for update in updates.values()), *texts]
 
-    def change(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
-        return [*translated(language), *show(draft, subject, object, language)]
+    def change(draft: Draft, subject: str, object: str, language: Language, *settings: Any) -> list[Any]:
+        return [*translated(language), *show(draft, subject, object, language), *whole.translated(language, *settings)]
 
-    def load(draft: Draft, subject: str, object: str, language: Language) -> list[Any]:
-        return [language, *change(draft, subject, object, language)]
+    def load(draft: Draft, subject: str, object: str, language: Language, *settings: Any) -> list[Any]:
+        return [language, *change(draft, subject, object, language, *settings)]
 
     named = [part[name] for name in (*LABELLED, *BUTTONS, "title", "file_help", "file_message")]
-    outputs = [*named, *_shown(part)]
-    part["language"].input(change, _settings(part), outputs, **ONE_AT_A_TIME)
-    blocks.load(load, _settings(part), [part["language"], *outputs], js=READ_LANGUAGE, **ONE_AT_A_TIME)
+    outputs, settings = [*named, *_shown(part), *whole.outputs()], [*_settings(part), *whole.settings()]
+    part["language"].input(change, settings, outputs, **ONE_AT_A_TIME)
+    blocks.load(load, settings, [part["language"], *outputs], js=READ_LANGUAGE, **ONE_AT_A_TIME)
 
 
 def _title(language: Language) -> str:

@@ -54,14 +54,24 @@ def marked_html(draft: Draft, types: Mapping[Role, str], language: Language) -> 
             inner = boxed(inner_role, escaped(text[inner_start : inner_last + 1]))
             inside = escaped(text[start:inner_start]) + inner + escaped(text[inner_last + 1 : last + 1])
         marked = boxed(role, inside)
-        parts += [escaped(text[end:start]), marked]
-        end = last + 1
-        if (behind := PARTICLE.match(text, end)) and not any(end <= other[0] < behind.end() for other, _ in spans):
-            parts[-1] = f'<span class="re-glued">{marked}{escaped(behind[0])}</span>'
-            end = behind.end()
+        glued, stop = with_particle(marked, text, last + 1, [other[0] for other, _ in spans])
+        parts += [escaped(text[end:start]), glued]
+        end = stop
     missing = [words[f"no_{role}"] for role in ROLES if draft.span(role) is None]
     hint = f'<p class="re-hint">{" ".join(missing)}</p>' if missing else ""
     return f'<p class="re-sentence">{"".join(parts)}{escaped(text[end:])}</p>{hint}'
+
+
+def with_particle(marked: str, text: str, end: int, starts: Sequence[int]) -> tuple[str, int]:
+    """Return a marked word together with what must stay on its line, and where the text goes on.
+
+    Args:
+        marked: HTML of the word, which ends before text[end]. starts: Of all marked words.
+    """
+    behind = PARTICLE.match(text, end)
+    if behind is None or any(end <= start < behind.end() for start in starts):
+        return marked, end
+    return f'<span class="re-glued">{marked}{escaped(behind[0])}</span>', behind.end()
 
 
 # ---- the answer ----------------------------------------------------------------------------------------------------
@@ -143,10 +153,10 @@ def result_html(view: View, draft: Draft, language: Language) -> str:
     pair = f"{escaped(subject)} <span aria-hidden='true'>→</span> {escaped(object)}"
     gates = words["gates_agree"]
     if view.hard != view.soft:
-        gates = words["gates_differ"].format(hard=_breaking(view.hard), soft=_breaking(view.soft))
+        gates = words["gates_differ"].format(hard=breaking(view.hard), soft=breaking(view.soft))
     verdict = (
         f'<div class="re-verdict"><p class="re-pair">{pair}</p>'
-        f'<p class="re-label"><strong id="re-label">{_breaking(view.label)}</strong>{_gloss(view.label, language)}'
+        f'<p class="re-label"><strong id="re-label">{breaking(view.label)}</strong>{gloss(view.label, language)}'
         f' <span id="re-score">{view.score:.3f}</span></p><p class="re-gates">{gates}</p></div>'
     )
     gate = _section(words["gate_title"], words["gate_help"], _bars(view.gate, language, words["passed"]), "gate")
@@ -174,21 +184,22 @@ def _bars(bars: Sequence[Bar], language: Language, chosen: str = "") -> str:
 def _bar(bar: Bar, language: Language, chosen: str) -> str:
     notes = [*(TEXTS[language][f"note_{note}"] for note in bar.notes), *([chosen] if chosen and bar.chosen else [])]
     badges = "".join(f' <span class="re-badge">{note}</span>' for note in notes)
-    name = f'<span class="re-name">{_breaking(bar.name)}{_gloss(bar.name, language)}{badges}</span>'
+    name = f'<span class="re-name">{breaking(bar.name)}{gloss(bar.name, language)}{badges}</span>'
     width = f"{100 * min(max(bar.value, 0.0), 1.0):.2f}"
     track = f'<span class="re-track" aria-hidden="true"><span class="re-fill" style="width:{width}%"></span></span>'
     kind = " re-chosen" if bar.chosen else ""
     return f'<li class="re-bar{kind}">{name}{track}<span class="re-value">{bar.value:.3f}</span></li>'
 
 
-def _breaking(label: str) -> str:
+def breaking(label: str) -> str:
     """Escape a label, with a possible line break after each of its punctuation marks."""
     return "".join(f"{escaped(sign)}<wbr>" if sign in ":/_" else escaped(sign) for sign in label)
 
 
-def _gloss(label: str, language: Language) -> str:
-    gloss = GLOSSES[language].get(label)
-    return "" if gloss is None else f' <small class="re-gloss">{gloss}</small>'
+def gloss(label: str, language: Language) -> str:
+    """Return what a label means, in small letters; nothing where the label says it itself in the page's language."""
+    meaning = GLOSSES[language].get(label)
+    return "" if meaning is None else f' <small class="re-gloss">{meaning}</small>'
 
 
 def problem_html(text: str, language: Language) -> str:

@@ -21,7 +21,9 @@ from typing import Any
 from mtl_re.config import DemoConfig
 from mtl_re.errors import MtlReError
 from mtl_re.page.backend import PageBackend
+from mtl_re.page.document import DocumentBackend
 from mtl_re.page.layout import build_page
+from mtl_re.predict.document_triples import load_finder
 from mtl_re.predict.predictor import Predictor
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -85,7 +87,11 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         predictor = Predictor.from_pretrained(ckpt, batch_size=options.batch_size)
-        blocks = build_page(PageBackend(predictor, options, Path(directory)))
+        finder = None
+        if options.entities is not None:
+            finder = load_finder(options.entities, options.ner_types, predictor.entity_types)
+        backend = PageBackend(predictor, options, Path(directory))
+        blocks = build_page(backend, DocumentBackend(backend, finder))
         hosts = [*LOCAL, "[::1]"] if options.host in LOCAL else ["*"]
         fonts = [Font(font) for font in FONTS]
         _, address, _ = blocks.launch(

@@ -1,8 +1,7 @@
 """`mtl-re extract`: one sentence, or any number of documents → triples.
 
-A document is cut into sentences (`sentences`), its entities are given or found (`ner`), every pair of a sentence is
-scored (`triples`), and the triples whose score reaches the threshold become rows of a table, one a triple, with the
-spans of the document. Any number of documents go through a `windows.WindowJob`, as rows go through `mtl-re predict`.
+What a document becomes is `document_triples`' business: rows of a table, one a triple, with the spans of the document.
+Here any number of documents go through a `windows.WindowJob`, as rows go through `mtl-re predict`, to a checked file.
 """
 
 from __future__ import annotations
@@ -10,60 +9,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from mtl_re.config import ExtractConfig
 from mtl_re.data.documents import Document, digest_of, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
-from mtl_re.data.validation import Entity, Example
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
+from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, known_only, load_finder
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
-from mtl_re.predict.sentences import looks_wrapped, sentence_ranges
+from mtl_re.predict.sentences import looks_wrapped
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.writers import IdDigest, check_suffix, write_table
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import BadRow
-
-Row = dict[str, str | int | float]
-SIDES = ("subject", "object")
-COLUMNS: dict[str, type] = {
-    "document": str,
-    "subject": str,
-    "relation": str,
-    "object": str,
-    "score": float,
-    "coarse": float,
-    **{f"{side}_{key}": kind for side in SIDES for key, kind in (("type", str), ("start", int), ("end", int))},
-    "sentence_start": int,
-    "sentence_end": int,
-}
-"""Columns of the output and their types: `subject` and `object` are words; spans are inclusive characters of the
-document; `score` is the probability of the relation, `coarse` that of its coarse class."""
-
-
-class Finder(Protocol):
-    """What finds entities: an `ner.EntityFinder`."""
-
-    def find(self, texts: Sequence[str]) -> list[list[Entity]]:
-        """Return the entities of each text."""
-
-    def digest(self) -> str:
-        """Return a digest of all that the result depends on."""
 
 
 def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
@@ -102,100 +72,26 @@ def _predictor(ckpt: str, options: ExtractConfig, device: str | None = None) -> 
     )
 
 
+def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) -> Finder | None:
+    """Load what `--entities` names, if it is given."""
+    if options.entities is None:
+        return None
+    return load_finder(options.entities, options.ner_types, predictor.entity_types, device, options.precision)
+
+
 def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Triple]:
     """Return the triples of one sentence, and print why pairs were not scored."""
     entities = [triples.find_entity(sentence, text) for text in options.entity]
     predictor = _predictor(ckpt, options)
-    if finder := _finder(options, predictor.entity_types, None):
-        entities += _known(finder.find([sentence])[0], predictor.entity_types)
+    if finder := _finder(options, predictor, None):
+        entities += known_only(finder.find([sentence])[0], predictor.entity_types)
     _, left = triples.candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     for reason in triples.explain_left_out(entities, left):
         tell(reason)
     return predictor.extract(sentence, entities, options.threshold)
 
 
-def _finder(options: ExtractConfig, known: Sequence[str], device: str | None) -> Finder | None:
-    """Load what `--entities` names, and say which of its types the relation model does not know.
-
-    Args:
-        known: Entity types that the relation model was trained with (empty: any).
-
-    Raises:
-        MtlReError: It names nothing, the model cannot be loaded, or the relation model knows none of its types.
-    """
-    from mtl_re.predict.ner import EntityFinder, read_types
-
-    if options.entities is None:
-        return None
-    kind, colon, model = options.entities.partition(":")
-    if kind != "ner" or not colon or not model:
-        expected = "expected ner:MODEL, MODEL being a directory or hub id of transformers"
-        raise MtlReError(f"--entities {options.entities}: {expected}")
-    finder = EntityFinder.load(model, read_types(options.ner_types), device, precision=options.precision)
-    types = set(finder.types.values())
-    if known and (strange := sorted(types - set(known))):
-        text = f"ner:{model}: the relation model was trained with no entity of type {', '.join(strange)}"
-        if set(strange) == types:
-            raise MtlReError(f"{text}; it knows {', '.join(sorted(known))}: map the tags to these (--ner_types)")
-        tell(f"{text}; such entities are left out")
-    return finder
-
-
-def _known(found: Sequence[Entity], known: Sequence[str]) -> list[Entity]:
-    """Return the entities whose type the relation model has been trained with."""
-    return [entity for entity in found if not known or entity.type in known]
-
-
 # ---- documents -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """A sentence of a document with its entities, whose spans are the sentence's.
-
-    Attributes:
-        row: The document's place in its window. start: The sentence's first character in the document.
-    """
-
-    row: int
-    start: int
-    text: str
-    entities: tuple[Entity, ...]
-
-
-def cut(row: int, document: Document, how: Literal["split", "joined", "whole"]) -> list[Sentence]:
-    """Return a document's sentences, or all of it as one (`whole`), each with those of its entities that lie in it."""
-    given = document.entities or ()
-    ranges = [(0, len(document.text))]
-    if how != "whole":
-        spans = [(entity.start, entity.end) for entity in given]
-        ranges = sentence_ranges(document.text, spans, joined=how == "joined")
-    inside: list[list[Entity]] = [[] for _ in ranges]
-    starts = [start for start, _ in ranges]
-    for entity in given:
-        number = bisect_right(starts, entity.start) - 1
-        shift = starts[number]
-        inside[number].append(replace(entity, start=entity.start - shift, end=entity.end - shift))
-    return [
-        Sentence(row, start, document.text[start:stop], tuple(entities))
-        for (start, stop), entities in zip(ranges, inside, strict=True)
-    ]
-
-
-def table_row(document: Document, sentence: Sentence, triple: Triple) -> Row:
-    """Return the output's row of one triple; its keys are `COLUMNS`."""
-    row: Row = {
-        "document": document.id,
-        "subject": triple.subject.word,
-        "relation": triple.relation,
-        "object": triple.object.word,
-        "score": triple.score,
-        "coarse": triple.coarse,
-    }
-    for side, entity in zip(SIDES, (triple.subject, triple.object), strict=True):
-        row |= {f"{side}_type": entity.type, f"{side}_start": sentence.start + entity.start}
-        row |= {f"{side}_end": sentence.start + entity.end}
-    return row | {"sentence_start": sentence.start, "sentence_end": sentence.start + len(sentence.text) - 1}
 
 
 class ExtractionJob(WindowJob[Document]):
@@ -228,7 +124,8 @@ class ExtractionJob(WindowJob[Document]):
         else:
             self.thresholds = options.threshold
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
-        self.finder, self.settings = finder, options
+        self.extractor = DocumentExtractor(self.predictor, finder, options.sentences)
+        self.settings = options
         self.apart = self.wrapped = 0  # documents with decomposed characters; with hard-wrapped lines
 
     @classmethod
@@ -239,8 +136,7 @@ class ExtractionJob(WindowJob[Document]):
             MtlReError: One of them cannot be loaded.
         """
         predictor = _predictor(ckpt, options, group.device)
-        finder = _finder(options, predictor.entity_types, group.device)
-        return cls(predictor, finder, data, output, options, group)
+        return cls(predictor, _finder(options, predictor, group.device), data, output, options, group)
 
     def digest(self) -> str:
         return digest_of(self.data)
@@ -249,12 +145,12 @@ class ExtractionJob(WindowJob[Document]):
         return read_documents(self.data, self.settings)
 
     def fingerprint(self) -> dict[str, Any]:
-        options = self.settings
+        options, finder = self.settings, self.extractor.finder
         return identity(self.predictor) | {
             "reading": [options.span_ends, options.first_character, options.normalise],
             "least score": self.thresholds,
             "sentences": options.sentences,
-            "entities": None if self.finder is None else self.finder.digest(),
+            "entities": None if finder is None else finder.digest(),
             "form": self.output.suffix,
         }
 
@@ -270,84 +166,28 @@ class ExtractionJob(WindowJob[Document]):
 
     def answer(self, rows: list[tuple[int, Document]], tick: Progress) -> Answer:
         rejected: list[RejectedRow] = []
-        documents: list[tuple[int, Document]] = []
-        sentences: list[Sentence] = []
+        numbers: list[int] = []
+        documents: list[Document] = []
         for number, document in rows:
             try:
-                self._check(document)
+                self.extractor.check(document)
             except RowError as error:
                 rejected.append(self.rejected_row(number, error))
                 continue
-            sentences += cut(len(documents), document, self.settings.sentences)
-            documents.append((number, document))
-        sentences = self._with_entities(documents, sentences)
-        pairs = self._pairs(documents, sentences, rejected)
+            numbers.append(number)
+            documents.append(document)
+
+        def reject(place: int, pair: Example, error: RowError) -> None:
+            rejected.append((numbers[place], error.field, f"{pair.id}: {error.reason}"))
+
+        sentences = self.extractor.sentences(documents)
+        skip = self.settings.on_bad_row == "skip"
+        pairs = self.extractor.pairs(documents, sentences, reject if skip else None)
         share = len(rows) / max(sum(map(len, pairs)) * self.predictor.networks, 1)
-        made = list(self._rows(documents, sentences, pairs, lambda finished: tick(finished * share)))
+        scored = self.extractor.rows(documents, sentences, pairs, self.keep, lambda finished: tick(finished * share))
+        made = list(scored)
         ids = IdDigest(str(row["document"]) for row in made).hexdigest()
         return Answer(encode(made, self.output.suffix), len(made), ids, len(documents), rejected)
-
-    def _check(self, document: Document) -> None:
-        """Raise RowError if the entities of a document are missing, or of a type that the model does not know."""
-        if document.entities is None and self.finder is None:
-            raise RowError("entities", "missing; give them in the row, or --entities ner:MODEL to have them found")
-        known = self.predictor.entity_types
-        for number, entity in enumerate(document.entities or ()):
-            if known and entity.type not in known:
-                raise RowError(f"entities[{number}].type", triples.unknown_type(entity.type, known))
-
-    def _with_entities(self, documents: list[tuple[int, Document]], sentences: list[Sentence]) -> list[Sentence]:
-        """Return the sentences, with entities found in those whose document gives none."""
-        if self.finder is None:
-            return sentences
-        bare = [number for number, one in enumerate(sentences) if documents[one.row][1].entities is None]
-        found = self.finder.find([sentences[number].text for number in bare])
-        filled = list(sentences)
-        for number, entities in zip(bare, found, strict=True):
-            filled[number] = replace(sentences[number], entities=tuple(_known(entities, self.predictor.entity_types)))
-        return filled
-
-    def _pairs(
-        self, documents: list[tuple[int, Document]], sentences: list[Sentence], rejected: list[RejectedRow]
-    ) -> list[list[Example]]:
-        """Return the pairs of each sentence that every member of the predictor can take.
-
-        A pair that does not fit into the model's length goes to `rejected`, or ends the work.
-        """
-        pairs: list[list[Example]] = []
-        rows: dict[int, int] = {}
-        for sentence in sentences:
-            number, document = documents[sentence.row]
-            taxonomy, known = self.predictor.taxonomy, self.predictor.entity_types
-            made, _ = triples.candidates(sentence.text, sentence.entities, taxonomy, known, f"{document.id}: ")
-            pairs.append(made)
-            rows |= {id(pair): number for pair in made}
-        if self.settings.on_bad_row == "error":
-            return pairs  # the featurizer names the first that does not fit
-
-        def reject(pair: Example, error: RowError) -> None:
-            rejected.append((rows[id(pair)], error.field, f"{pair.id}: {error.reason}"))
-
-        usable = set(map(id, self.predictor.usable([pair for made in pairs for pair in made], reject)))
-        return [[pair for pair in made if id(pair) in usable] for made in pairs]
-
-    def _rows(
-        self,
-        documents: list[tuple[int, Document]],
-        sentences: list[Sentence],
-        pairs: list[list[Example]],
-        tick: Callable[[int], object],
-    ) -> Iterator[Row]:
-        """Score all pairs of a window together, and yield the rows of the output."""
-        every = [pair for made in pairs for pair in made]
-        probs = self.predictor.probabilities(every, tick) if every else np.zeros((0, 0))
-        start = 0
-        for sentence, made in zip(sentences, pairs, strict=True):
-            if made:
-                scores = probs[start : start + len(made)]
-                start += len(made)
-                for triple in triples.triples_of(made, scores, self.predictor.taxonomy, self.keep):
-                    yield table_row(documents[sentence.row][1], sentence, triple)
 
     def publish(self, chunks: Iterable[bytes], expected: Callable[[], Iterable[tuple[int, str]]]) -> None:
         suffix = self.output.suffix
@@ -367,6 +207,12 @@ def encode(rows: Iterable[Row], suffix: str) -> bytes:
     else:
         text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.getvalue().encode()
+
+
+def table_bytes(rows: Iterable[Row], suffix: str) -> bytes:
+    """Return a whole .csv or .jsonl of rows, as the command writes it."""
+    header = f"{','.join(COLUMNS)}\n".encode() if suffix == ".csv" else b""
+    return header + encode(rows, suffix)
 
 
 def _schema() -> Any:

@@ -2,21 +2,16 @@
 
 import csv
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import string
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from browsing import demo_server, missing, open_tab, pages_of
 
 from mtl_re.config import DemoConfig
 from mtl_re.data.validation import Entity, Example
@@ -296,17 +291,7 @@ def test_the_port():
 
 # ---- the whole page in a browser -----------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-FLAGS += "--disable-component-update --disable-sync"
 SENTENCE = "누리전자 대표 😀 한라희"
-
-
-def missing(what: str) -> NoReturn:
-    """Skip the test, or fail it where MTL_RE_REQUIRE_BROWSER=1 says that a browser must be here (`.ci/run`)."""
-    if os.environ.get("MTL_RE_REQUIRE_BROWSER") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def test_a_browser_may_be_missing_but_not_where_it_is_required(monkeypatch):
@@ -321,66 +306,16 @@ def test_a_browser_may_be_missing_but_not_where_it_is_required(monkeypatch):
 @pytest.fixture(scope="module")
 def server(saved, tmp_path_factory):
     """(address, process, temporary folder) of `mtl-re demo` as a user starts it, with limits a test can reach."""
-    if find_spec("gradio") is None:
-        missing("gradio is not installed (extra: demo)")
-    folder = tmp_path_factory.mktemp("served")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    call = [
-        sys.executable,
-        "-m",
-        "mtl_re",
-        "demo",
-        str(saved),
-        "--port",
-        "0",
-        "--max_rows",
-        "100",
-        "--max_megabytes",
-        "0.5",
-    ]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            line = process.stdout.readline()
-            assert line.startswith("http://127.0.0.1:"), line
-            yield line.split()[0].rstrip("/"), process, folder
-        finally:
-            process.kill()
+    limits = ("--max_rows", "100", "--max_megabytes", "0.5")
+    with demo_server(tmp_path_factory.mktemp("served"), saved, *limits) as served:
+        yield served
 
 
 @pytest.fixture
 def browser(server, tmp_path):
-    """Opens the page: (language, width) → page; afterwards: nothing was asked of another host, nothing went wrong."""
-    if find_spec("playwright") is None:
-        missing("playwright is not installed (extra: dev)")
-    from playwright.sync_api import sync_playwright
-
-    asked, faults, contexts = [], [], []
-    with sync_playwright() as driver:
-        program = CHROMIUM or driver.chromium.executable_path
-        if not Path(program).exists():
-            missing("Chromium is not installed (apt-get install chromium, or playwright install chromium)")
-
-        def opened(language: str = "en-US", width: int = 1280):
-            folder = tmp_path / f"profile{len(contexts)}"
-            size = {"width": width, "height": 900}
-            options = {"executable_path": program, "args": FLAGS.split(), "locale": language, "viewport": size}
-            context = driver.chromium.launch_persistent_context(str(folder), accept_downloads=True, **options)
-            contexts.append(context)
-            context.on("request", lambda request: asked.append(request.url))
-            page = context.new_page()
-            page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.goto(server[0])
-            words = TEXTS["ko" if language.startswith("ko") else "en"]
-            page.wait_for_selector(f"text={words['subtitle']}")
-            return page
-
+    """Opens the page: (language, width) → page."""
+    with pages_of(server[0], tmp_path) as opened:
         yield opened
-        for context in contexts:
-            context.close()
-    assert len(asked) > 10
-    assert not [url for url in asked if not url.startswith((server[0], "data:", "blob:"))]
-    assert faults == []
 
 
 def write(page, text: str) -> None:
@@ -469,19 +404,6 @@ def test_examples_and_languages(browser, backend, width):
         "[가-힣]", page.inner_text("#result").replace(row.subject.word, "").replace(row.object.word, "")
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def open_tab(page, name: str, inside: str) -> None:
-    """Open a tab, and click again if its content does not appear: a click before Gradio has bound its tabs is lost."""
-    timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
-    for patience in (10_000, 10_000, 60_000):
-        page.get_by_role("tab", name=name).click()
-        try:
-            page.locator(inside).wait_for(state="attached", timeout=patience)
-            return
-        except timed_out:
-            continue
-    pytest.fail(f"the tab {name!r} did not open")
 
 
 def choose_file(page, path: str) -> None:

@@ -15,7 +15,8 @@ from mtl_re.data.validation import Entity
 from mtl_re.errors import MtlReError
 from mtl_re.predict import extract as extract_run
 from mtl_re.predict import windows
-from mtl_re.predict.extract import COLUMNS, cut, extract, read_triples
+from mtl_re.predict.document_triples import COLUMNS, cut
+from mtl_re.predict.extract import extract, read_triples
 from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
@@ -251,7 +252,7 @@ class WordFinder:
 
 
 def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(extract_run, "_finder", lambda *given: WordFinder())
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
     folder = tmp_path / "in" / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text("강릉이다.\n한라희는 무엇 누리전자 대표이다.", encoding="utf-8")
