@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtl_re import __version__
 from mtl_re.config import TrimConfig
@@ -18,10 +18,8 @@ from mtl_re.markdown import escape, table
 from mtl_re.model.network import parameter_count
 from mtl_re.trim.choice import SCRIPT_SHARE, kept_scripts, script_of, scripts_of
 from mtl_re.trim.network import narrowest
+from mtl_re.trim.text import Read
 from mtl_re.trim.vocabulary import Vocabulary, gaps
-
-if TYPE_CHECKING:
-    from mtl_re.trim.trim import Read
 
 ADAMW_BYTES = 16
 """Bytes of a parameter that AdamW trains in fp32."""

@@ -11,53 +11,32 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mtl_re import files
-from mtl_re.adapt.text import Text, hold_out, read_texts
 from mtl_re.config import TrimConfig
 from mtl_re.data.lost_pieces import BEFORE, LostPieces
-from mtl_re.data.readers import file_digest
-from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line, tell
 from mtl_re.markdown import write_markdown
 from mtl_re.model.encoders import position_room
-from mtl_re.trim.choice import Use, chosen_ids, named_ids, set_apart
+from mtl_re.trim.choice import chosen_ids
 from mtl_re.trim.network import config_ids, cut_network, fixed_rows, load_source, narrowest
 from mtl_re.trim.report import Sizes, describe, markdown
+from mtl_re.trim.text import coded, read_all, wanted_ids
 from mtl_re.trim.vocabulary import Vocabulary
 
 REPORT = "trim.json"
 _CHUNK = 1024  # texts tokenised at once
 _STATES, _STATE_LENGTH = 8, 128  # texts whose hidden states are compared, and tokens of each at most
 _SETTINGS = ("model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces")
-
-
-@dataclass
-class Read:
-    """The text of a run.
-
-    Attributes:
-        use: What the counted texts use. held_out: Texts that were not counted.
-        sources: Name, number of texts and SHA-256 of each counted source. first: The first counted texts.
-    """
-
-    use: Use
-    held_out: list[str] = field(default_factory=list)
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    first: list[str] = field(default_factory=list)
-    bad: list[BadRow] = field(default_factory=list)
 
 
 def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
@@ -78,7 +57,7 @@ def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
     source = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = Vocabulary(source)
     read = read_all(tokenizer, options)
-    reasons = chosen_ids(vocabulary, tokenizer, read.use, options.min_count, _wanted(vocabulary, tokenizer, options))
+    reasons = chosen_ids(vocabulary, tokenizer, read.use, options.min_count, wanted_ids(vocabulary, tokenizer, options))
     reasons["config"] = config_ids(network) & set(vocabulary.ids.values())
     reasons["positions"] = set(range(fixed_rows(network)))
     kept = _numbered(vocabulary, reasons, network.get_input_embeddings().num_embeddings)
@@ -106,76 +85,6 @@ def _check_target(final: Path, encoder: str, overwrite: bool) -> None:
             raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
         if not (final / REPORT).is_file():
             raise MtlReError(f"{final}: is not a result of mtl-re trim (it has no {REPORT}); it is not replaced")
-
-
-# ---- text --------------------------------------------------------------------------------------------------------
-
-
-def read_all(tokenizer: Any, options: TrimConfig) -> Read:
-    """Count the pieces and characters of the text, and set held-out texts aside.
-
-    Raises:
-        MtlReError: A source cannot be read, or there is no text to count.
-    """
-    share = options.held_out if isinstance(options.held_out, float | int) else 0.0
-    size = max(tokenizer.get_vocab().values()) + 1
-    plain, apart = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    found = Read(Use(plain))
-    reject = found.bad.append if options.on_bad_row == "skip" else None
-    for spec in options.text:
-        count = 0
-        for chunk in _chunks(read_texts(spec, reject, "--on_bad_row")):
-            counted, aside = hold_out(chunk, share, options.split_seed)
-            found.held_out += [text.text for text in aside]
-            plain += _counts(tokenizer, [text.text for text in counted], size)
-            apart += _counts(tokenizer, [set_apart(text.text, text.spans) for text in counted], size)
-            found.use.characters.update(Counter("".join(text.text for text in counted)))
-            found.first += [text.text for text in counted[: _STATES - len(found.first)]]
-            count += len(counted)
-        found.sources.append({"text": spec, "texts": count, "sha256": _digest(spec)})
-    if not found.first:
-        raise MtlReError(f"--text: {', '.join(options.text)}: there is no text to count pieces of")
-    found.use.pieces = np.maximum(plain, apart)
-    if isinstance(options.held_out, str):
-        found.held_out = [text.text for text in read_texts(options.held_out, reject, "--on_bad_row")]
-    return found
-
-
-def _chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    while chunk := list(islice(texts, _CHUNK)):
-        yield chunk
-
-
-def _counts(tokenizer: Any, texts: Sequence[str], size: int) -> np.ndarray:
-    ids = [index for text in _coded(tokenizer, texts) for index in text]
-    return np.bincount(np.array(ids, np.int64), minlength=size)
-
-
-def _coded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of texts, without special tokens."""
-    if not texts:
-        return []
-    settings = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **settings)["input_ids"]
-    return ids
-
-
-def _digest(spec: str) -> str | None:
-    """SHA-256 of a source; None of a directory, whose files have their own."""
-    return None if Path(spec).is_dir() else file_digest(spec)
-
-
-def _wanted(vocabulary: Vocabulary, tokenizer: Any, options: TrimConfig) -> set[int]:
-    """Return the ids that `--keep` asks for."""
-    wanted: set[int] = set()
-    for name in options.keep:
-        if name.startswith(("hub:", "sample:")) or Path(name).exists():
-            for chunk in _chunks(read_texts(name, option="--on_bad_row")):
-                texts = [form for text in chunk for form in (text.text, set_apart(text.text, text.spans))]
-                wanted.update(index for ids in _coded(tokenizer, texts) for index in ids)
-        else:
-            wanted |= named_ids(vocabulary, name)
-    return wanted
 
 
 # ---- the cut -----------------------------------------------------------------------------------------------------
@@ -219,7 +128,7 @@ def cut_tokenizer(tokenizer: Any, vocabulary: Vocabulary, kept: Mapping[int, int
 
 def kept_texts(tokenizer: Any, kept: Mapping[int, int], texts: Sequence[str]) -> list[str]:
     """Return the first texts whose pieces were all kept, as many as hidden states are compared of."""
-    whole = (text for text in texts if all(index in kept for index in _coded(tokenizer, [text])[0]))
+    whole = (text for text in texts if all(index in kept for index in coded(tokenizer, [text])[0]))
     return list(islice(whole, _STATES))
 
 
@@ -234,7 +143,7 @@ def compared(
     found = LostPieces()
     for begin in range(0, len(texts), _CHUNK):
         chunk = texts[begin : begin + _CHUNK]
-        for text, before, after in zip(chunk, _coded(tokenizer, chunk), _coded(cut, chunk), strict=True):
+        for text, before, after in zip(chunk, coded(tokenizer, chunk), coded(cut, chunk), strict=True):
             if all(index in kept for index in before) and [kept[index] for index in before] != after:
                 raise MtlReError(f"trim: this tokenizer cannot be cut: {text[:80]!r} would have other pieces")
             names = (tokenizer.convert_ids_to_tokens(before), cut.convert_ids_to_tokens(after))
@@ -248,8 +157,8 @@ def hidden_states(network: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     if not texts:
         return torch.zeros(0)
     room = min(_STATE_LENGTH, position_room(network.config) or _STATE_LENGTH)
-    coded = tokenizer(list(texts), padding=True, truncation=True, max_length=room, return_tensors="pt")
-    given = {name: coded[name] for name in ("input_ids", "attention_mask")}
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=room, return_tensors="pt")
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
     states: Tensor = network.base_model.eval()(**given).last_hidden_state
     return states
 
