@@ -1,4 +1,4 @@
-"""`mtl-re demo`: a web page on this machine to try a checkpoint on a sentence or a file.
+"""`mtl-re demo`: a web page on this machine to try a checkpoint on a sentence, a whole text or a file.
 
 Enters: a CKPT. Leaves: a Gradio page on 127.0.0.1. The design decision is that no data leaves the machine: no
 analytics, no share link, system fonts only, a content security policy that lets the browser contact no other host, a
