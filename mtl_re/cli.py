@@ -116,7 +116,7 @@ class Command:
         show: prints what the function returned.
         reads: arguments and options that name inputs, which no output may replace.
         writes: arguments and options that name an output: a file (no names), or a directory and its files' names, which
-            may be patterns.
+            may be patterns; or the `module:function` that tells the names from the options.
         beside: option of `writes` → suffix of a second file beside the one that it names.
     """
 
@@ -127,7 +127,7 @@ class Command:
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     show: Callable[[Any, Any], None] = _print
     reads: tuple[str, ...] = ()
-    writes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    writes: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self, name: str) -> ArgumentParser:
@@ -157,8 +157,8 @@ class Command:
         groups = config.groups(options)
         for name, kind in groups.items():
             parser.add_class_arguments(kind, name)
-        if not groups:
-            parser.add_class_arguments(options, skip=set(forms))
+        if {field.name for field in fields(options)} - set(forms) - set(groups):
+            parser.add_class_arguments(options, skip={*forms, *groups})
 
     def made(self, parsed: Namespace) -> Any:
         """Return the dataclass of the parsed options.
@@ -175,28 +175,46 @@ class Command:
             values[name] = kind(**vars(values[name]))
         return self.options(**values)
 
-    def check_files(self, parsed: Namespace) -> None:
+    @property
+    def starts_run(self) -> bool:
+        """Whether the command makes a run directory, which is named after its config file."""
+        return self.options is not None and "train" in config.groups(self.options)
+
+    def written(self, options: Any) -> dict[str, tuple[str, ...]]:
+        """Return `writes`, with the names that follow from the options.
+
+        Raises:
+            MtlReError: the options name no output that could be written.
+        """
+        return {
+            name: _imported(names)(options) if isinstance(names, str) else names for name, names in self.writes.items()
+        }
+
+    def check_files(self, parsed: Namespace, options: Any) -> None:
         """Refuse outputs that are inputs or somebody else's files, and protect the inputs from then on.
 
         Raises:
             MtlReError: naming the option and the file.
         """
         inputs = input_files([parsed.get(name) for name in (*self.reads, "config")])
-        given = {name: path for name in self.writes if (path := parsed.get(name)) is not None}
-        for name in filter(self.writes.get, given):
-            check_directory(name, given[name], self.writes[name], inputs, parsed.overwrite)
-        files = {name: path for name, path in given.items() if not self.writes[name]}
+        writes = self.written(options)
+        given = {name: path for name in writes if (path := parsed.get(name)) is not None}
+        for name in filter(writes.get, given):
+            check_directory(name, given[name], writes[name], inputs, parsed.overwrite)
+        files = {name: path for name, path in given.items() if not writes[name]}
         if files:
             check_outputs(files, inputs, parsed.overwrite)
-        for name in given.keys() & self.beside.keys():
+        for name in files.keys() & self.beside.keys():
             check_outputs({name: f"{given[name]}{self.beside[name]}"}, inputs, parsed.overwrite)
         protect(inputs)
 
     def remember_files(self, parsed: Namespace) -> None:
-        """Note what this command has written, so that it may write it again."""
+        """Note what this command has written, so that it may write it again; the files of a folder that follow from
+        the options are signed where they are written."""
         for name, names in self.writes.items():
-            if (path := parsed.get(name)) is not None:
-                files = files_in(path, names) if names else [Path(path)]
+            path = parsed.get(name)
+            if path is not None and not (isinstance(names, str) and Path(path).is_dir()):
+                files = files_in(path, names) if names and not isinstance(names, str) else [Path(path)]
                 if suffix := self.beside.get(name):
                     files.append(Path(f"{path}{suffix}"))
                 remember(files)
@@ -206,7 +224,7 @@ class Command:
         values = [argument.value(parsed) for argument in self.arguments]
         if self.options is not None:
             values.append(options)
-            if config.groups(self.options):
+            if self.starts_run:
                 values.append(Path(str(parsed.config[-1])).stem if parsed.config else self.run.partition(":")[2])
         return _imported(self.run)(*values)
 
@@ -322,7 +340,7 @@ COMMANDS: dict[str, Command] = {
         COMPOSE,
         _print_count,
         ("ckpt", "compose", "data"),
-        {"output": ()},
+        {"output": "mtl_re.predict.folders:output_names"},
         {"output": ".rejected.jsonl"},
     ),
     "vote": Command(
@@ -384,7 +402,7 @@ COMMANDS: dict[str, Command] = {
         {"entity": {"type": str, "action": "append", "default": [], "metavar": "WORD:TYPE"}},
         _print_triples,
         ("ckpt", "data", "ner_types"),
-        {"output": ()},
+        {"output": "mtl_re.predict.folders:output_names"},
         {"output": ".rejected.jsonl"},
     ),
     "demo": Command(
@@ -437,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(MtlReError(f"the options cannot be read ({type(error).__name__}: {error}); see --help"), 2)
     try:
         _calm()
-        command.check_files(parsed)
+        command.check_files(parsed, options)
         result = command.call(parsed, options)
         if speaks():
             command.remember_files(parsed)

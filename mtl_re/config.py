@@ -474,6 +474,36 @@ class ConvertConfig:
     """For label-studio and doccano: `all` also makes rows of a text's other ordered pairs, as `no_relation`."""
 
 
+@dataclass
+class RayConfig(Options, group="ray"):
+    """The Ray cluster of `--engine ray`, and what it writes."""
+
+    address: str | None = None
+    """`auto` or HOST:PORT: a running cluster, this machine being one of it (None: that of RAY_ADDRESS if it is set,
+    else workers on this machine, which end with the command)."""
+    workers: int | None = within(1, 100_000, None)
+    """Worker processes, each of which holds the models and works on one file at a time; they share the cluster's cores
+    evenly, or take a GPU each where it has GPUs (None: one for each GPU, or without any one for every four cores)."""
+    format: Literal["jsonl", "parquet", "csv"] | None = None
+    """Format of the output files (None: parquet for a .parquet file, else jsonl)."""
+
+
+@dataclass(kw_only=True)
+class EngineConfig(Options):
+    """Where `predict` and `extract` compute."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`ray`: workers of a Ray cluster share the files of a folder: `data` is the folder (or one file), and `output` a
+    folder that gets one file for each of them. Needs `pip install 'mtl-re[ray]'`."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """The cluster."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "local" and self.ray != RayConfig():
+            raise MtlReError("ray: these options are without effect; give --engine ray too")
+
+
 @dataclass(kw_only=True)
 class DecodingConfig(ReadingConfig):
     """What `evaluate` and `predict` have in common."""
@@ -515,7 +545,7 @@ class EvaluateConfig(DecodingConfig):
 
 
 @dataclass
-class PredictConfig(DecodingConfig):
+class PredictConfig(DecodingConfig, EngineConfig):
     """Options of `mtl-re predict`."""
 
     data: str
@@ -628,7 +658,7 @@ Cut = Literal["split", "joined", "whole"]
 
 
 @dataclass
-class ExtractConfig(ReadingConfig):
+class ExtractConfig(ReadingConfig, EngineConfig):
     """Options of `mtl-re extract`."""
 
     sentence: str | None = None
@@ -685,6 +715,8 @@ class ExtractConfig(ReadingConfig):
             raise MtlReError("extract: give the sentence's entities: --entity WORD:TYPE ..., or --entities ner:MODEL")
         if self.data is not None and self.entity:
             raise MtlReError("extract: --entity is for --sentence; documents have theirs in the rows")
+        if self.engine == "ray" and self.data is None:
+            raise MtlReError("extract: --engine ray is for --data; one sentence is extracted here")
 
 
 @dataclass

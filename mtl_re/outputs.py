@@ -2,9 +2,10 @@
 
 Enters: the paths that a command's options name. Leaves: nothing, or the fault. A command notes the SHA-256 of what it
 has written (`remember`, in the cache directory), so that it may run twice; a file that was changed since, or that is of
-somebody else, stays unless `--overwrite` is given. Where there is no note (another machine, an emptied cache), a form
-that nobody else writes counts as ours (`OURS`); submissions, label maps and sample rows do not have one. An input is
-refused as an output under any option: by its path, by a link, or by another name of the same inode.
+somebody else, stays unless `--overwrite` is given. Files that workers on several machines write carry their note beside
+them (`sign`). Where there is no note (another machine, an emptied cache), a form that nobody else writes counts as ours
+(`OURS`); submissions, label maps and sample rows do not have one. An input is refused as an output under any option: by
+its path, by a link, or by another name of the same inode.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import cache_dir, digest, same_file, write_text
+from mtl_re.files import cache_dir, digest, read_json, same_file, write_json, write_text
 
 MARK = "mtl-re"
 """What pictures of this package carry in their metadata."""
@@ -49,7 +50,7 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Sequence[Path], ove
             raise MtlReError(f"--{twin[0]} and --{option} name the same file, {given}; name two")
         seen[option] = path
         if not overwrite and path.is_file() and not is_ours(path):
-            whose = "was changed since mtl-re wrote it" if _note(path).is_file() else "this command did not write it"
+            whose = "was changed since mtl-re wrote it" if _noted(path) else "this command did not write it"
             what = f"--{option} {given} exists, and {whose}"
             raise MtlReError(f"{what}: name another file, or give --overwrite to replace it")
 
@@ -115,12 +116,44 @@ def _note(path: Path) -> Path:
     return cache_dir() / "outputs" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
 
 
+def _noted(path: Path) -> list[str]:
+    """Return the digests under which a file was noted."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(_note(path).read_text(encoding="ascii"))
+    if (signed := signature(path)) is not None:
+        found.append(str(signed["sha256"]))
+    return found
+
+
+def sign(path: Path, **facts: Any) -> None:
+    """Note beside a file that this package has written it as it is now, and what is known of it, as JSON values.
+
+    Raises:
+        MtlReError: The note cannot be written.
+    """
+    write_json(signature_path(path), {"sha256": digest(path), **facts})
+
+
+def signature(path: Path) -> dict[str, Any] | None:
+    """Return what `sign` noted of a file, `sha256` first; None where there is no such note, or half of one."""
+    with suppress(MtlReError):
+        found = read_json(signature_path(path))
+        return found if isinstance(found.get("sha256"), str) else None
+    return None
+
+
+def signature_path(path: Path) -> Path:
+    """Return where the note of `sign` lies; its name is a hidden one, which readers of a folder pass over."""
+    return path.with_name(f".written-{path.name}.json")
+
+
 def is_ours(path: Path) -> bool:
     """Return whether a file is empty, or as this package wrote it."""
     if path.stat().st_size == 0:
         return True
-    with suppress(OSError, ValueError):
-        return _note(path).read_text(encoding="ascii") == digest(path)
+    if noted := _noted(path):
+        return digest(path) in noted
     check = OURS.get(path.suffix.lower())
     try:
         return check is not None and check(path)

@@ -83,7 +83,7 @@ def test_a_row_of_the_table_names_a_function_that_takes_its_arguments(name):
     command = cli.COMMANDS[name]
     module, _, function = command.run.partition(":")
     values = [*command.arguments, *([command.options] if command.options else [])]
-    values += ["name"] if command.options and cli.config.groups(command.options) else []
+    values += ["name"] if command.starts_run else []
     inspect.signature(getattr(import_module(module), function)).bind(*values)
 
 

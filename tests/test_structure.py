@@ -144,7 +144,7 @@ def test_only_tracking_imports_wandb():
 
 def test_wandb_and_the_like_are_imported_only_where_used():
     for name, tree in MODULES.items():
-        late = {"wandb", "gradio", "optuna", "onnxruntime", "onnx", "matplotlib"}
+        late = {"wandb", "gradio", "optuna", "onnxruntime", "onnx", "matplotlib", "ray"}
         assert name == "figures" or not {x.split(".")[0] for x in imported(tree, False)} & late, name
 
 

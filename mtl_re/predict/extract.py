@@ -10,11 +10,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl_re.config import ExtractConfig
+from mtl_re.config import ExtractConfig, RayConfig
 from mtl_re.data.documents import Document, digest_of, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
@@ -27,6 +29,7 @@ from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
+from mtl_re.predict.ray_engine import MakeJob, absolute, run_folder
 from mtl_re.predict.sentences import looks_wrapped
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
@@ -34,6 +37,17 @@ from mtl_re.scoring.writers import IdDigest, check_suffix, write_table
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import BadRow
+
+
+class _HashedFinder:
+    """A finder that is used for many files, whose digest is computed once."""
+
+    def __init__(self, finder: Finder) -> None:
+        self.find, self._digest = finder.find, finder.digest()
+
+    def digest(self) -> str:
+        """Return the finder's digest."""
+        return self._digest
 
 
 def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
@@ -51,6 +65,8 @@ def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
     """
     if options.sentence is not None:
         return _of_sentence(ckpt, options.sentence, options)
+    if options.engine == "ray":
+        return _on_ray(ckpt, options)
     data, output = options.data or "", Path(options.output or "")  # `ExtractConfig` has seen that they are given
     check_suffix(output)
 
@@ -58,6 +74,31 @@ def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
         return group.agreed(lambda: ExtractionJob.load(ckpt, data, output, options, group))
 
     return run_job(job)
+
+
+def _on_ray(ckpt: str, options: ExtractConfig) -> int:
+    """Write the triples of the files of a folder by the workers of a Ray cluster, and return their number."""
+    there = options
+    if options.entities is not None:
+        kind, colon, model = options.entities.partition(":")
+        there = replace(there, entities=f"{kind}{colon}{absolute(model)}")
+    if options.ner_types is not None:
+        there = replace(there, ner_types=absolute(options.ner_types))
+    return run_folder("extract", partial(_jobs, absolute(ckpt), there), options, [ckpt, options.ner_types])
+
+
+def _jobs(ckpt: str, options: ExtractConfig, device: str | None) -> MakeJob:
+    """Load the models for the files of a folder, and return what makes the job of one of them."""
+    predictor = _predictor(ckpt, options, device)
+    _ = predictor.digests  # hashed here, once: a job may work with a copy, which carries them
+    loaded = _finder(options, predictor, device)
+    finder = None if loaded is None else _HashedFinder(loaded)
+    of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
+
+    def make(data: str, output: Path) -> ExtractionJob:
+        return ExtractionJob(predictor, finder, data, output, of_file, ProcessGroup())
+
+    return make
 
 
 def _predictor(ckpt: str, options: ExtractConfig, device: str | None = None) -> Predictor:

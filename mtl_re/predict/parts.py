@@ -149,13 +149,18 @@ class PartFiles:
         for window in self.windows():
             if (loaded := self.load(window)) is not None:
                 part, _ = loaded
-                _compare(self.output, part.fingerprint, fingerprint)
+                compare(self.output, part.fingerprint, fingerprint)
                 if keep_rejected or not part.rejected:
                     finished[window] = part.read
         for name in self._names():
             if name != _LOCK and not (name.isdecimal() and int(name) in finished):
                 (self.directory / name).unlink()
         return finished
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Return what the first undamaged part was made of; None where there is none."""
+        loaded = next(filter(None, map(self.load, self.windows())), None)
+        return None if loaded is None else loaded[0].fingerprint
 
     def rows(self) -> int:
         """Return the number of input rows in finished windows, as their parts say; what they hold is not checked."""
@@ -178,8 +183,12 @@ class PartFiles:
             yield loaded
 
 
-def _compare(output: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise MtlReError naming the differences between two fingerprints, if there are any."""
+def compare(output: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare two fingerprints.
+
+    Raises:
+        MtlReError: They differ; the message names in what.
+    """
 
     def short(value: Any) -> str:
         text = str(value)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mtl_re import __version__
-from mtl_re.config import PredictConfig
+from mtl_re.config import PredictConfig, RayConfig
 from mtl_re.data.loading import parsed, tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
+from mtl_re.predict.ray_engine import MakeJob, absolute, run_folder
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
 from mtl_re.scoring.decoding import decoding_of
@@ -40,12 +39,34 @@ def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:
     Raises:
         MtlReError: Options, checkpoints, rows or the output's directory are at fault; an old output stands.
     """
+    if options.engine == "ray":
+        return _on_ray(checkpoints, options)
     check_suffix(Path(options.output))
 
     def job(group: ProcessGroup) -> PredictionJob:
         return PredictionJob(group.agreed(lambda: _load(checkpoints, options, group.device)), options, group)
 
     return run_job(job)
+
+
+def _on_ray(checkpoints: Sequence[str], options: PredictConfig) -> int:
+    """Predict the files of a folder by the workers of a Ray cluster, and return the number of rows written."""
+    heads = [name.partition("=") for name in options.compose or ()]
+    composed = [f"{head}{equals}{absolute(path)}" for head, equals, path in heads]
+    there = replace(options, compose=composed or None)
+    load = partial(_jobs, [absolute(checkpoint) for checkpoint in checkpoints], there)
+    return run_folder("predict", load, options, [*checkpoints, *composed])
+
+
+def _jobs(checkpoints: Sequence[str], options: PredictConfig, device: str | None) -> MakeJob:
+    """Load the checkpoints for the files of a folder, and return what makes the job of one of them."""
+    predictor = _load(checkpoints, options, device)
+    of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
+
+    def make(data: str, output: Path) -> PredictionJob:
+        return PredictionJob(predictor, replace(of_file, data=data, output=str(output)), ProcessGroup())
+
+    return make
 
 
 def _load(checkpoints: Sequence[str], options: PredictConfig, device: str | None) -> Predictor:
@@ -133,7 +154,7 @@ def identity(predictor: Predictor) -> dict[str, Any]:
     decoding = predictor.decoding
     return {
         "mtl-re": __version__,
-        **{f"checkpoint {n}": _digest(member) for n, member in enumerate(predictor.members, start=1)},
+        **{f"checkpoint {n}": digest for n, digest in enumerate(predictor.digests, start=1)},
         "prior": decoding.prior,
         "restrict": decoding.restrict,
         "threshold": decoding.threshold,
@@ -141,19 +162,3 @@ def identity(predictor: Predictor) -> dict[str, Any]:
         "precision": predictor.precision,
         "device": next(predictor.members[0].root.parameters()).device.type,
     }
-
-
-def _digest(member: ComposedModel) -> str:
-    """Return a digest of each head's config, weights and tokenizer, wherever they were loaded from."""
-    by_network: dict[int, str] = {}
-    for model, tokenizer in member.networks.values():
-        if id(model) not in by_network:
-            config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
-            digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-            digest.update(tokenizer.backend_tokenizer.to_str().encode())
-            for name, tensor in sorted(model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            by_network[id(model)] = digest.hexdigest()
-    digests = {head: by_network[id(model)] for head, (model, _) in member.networks.items()}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

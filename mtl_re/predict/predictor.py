@@ -7,8 +7,11 @@ memory depends on the window and not on the input. Several checkpoints vote soft
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +117,11 @@ class Predictor:
             total += probs if self.weights is None else probs * float(self.weights[number])
         return Decoded(total / len(self.members) if self.weights is None else total, self.taxonomy, self.decoding)
 
+    @cached_property
+    def digests(self) -> list[str]:
+        """For each member the SHA-256 of all that its logits follow from (`Predictor`s are not trained further)."""
+        return [_digest(member) for member in self.members]
+
     @property
     def entity_types(self) -> list[str]:
         """The entity types that all members were trained with; empty if one of them does not say."""
@@ -206,3 +214,19 @@ class Predictor:
             except RowError as error:
                 raise MtlReError(f"row {number}: {error}") from error
         return examples
+
+
+def _digest(member: ComposedModel) -> str:
+    """Return a digest of each head's config, weights and tokenizer, wherever they were loaded from."""
+    by_network: dict[int, str] = {}
+    for model, tokenizer in member.networks.values():
+        if id(model) not in by_network:
+            config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+            digest.update(tokenizer.backend_tokenizer.to_str().encode())
+            for name, tensor in sorted(model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            by_network[id(model)] = digest.hexdigest()
+    digests = {head: by_network[id(model)] for head, (model, _) in member.networks.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

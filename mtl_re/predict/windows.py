@@ -85,6 +85,10 @@ class WindowJob(ABC, Generic[Row]):
         data: The input.
         output: The file.
         group: The processes that share the work.
+
+    Attributes:
+        rejected: Where the rows left out are listed, if there are any. quiet: Whether no progress is shown.
+        read, left_out: Rows of the input, and those of them that were left out; known when the job is done.
     """
 
     command: ClassVar[str]
@@ -93,16 +97,14 @@ class WindowJob(ABC, Generic[Row]):
     def __init__(self, options: WindowOptions, data: str, output: Path, group: ProcessGroup) -> None:
         self.options, self.data, self.group = options, data, group
         self.parts = PartFiles(output)
+        self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
+        self.quiet = group.rank > 0
+        self.read = self.left_out = 0
 
     @property
     def output(self) -> Path:
         """The file to make."""
         return self.parts.output
-
-    @property
-    def rejected(self) -> Path:
-        """Where the rows left out are listed, if there are any."""
-        return self.output.with_name(f"{self.output.name}.rejected.jsonl")
 
     @abstractmethod
     def rows(self) -> Iterator[tuple[int, Row | BadRow]]:
@@ -260,7 +262,7 @@ class WindowJob(ABC, Generic[Row]):
             unit="row",
             unit_scale=True,
             smoothing=0.1,
-            disable=self.group.rank > 0,
+            disable=self.quiet,
             file=sys.stderr,
         )
 
@@ -283,8 +285,12 @@ class WindowJob(ABC, Generic[Row]):
     def _conclude(self, windows: int, plan: WorkPlan) -> int:
         """Rank 0: merge the parts in the input's order, check the file, publish it, and return its number of rows."""
         parts, data = self.parts, self.data
-        summaries = [(part.rows, part.ids, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)]
-        rows, used, lost = (sum(numbers) for numbers in zip(*((n, u, r) for n, _, u, r in summaries), strict=True))
+        summaries = [
+            (part.rows, part.ids, part.read, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)
+        ]
+        counts = ((rows, read, used, lost) for rows, _, read, used, lost in summaries)
+        rows, self.read, used, lost = map(sum, zip(*counts, strict=True))
+        self.left_out = lost
         if not data.startswith("hub:") and self.digest() != plan.fingerprint["data"]:
             parts.remove()
             raise MtlReError(f"{data}: it was changed while its rows were read; run `mtl-re {self.command}` again")
