@@ -3,6 +3,8 @@
     python experiments/kept_cells.py keep STUDY.yaml DIR      # options, log, report and logits of finished cells
     python experiments/kept_cells.py restore STUDY.yaml DIR   # then `mtl-re ablate` trains only what is missing
 
+With `--confirm K`: the cells of `mtl-re ablate STUDY.yaml --confirm K`, where that has begun.
+
 Weights are not kept. Logits are kept as float16 (within a thousandth), so labels and scores may differ in the last
 digit. Heads that a cell does not train are left out, because nothing reads them. A kept cell is identified by its
 options, defaults filled in, not by its name: what one study kept also serves another study with the same training.
@@ -20,8 +22,9 @@ import yaml
 
 from mtl_re.study.cell_logits import cell_logits
 from mtl_re.study.cell_process import finished
+from mtl_re.study.confirmation import stored_confirmation
 from mtl_re.study.plan import Study, checked_config, heads_of, trained_heads
-from mtl_re.study.report import parts_only
+from mtl_re.study.scored_arms import parts_only
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.losses import normalise
@@ -82,5 +85,8 @@ if __name__ == "__main__":
     parser.add_argument("action", choices=("keep", "restore"))
     parser.add_argument("study", type=Path)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--confirm", type=int, default=0)
     given = parser.parse_args()
-    {"keep": keep, "restore": restore}[given.action](load_study(given.study), given.directory)
+    chosen = load_study(given.study)
+    chosen = stored_confirmation(chosen, given.confirm) if given.confirm else chosen
+    {"keep": keep, "restore": restore}[given.action](chosen, given.directory)

@@ -17,7 +17,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.study.arm_statistics import BySeed, cell_metrics, compare, summarise
 from mtl_re.study.cell_logits import vote
 from mtl_re.study.cell_process import finished
-from mtl_re.study.report import ScoredArm, score_arms
+from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study_file import load_study
 
 

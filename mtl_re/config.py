@@ -589,6 +589,11 @@ class AblateConfig(Options):
     Python)."""
     report: bool = False
     """Train nothing, and write the report from the cells that are finished."""
+    plan: bool = False
+    """Train nothing, and print what the study would train, what its design can show, and how long it takes."""
+    confirm: int = within(0, 1_000, 0)
+    """Train the optimum of the study's design and the baseline with this many fresh seeds each, and report the
+    difference (0: run the study itself)."""
     retry: bool = False
     """Run failed cells again."""
     resamples: int = within(1, 1_000_000, 10_000)

@@ -19,12 +19,15 @@ import yaml
 from mtl_re.config import Config, parse_config
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.decoding import Decoding
+from mtl_re.study.design import Design
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.losses import normalise
 from mtl_re.training.setup import check_entries
 
 Sampler = Literal["tpe", "random"]
 Pruner = Literal["none", "median"]
+Response = Literal["selection", "micro_f1", "auprc", "gate_f1"]
+"""Scores over which a surface is fitted."""
 Arm = dict[str, Any]
 """Values by dotted config key."""
 
@@ -105,6 +108,21 @@ class StudyDecoding(Decoding):
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """How the optimum of a design is confirmed.
+
+    Attributes:
+        base: Options of its cells: the study's base with the overrides of `confirm`, nested.
+        test: Data file on which they are scored (None: each on its own validation rows).
+        baseline: Loss weights that the optimum is compared with, by head.
+    """
+
+    base: dict[str, Any]
+    test: str | None
+    baseline: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Study:
     """A checked study file.
 
@@ -117,6 +135,10 @@ class Study:
         baseline: Arm and reading (None: the same reading as that of the arm compared).
         test: Data file on which cells are scored (None: each on its own validation rows).
         storage: URL of Optuna's database (None: SQLite in `output`).
+        design: A mixture design over the loss weights, whose points are arms too.
+        runs: The design's cells: arm and seed. All other arms have every seed of `seeds`.
+        confirmation: How the design's optimum is confirmed.
+        prediction: Of a study that confirms an optimum: what the surface predicted (see `confirmation`).
     """
 
     name: str
@@ -132,10 +154,23 @@ class Study:
     pruner: Pruner = "none"
     storage: str | None = None
     output: Path = Path("runs/ablations")
+    design: Design | None = None
+    runs: tuple[tuple[str, int], ...] = ()
+    confirmation: Confirmation | None = None
+    prediction: Mapping[str, Any] | None = None
 
     def cells(self) -> list[Cell]:
-        """Return every cell of a study that is no search, seed by seed, so that a study cut short is still paired."""
-        return [self.cell(arm, settings, seed) for seed in self.seeds for arm, settings in self.arms.items()]
+        """Return every cell of a study that is no search: the design's runs, then the other arms seed by seed, so that
+        a study cut short is still paired.
+        """
+        runs = [*self.runs, *((arm, seed) for seed in self.seeds for arm in self.other_arms)]
+        return [self.cell(arm, self.arms[arm], seed) for arm, seed in runs]
+
+    @property
+    def other_arms(self) -> list[str]:
+        """Names of the arms that are no points of the design."""
+        designed = {arm for arm, _ in self.runs}
+        return [arm for arm in self.arms if arm not in designed]
 
     def cell(self, arm: str, settings: Arm, seed: int) -> Cell:
         """Return a cell; its options are those of the base, with the arm's settings and the seed."""

@@ -7,10 +7,9 @@ cells that are not finished are listed in it. The test rows are read here and no
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +20,16 @@ from mtl_re.errors import MtlReError
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
-from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, holm_adjusted, summarise
-from mtl_re.study.cell_logits import CellLogits, DecodedCell, cell_logits, compose, decode_cell
-from mtl_re.study.cell_process import best_score, finished
-from mtl_re.study.plan import Arm, Cell, Study, checked_config, heads_of, shares_of, trained_heads
+from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
+from mtl_re.study.cell_process import finished
+from mtl_re.study.confirmation import confirmation_section
+from mtl_re.study.plan import Arm, Cell, Study, checked_config, shares_of, trained_heads
+from mtl_re.study.scored_arms import ScoredArm, score_arms
+from mtl_re.study.surface_report import surface_section
+from mtl_re.study.tables import write_csv
 from mtl_re.training.run_report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
-
-
-@dataclass
-class ScoredArm:
-    """One arm under one decoding, over its finished seeds.
-
-    Attributes:
-        reading: Name of the decoding among the study's `readings`.
-        cells: Decoded rows by seed.
-        metrics: By seed and column name.
-        selection: Selection score by seed, where the cell had validation rows.
-    """
-
-    arm: str
-    reading: str
-    cells: dict[int, DecodedCell]
-    metrics: dict[int, dict[str, float]]
-    selection: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """`arm/reading`."""
-        return f"{self.arm}/{self.reading}"
-
-    @property
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """Mean, SD and interval over seeds of every metric, and of the selection score."""
-        return summarise(
-            [
-                values | ({"selection": self.selection[seed]} if len(self.selection) == len(self.metrics) else {})
-                for seed, values in self.metrics.items()
-            ]
-        )
 
 
 def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> Path:
@@ -77,7 +46,8 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
         MtlReError: No cell is finished, or a finished one cannot be read.
     """
     arms = dict(searched) or study.arms
-    cells = {(arm, seed): study.cell(arm, settings, seed) for arm, settings in arms.items() for seed in study.seeds}
+    planned = [study.cell(*arm, seed) for arm in searched.items() for seed in study.seeds] or study.cells()
+    cells = {(cell.arm, cell.seed): cell for cell in planned}
     done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
     if not done:
         raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
@@ -88,6 +58,8 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
         _write_tables(folder, entries, differences)
         sections = [
             _heading(study, cells, done, entries, resamples),
+            confirmation_section(study, entries),
+            surface_section(study, entries, folder),
             _scores(entries, folder),
             _differences(study, differences),
             _errors(entries, folder),
@@ -99,44 +71,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     return folder / "report.md"
 
 
-# ---- scoring the cells -----------------------------------------------------------------------------------------
-
-
-def parts_only(study: Study) -> set[str]:
-    """Return the arms that only lend a head to a composition: they leave a head untrained, so are not scored alone."""
-    lent = {arm for parts in study.composed.values() for arm in parts.values()}
-    return {arm for arm in lent if trained_heads(study, arm) != heads_of(study, arm)}
-
-
-def score_arms(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[ScoredArm]:
-    """Score every arm and composition under every decoding, over the seeds that are finished."""
-    logits = {
-        key: cell_logits(study, cell)
-        for key, cell in tqdm(done.items(), desc="logits", unit="cell", file=sys.stderr, disable=None)
-    }
-    alone = dict.fromkeys(arm for arm, _ in done if arm not in parts_only(study))
-    by_arm: dict[str, dict[int, CellLogits]] = {arm: {} for arm in alone}
-    scores: dict[str, dict[int, float]] = {arm: {} for arm in by_arm}
-    for (arm, seed), part in logits.items():
-        if arm in by_arm:
-            by_arm[arm][seed] = part
-            if (score := best_score(study.run_dir(done[arm, seed]))) is not None:
-                scores[arm][seed] = score
-    for name, parts in study.composed.items():
-        whole = [seed for seed in study.seeds if all((arm, seed) in logits for arm in parts.values())]
-        by_arm[name] = {seed: compose({head: logits[arm, seed] for head, arm in parts.items()}) for seed in whole}
-    entries = []
-    for arm, by_seed in by_arm.items():
-        for reading, decoding in study.readings.items():
-            decoded = {
-                seed: decode_cell(part, decoding)
-                for seed, part in by_seed.items()
-                if part.fitted or not decoding.calibrate
-            }
-            metrics = {seed: cell_metrics(one) for seed, one in decoded.items()}
-            if decoded:
-                entries.append(ScoredArm(arm, reading, decoded, metrics, scores.get(arm, {})))
-    return entries
+# ---- comparisons -------------------------------------------------------------------------------------------------
 
 
 def compare_to_baseline(
@@ -148,7 +83,9 @@ def compare_to_baseline(
     arm, reading = study.baseline
     by_name = {(entry.arm, entry.reading): entry for entry in entries}
     differences: list[Difference] = []
-    for entry in tqdm(entries, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
+    designed = {arm for arm, _ in study.runs}  # points of a design: their surface answers, not one pair after the other
+    others = [entry for entry in entries if entry.arm not in designed]
+    for entry in tqdm(others, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
         base = by_name.get((arm, reading or entry.reading))
         if base is None or base is entry or not set(base.cells) & set(entry.cells):
             continue
@@ -179,7 +116,12 @@ def _heading(
     config = checked_config(next(iter(done.values())).config)
     lines = [f"# Study {escape(study.name)}", ""]
     missing = [cell.key for key, cell in cells.items() if key not in done]
-    lines += [f"{len(done)} of {len(cells)} cells are finished; seeds {', '.join(map(str, study.seeds))}."]
+    seeds = f"seeds {', '.join(map(str, study.seeds))}"
+    if study.runs:
+        seeds = f"the design's runs have seeds of their own{', the other arms ' + seeds if study.other_arms else ''}"
+        if study.design is not None and study.design.options.block_seeds:
+            seeds = f"the design's blocks have seeds {', '.join(map(str, study.design.options.block_seeds))}"
+    lines += [f"{len(done)} of {len(cells)} cells are finished; {seeds}."]
     if missing:
         lines += ["", f"**Not finished** (left out): {', '.join(missing)}."]
     chosen = (
@@ -319,7 +261,9 @@ def _search(study: Study, searched: Mapping[str, Arm], entries: Sequence[ScoredA
 
 
 def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[ScoredArm], folder: Path) -> list[str]:
-    """Write the score over each weight, over each axis, and over the simplex."""
+    """Write the score over each weight, over each axis, and over the simplex; of a design its surface says it all."""
+    if study.design is not None:
+        return []
     first = next(iter(study.readings))
     selects = study.test is None and all("selection" in entry.summary for entry in entries)
     figure = "selection" if selects else "micro_f1"
@@ -351,7 +295,8 @@ def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[ScoredArm], f
 
 def _curves(study: Study, arms: Mapping[str, Arm], done: Mapping[tuple[str, int], Cell], folder: Path) -> list[str]:
     curves: dict[str, dict[str, list[list[tuple[int, float]]]]] = {}
-    for (arm, _), cell in done.items():
+    designed = {arm for arm, _ in study.runs}  # too many points for one picture
+    for (arm, _), cell in ((key, cell) for key, cell in done.items() if key[0] not in designed):
         path = study.run_dir(cell) / "metrics.jsonl"
         lines = [line for line in read_log(path) if line["kind"] == "train"] if path.exists() else []
         trained = trained_heads(study, arm) if arm in study.arms else None
@@ -391,16 +336,4 @@ def _write_tables(folder: Path, entries: Sequence[ScoredArm], differences: Seque
             summary.append({"arm": entry.arm, "reading": entry.reading, "figure": figure, **values})
     compared = [asdict(difference) | {"verdict": difference.verdict} for difference in differences]
     for name, rows in (("scores", scores), ("summary", summary), ("differences", compared)):
-        _write_csv(folder / f"{name}.csv", rows)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
+        write_csv(folder / f"{name}.csv", rows)

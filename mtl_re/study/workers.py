@@ -21,6 +21,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
 from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
+from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.plan import Cell
 from mtl_re.study.study_file import load_study
 
@@ -34,18 +35,23 @@ POLL = 2.0
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def ablate(path: Path, options: AblateConfig) -> Path:
-    """Run what is left of a study, and write its report.
+def ablate(path: Path, options: AblateConfig) -> Path | str:
+    """Run what is left of a study, and write its report; or plan it, or confirm its optimum.
 
     Returns:
-        The path of the report.
+        The path of the report, or the plan as text.
 
     Raises:
         MtlReError: The study file is wrong, or cells failed (after the others ran and the report was written).
     """
+    from mtl_re.study.design_plan import plan_text
     from mtl_re.study.report import write_report
 
     study = load_study(path)
+    if options.plan:
+        return plan_text(study, options.workers)
+    if options.confirm:
+        study = begin_confirmation(study, options.confirm)
     if options.report:
         return write_report(study, searched_arms(study), options.resamples)
     _check_launch(options.launch)
@@ -65,15 +71,20 @@ def ablate(path: Path, options: AblateConfig) -> Path:
     return written
 
 
-def work_on(path: str, launch: str) -> None:
-    """Be one worker of `--workers N`, in a process of its own; what it could not do stands in the queue."""
-    Worker(CellQueue(load_study(Path(path))), launch).work()
+def work_on(path: str, launch: str, pairs: str = "0") -> None:
+    """Be one worker of `--workers N`, in a process of its own; what it could not do stands in the queue.
+
+    Args:
+        pairs: Of `--confirm`.
+    """
+    study = load_study(Path(path))
+    Worker(CellQueue(stored_confirmation(study, int(pairs)) if int(pairs) else study), launch).work()
 
 
 def _spawn(path: Path, options: AblateConfig) -> None:
     """Start the workers and wait for all; a signal to stop is passed on to them."""
     code = "import sys; from mtl_re.study.workers import work_on; work_on(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(path), options.launch]
+    command = [sys.executable, "-c", code, str(path), options.launch, str(options.confirm)]
     with stop_signals() as stopped:
         workers = [start_process(command) for _ in range(options.workers)]
         while any(process.poll() is None for process in workers):

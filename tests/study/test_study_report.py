@@ -21,13 +21,13 @@ from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
-from mtl_re.study import arm_statistics, cell_logits
+from mtl_re.study import arm_statistics, cell_logits, scored_arms
 from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell
 from mtl_re.study.plan import Cell, StudyDecoding
-from mtl_re.study.report import ScoredArm
+from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
@@ -335,7 +335,7 @@ def made(tmp_path, monkeypatch):
             parts[head.name] = values
         return CellLogits(parts, gold, ["PER"] * len(gold), taxonomy, (0.3, 0.3, 0.4), {}, "test rows")
 
-    monkeypatch.setattr(ablation_report, "cell_logits", given)
+    monkeypatch.setattr(scored_arms, "cell_logits", given)
     study = load_study(path)
     for cell in study.cells():
         if cell.arm != "later":
