@@ -407,6 +407,7 @@ def test_an_entry_sums_its_seeds_up():
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.py")), ids=lambda path: path.stem)
 def test_a_script_of_the_experiments_does_nothing_on_import(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pytest", "--not-an-option"])
+    monkeypatch.syspath_prepend(str(path.parent))  # where `python experiments/x.py` looks for its neighbours
     monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
     importlib.import_module(".".join(path.relative_to(EXPERIMENTS.parent).with_suffix("").parts))
     assert capsys.readouterr() == ("", "")
