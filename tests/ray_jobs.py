@@ -8,7 +8,7 @@ from mtl_re.predict.predict import _jobs
 
 
 def watched(checkpoints, options, log, fatal, once, device):
-    """As `_jobs`, but the worker that finishes window 1 of the file `fatal` kills itself: `once`, or each time."""
+    """As `_jobs`, but a worker kills itself at the file `fatal`: `once`, behind window 1, or before any is finished."""
     make = _jobs(checkpoints, options, device)
     log = Path(log)
 
@@ -17,14 +17,13 @@ def watched(checkpoints, options, log, fatal, once, device):
         write = job.parts.write
 
         def noted(part, rows):
-            write(part, rows)
-            line = f"{Path(data).name} {part.window}\n"
-            deadly = Path(data).name == fatal and (part.window == 1 if once else True)
-            if deadly and not once:
+            here = Path(data).name == fatal
+            if here and not once:
                 os.kill(os.getpid(), signal.SIGKILL)
+            write(part, rows)
             with log.open("a") as file:
-                file.write(line)
-            if deadly:
+                file.write(f"{Path(data).name} {part.window}\n")
+            if here and part.window == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         job.parts.write = noted

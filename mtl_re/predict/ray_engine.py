@@ -33,7 +33,7 @@ from mtl_re.predict.ray_cluster import check_launch, cluster, pool
 from mtl_re.predict.windows import WindowJob
 from mtl_re.signals import stop_signals
 
-TRIES = 4
+TRIES = 3
 """Times that a file is begun whose worker dies, before the whole work is given up."""
 MAX_NOTES = 20
 """Notes of the workers that are shown."""

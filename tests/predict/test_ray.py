@@ -43,6 +43,7 @@ def cluster():
 
         places = [str(Path(ray_jobs.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(places))  # the workers import `ray_jobs` too
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 waits for everybody on a busy machine
         real = ray.init
         patch.setattr(ray, "init", lambda address, **settings: real(address, **settings, num_cpus=2))
         with ray_cluster.cluster(RayConfig(address="local")):
@@ -104,11 +105,12 @@ def test_a_killed_worker_changes_no_byte(cluster, run, single, tmp_path):
 
 
 def test_a_file_that_kills_each_worker_is_named(cluster, run, single, tmp_path):
-    with pytest.raises(MtlReError, match=r"b\.jsonl: the worker that reads it dies, 4 times"):
+    patience = f"{ray_engine.TRIES} times"
+    with pytest.raises(MtlReError, match=rf"b\.jsonl: the worker that reads it dies, {patience}"):
         run(fatal="b.jsonl", once=False)
     _, finished = run(resume=True)
     assert contents(tmp_path / "out") == single
-    assert {name.split()[0] for name in finished} >= {"b.jsonl"}
+    assert set(finished) >= {f"b.jsonl {window}" for window in range(ROWS // WINDOW)}
 
 
 def test_resume_makes_only_what_is_missing_and_refuses_what_is_other(cluster, run, single, tmp_path, capsys):
@@ -172,7 +174,8 @@ def test_resume_after_the_driver_is_killed(saved, inputs, single, tmp_path):
     out = tmp_path / "out"
     words = ["predict", saved, "--data", inputs, "--output", out, "--engine", "ray", "--window", WINDOW]
     command = [sys.executable, "-m", "mtl_re", *map(str, words), "--batch_size", "4"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"RAY_worker_niceness": "0"}
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     while driver.poll() is None and not list(out.glob(".written-*.json")):
         time.sleep(0.01)
     driver.send_signal(signal.SIGKILL)
@@ -180,7 +183,7 @@ def test_resume_after_the_driver_is_killed(saved, inputs, single, tmp_path):
     kept = {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.glob("*.jsonl")}
     signed = [name for name in kept if signature(out / name) is not None]
     assert signed
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert f"{ROWS * len(NAMES)} predictions in {out}" in done.stdout
     assert contents(out) == single
