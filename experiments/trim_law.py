@@ -9,12 +9,12 @@ kept, the last hidden states in fp32 are compared, eight rows at a time.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 
 from mtl_re.data.loading import load_examples
+from mtl_re.study.tables import write_csv
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.trim.network import load_source
 from mtl_re.trim.trim import hidden_states
@@ -63,10 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     full, trimmed = load_source(options.encoder), load_source(options.trimmed)
     lines = [law(full, trimmed, data, options.states) for data in options.data]
-    with options.output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, lines[0].keys())
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(options.output, lines)
     print(options.output.read_text(encoding="utf-8"), end="")
 
 

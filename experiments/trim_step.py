@@ -10,7 +10,6 @@ is its own; the sizes take turns, a step each, so that a slow moment of the mach
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import resource
 import statistics
@@ -18,6 +17,8 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from mtl_re.study.tables import write_csv
 
 SHAPES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
 """Width, layers, heads, inner width of XLM-R."""
@@ -103,10 +104,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     lines = list(measured(options.pieces, options.shape, options.rows, options.length, options.steps))
-    with options.output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, lines[0].keys())
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(options.output, lines)
     print(options.output.read_text(encoding="utf-8"), end="")
 
 

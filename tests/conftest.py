@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoConfig
 
 from mtl_re.data import sample
-from mtl_re.data.validation import Example, parse_row
+from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.features import featurizer as features
 from mtl_re.features import markers
 from mtl_re.model import encoders
@@ -203,3 +203,15 @@ def small_model(kind: str, **options) -> model.MtlReModel:
     """A model around such an encoder, always with the same weights; `options` go to `MtlReConfig`."""
     values = {**small_config(kind).to_dict(), "model_type": kind}
     return enliven(model.MtlReModel(model.MtlReConfig(encoder=values, **options)))
+
+
+class WordFinder:
+    """Stands in for an `EntityFinder`: finds given words."""
+
+    def find(self, texts):
+        words = {"누리전자": "ORG", "한라희": "PER", "무엇": "WORK_OF_ART"}
+        hits = [[(text.find(word), word, kind) for word, kind in words.items() if word in text] for text in texts]
+        return [[Entity(w, at, at + len(w) - 1, kind) for at, w, kind in sorted(found)] for found in hits]
+
+    def digest(self):
+        return "words"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from browsing import demo_server, open_tab, pages_of
+from conftest import WordFinder
 from transformers import BertConfig, BertForTokenClassification
 
 from mtl_re.config import DemoConfig, ExtractConfig
-from mtl_re.data.validation import Entity
 from mtl_re.errors import MtlReError
 from mtl_re.page import document_rendering
 from mtl_re.page.backend import PageBackend
@@ -45,18 +45,6 @@ def calibrated(saved, tmp_path_factory) -> Path:
     config |= {"relation_thresholds": limits, "precision_target": 0.9, "relation_thresholds_prior": []}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
-
-
-class WordFinder:
-    """Finds given words as entities."""
-
-    def find(self, texts):
-        words = {"누리전자": "ORG", "한라희": "PER", "무엇": "WORK_OF_ART"}
-        hits = [[(text.find(word), word, kind) for word, kind in words.items() if word in text] for text in texts]
-        return [[Entity(w, at, at + len(w) - 1, kind) for at, w, kind in sorted(found)] for found in hits]
-
-    def digest(self):
-        return "words"
 
 
 def backend_of(ckpt: Path, folder: Path, finder=None) -> DocumentBackend:

@@ -21,7 +21,7 @@ from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.taxonomy import KLUE
-from tests.conftest import scratch_tokenizer, tiny_model
+from tests.conftest import WordFinder, scratch_tokenizer, tiny_model
 
 
 def document(id: str, examples: list) -> dict:
@@ -237,18 +237,6 @@ def test_hard_wrapped_documents_are_told_and_joined(run, tmp_path, capsys):
     assert "--sentences joined" in capsys.readouterr().err
     assert list(read_triples(run(data=str(data), sentences="joined", threshold=0.0)))
     assert "--sentences joined" not in capsys.readouterr().err
-
-
-class WordFinder:
-    """Finds given words as entities."""
-
-    def find(self, texts):
-        words = {"누리전자": "ORG", "한라희": "PER", "무엇": "WORK_OF_ART"}
-        hits = [[(text.find(word), word, kind) for word, kind in words.items() if word in text] for text in texts]
-        return [[Entity(w, at, at + len(w) - 1, kind) for at, w, kind in sorted(found)] for found in hits]
-
-    def digest(self):
-        return "words"
 
 
 def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
