@@ -12,7 +12,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -429,8 +429,11 @@ COMMANDS: dict[str, Command] = {
 # ---- running one ---------------------------------------------------------------------------------------------------
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(words: Collection[str] = tuple(COMMANDS)) -> ArgumentParser:
+    """Return the parser of all commands; those that are not among `words` are known by name and have no options.
+
+    Reading the options of all commands takes a second and more, those of one a small part of that.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="mtl-re",
@@ -439,14 +442,15 @@ def build_parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, command.parser(name), help=command.help)
+        commands.add_subcommand(name, command.parser(name) if name in words else ArgumentParser(), help=command.help)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    words = _underscored(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed = build_parser().parse_args(_underscored(sys.argv[1:] if arguments is None else arguments))
+        parsed = build_parser(words).parse_args(words)
         command, parsed = COMMANDS[parsed.subcommand], parsed[parsed.subcommand]
         options = command.made(parsed)
     except MtlReError as error:  # a value out of its range is a usage fault

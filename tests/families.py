@@ -83,6 +83,7 @@ FAMILIES = {
     "bert": ("bert", {}, lambda: word_piece(BertTokenizer)),
     "klue-roberta": ("roberta", {"max_position_embeddings": LENGTH + 2}, lambda: word_piece(BertTokenizer)),
     "xlm-roberta": ("xlm-roberta", {"max_position_embeddings": LENGTH + 2, "type_vocab_size": 1}, xlm_roberta),
+    "e5": ("bert", {}, xlm_roberta),  # multilingual-e5: BERT's layers under XLM-R's vocabulary
     "electra": ("electra", {}, lambda: word_piece(ElectraTokenizer)),
     "deberta-v2": ("deberta-v2", {"type_vocab_size": 0}, deberta_v2),
     "kf-deberta": ("deberta-v2", {"type_vocab_size": 0}, lambda: word_piece(BertTokenizer)),

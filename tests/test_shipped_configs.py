@@ -16,6 +16,7 @@ FAMILY = {
     "klue/roberta-": "klue-roberta",
     "FacebookAI/xlm-roberta-": "xlm-roberta",
     "kakaobank/kf-deberta": "kf-deberta",
+    "intfloat/multilingual-e5-": "e5",
 }
 """Start of a hub id → the family of `families` that stands in for it; anything else is played by `scratch:tiny`."""
 
@@ -42,7 +43,15 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
 def test_none_is_missed():
     assert {path.stem for path in CONFIGS} >= {
         *(f"klue-roberta-{size}" for size in ("small", "base", "large")),
-        *("xlm-roberta-large", "kf-deberta-base", "ko-mini", "ko-mini-recommended", "sample", "adapt-ko-mini"),
+        *(
+            "xlm-roberta-large",
+            "kf-deberta-base",
+            "multilingual-e5-small",
+            "ko-mini",
+            "ko-mini-recommended",
+            "sample",
+            "adapt-ko-mini",
+        ),
     }
 
 

@@ -147,10 +147,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     found = np.asarray(p_values, dtype=np.float64)
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():  # False for NaN as well
         raise MtlReError(f"p_values: {list(p_values)}; expected a list of numbers 0-1")
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted: list[float] = multipletests(found, method="holm")[1].tolist()
-    return adjusted
+    # By hand: statsmodels' multipletests runs the garbage collector in every call, 0.3 s for two values.
+    order, remaining = np.argsort(found, kind="stable"), np.arange(len(found), 0, -1)
+    adjusted = np.empty_like(found)
+    adjusted[order] = np.minimum(np.maximum.accumulate(remaining * found[order]), 1)
+    values: list[float] = adjusted.tolist()
+    return values
 
 
 def _finite(values: Sequence[float], name: str) -> Floats:
