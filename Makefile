@@ -33,7 +33,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About two and a half hours on two cores; `make bench BENCH=--quick` about ten minutes, `BENCH=--help` names the pieces.
+# Some hours on two cores; `make bench BENCH=--quick` takes minutes, `BENCH=--help` names the pieces.
 bench: $(STAMP)
 	$(BIN)/python -m experiments.benchmarks $(BENCH)
 

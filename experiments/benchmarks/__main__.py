@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 if anything failed."""
     options = _completed(parser().parse_args(arguments))
     environment = _environment(options)
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mtl-re-bench-", dir=options.work) as work:
         environment["MTL_RE_CACHE"] = f"{work}/cache"
         say(f"making rows and networks in {work}")
@@ -239,7 +241,7 @@ def measure(
     took: dict[tuple[str, str, str], list[float]] = {}
     for place, setting in enumerate(settings):
         began = time.perf_counter()
-        found = _child("measure", asdict(setting), work / "figures.json", environment)
+        found = _child("measure", asdict(setting), work / "figures.json", _fitting(environment, setting))
         took.setdefault(setting.key, []).append(time.perf_counter() - began)
         if isinstance(found, str):
             failed[f"{_label(setting)}, repeat {setting.repeat}"] = found
@@ -254,6 +256,12 @@ def measure(
         left = time_left(settings[place + 1 :], took)
         say(f"[{place + 1}/{len(settings)}] {_label(setting)}: {outcome}; about {left / 60:.1f} min left")
     return records, failed
+
+
+def _fitting(environment: dict[str, str], setting: Setting) -> dict[str, str]:
+    """OpenVINO brings an allocator of its own and crashes where another one is preloaded."""
+    preloaded = "LD_PRELOAD" if setting.contender.startswith("openvino") else None
+    return {name: value for name, value in environment.items() if name != preloaded}
 
 
 def time_left(settings: Sequence[Setting], took: dict[tuple[str, str, str], list[float]]) -> float:

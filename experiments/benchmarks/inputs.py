@@ -2,7 +2,8 @@
 
 Run by the parent as a process of its own, so that the parent stays light. Networks have random heads unless a
 checkpoint is given: what they answer is no matter here. A folder of networks holds `encoder`, `ckpt` (ours), `coarse`,
-`org`, `per` (the three networks), `flat` (sequence classification) and `onnx` (int8).
+`org`, `per` (the three networks), `flat` (sequence classification; `flat.onnx` and `flat.int8.onnx` are its graphs) and
+`onnx` (our export).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
 from experiments.benchmarks import rows
+from experiments.benchmarks.peers import write_graphs
 from experiments.benchmarks.prediction import HEADS
 from experiments.benchmarks.setting import MAX_LENGTH, SCHEME
 from mtl_re.config import ExportConfig
@@ -28,6 +30,8 @@ from mtl_re.model.encoders import load_encoder, scratch_encoder, scratch_tokeniz
 from mtl_re.model.network import MtlReConfig, from_encoder, load
 
 TYPES = list(TYPE_WORDS)
+GRAPH_PEERS = {"onnxruntime", "onnxruntime_int8", "openvino", "openvino_bf16"}
+"""Contenders that run a graph of the sequence classifier."""
 
 
 def prepare(wish: dict[str, Any]) -> dict[str, Any]:
@@ -53,12 +57,14 @@ def prepare(wish: dict[str, Any]) -> dict[str, Any]:
         folder = work / "networks" / name
         networks(folder, made["folders"].get(name), ckpt)
         made["networks"][name] = str(folder)
-        if "ours_int8" in wish["contenders"]:
+        if GRAPH_PEERS & set(wish["contenders"]):
+            write_graphs(folder)
+        if {"ours_int8", "ours_onnx"} & set(wish["contenders"]):
             try:
                 rows_file = made["predict"][name] if ckpt else _rows_file(folder / "check.json", wish["test"], 32)
                 made["int8"][name] = int8(folder, rows_file, trained=ckpt is not None)
             except MtlReError as error:
-                made["skipped"][f"predict {name} ours_int8"] = str(error)
+                made["skipped"] |= {f"predict {name} {ours}": str(error) for ours in ("ours_int8", "ours_onnx")}
     if wish["times"]:
         networks(work / "networks" / "growth", str(encoder("tiny", work / "encoders" / "tiny", wish)), None)
         made["networks"]["growth"] = str(work / "networks" / "growth")

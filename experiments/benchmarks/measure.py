@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from experiments.benchmarks import prediction, training
+from experiments.benchmarks import peers, prediction, training
 from experiments.benchmarks.setting import Figures, Setting
+
+CONTENDERS: dict[str, dict[str, Callable[[Setting], Figures]]] = {
+    "train": training.CONTENDERS | {"cross_encoder": peers.cross_encoder_training},
+    "predict": prediction.CONTENDERS
+    | {
+        "cross_encoder": peers.cross_encoder,
+        "onnxruntime": partial(peers.onnxruntime, weights="fp32"),
+        "onnxruntime_int8": partial(peers.onnxruntime, weights="int8"),
+        "openvino": partial(peers.openvino, weights="fp32", arithmetic="f32"),
+        "openvino_bf16": partial(peers.openvino, weights="fp32", arithmetic="bf16"),
+    },
+}
 
 
 def run(setting: Setting) -> Figures:
@@ -25,7 +39,7 @@ def run(setting: Setting) -> Figures:
         return {"train": training.growth, "predict": prediction.growth}[setting.encoder](setting)
     if setting.part == "sweep":
         return training.ours(setting)
-    return {"train": training.CONTENDERS, "predict": prediction.CONTENDERS}[setting.part][setting.contender](setting)
+    return CONTENDERS[setting.part][setting.contender](setting)
 
 
 if __name__ == "__main__":

@@ -127,5 +127,6 @@ CONTENDERS: dict[str, Callable[[Setting], Figures]] = {
     "pipeline": pipeline,
     "three_networks": three_networks,
     "ours_bf16": partial(ours, precision="bf16"),
+    "ours_onnx": partial(ours, backend="onnx"),
     "ours_int8": partial(ours, backend="onnx-int8"),
 }

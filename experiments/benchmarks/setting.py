@@ -20,13 +20,20 @@ TRAIN = {
     "trainer_grouped": "HF Trainer, flat 30, grouped by length",
     "trainer_dynamic": "HF Trainer, flat 30, dynamic padding",
     "trainer_padded": "HF Trainer, flat 30, padded to 256 (KLUE recipe)",
+    "cross_encoder": "sentence-transformers CrossEncoderTrainer, flat 30",
 }
 PREDICT = {
     "limit": "bare encoder, no padding (the limit)",
     "ours": "mtl-re",
     "pipeline": "HF text-classification pipeline",
+    "cross_encoder": "sentence-transformers CrossEncoder.predict",
+    "onnxruntime": "ONNX Runtime, flat 30",
+    "onnxruntime_int8": "ONNX Runtime, flat 30, int8",
+    "openvino": "OpenVINO, flat 30",
+    "openvino_bf16": "OpenVINO, flat 30, bf16",
     "three_networks": "three networks, one after the other",
     "ours_bf16": "mtl-re, bf16",
+    "ours_onnx": "mtl-re, ONNX",
     "ours_int8": "mtl-re, ONNX int8",
 }
 NAMES: dict[str, dict[str, str]] = {"train": TRAIN, "predict": PREDICT, "growth": {}, "sweep": {}, "memory": {}}

@@ -117,7 +117,7 @@ def trainer(setting: Setting, style: str) -> Figures:
     The order is made beforehand (a shuffle, or the library's own length-grouped sampler over the whole pool) and fed in
     sequence, so that a few measured steps can stand for an epoch; the rows lie in memory as lists, the fastest for it.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
     examples = rows.read(setting.rows)
     tokenizer = AutoTokenizer.from_pretrained(setting.folder)
@@ -135,19 +135,11 @@ def trainer(setting: Setting, style: str) -> Figures:
     seen: list[tuple[int, int]] = []
     clock = Clock()
 
-    class Watch(TrainerCallback):
-        """Starts the clock after the warm-up and stops it after the last step."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == setting.warmup:
-                clock.start()
-            elif state.global_step == total:
-                clock.stop()
-
     with tempfile.TemporaryDirectory(dir=setting.work) as folder:
-        arguments = _arguments(setting, folder, total)
+        arguments = TrainingArguments(train_sampling_strategy="sequential", **training_options(setting, folder, total))
         collator = _counting(_collator(tokenizer, padded), seen)
-        made = Trainer(model, arguments, data_collator=collator, train_dataset=data, callbacks=[Watch()])
+        watch = stopwatch(clock, setting.warmup, total)
+        made = Trainer(model, arguments, data_collator=collator, train_dataset=data, callbacks=[watch])
         made.train()
     counted = figures_of(table.lengths, steps[setting.warmup :], 0, setting, "bf16" if arguments.bf16 else "no")
     read = seen[setting.warmup : total]
@@ -155,26 +147,38 @@ def trainer(setting: Setting, style: str) -> Figures:
     return clock.figures | counted | {"padded_tokens": sum(size for _, size in read)}
 
 
-def _arguments(setting: Setting, folder: str, total: int) -> Any:
-    from transformers import TrainingArguments
+def stopwatch(clock: Clock, warmup: int, total: int) -> Any:
+    """A callback of a Trainer that starts the clock after the warm-up and stops it after the last step."""
+    from transformers import TrainerCallback
 
-    return TrainingArguments(
-        output_dir=folder,
-        max_steps=total,
-        per_device_train_batch_size=setting.batch_size,
-        train_sampling_strategy="sequential",
-        optim="adamw_torch_fused",
-        learning_rate=2e-5,
-        weight_decay=0.01,
-        bf16=resolve_precision(setting.precision) == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=setting.seed,
-    )
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == warmup:
+                clock.start()
+            elif state.global_step == total:
+                clock.stop()
+
+    return Watch()
+
+
+def training_options(setting: Setting, folder: str, total: int) -> dict[str, Any]:
+    """What every `TrainingArguments` is given: the same optimizer, precision and silence."""
+    return {
+        "output_dir": folder,
+        "max_steps": total,
+        "per_device_train_batch_size": setting.batch_size,
+        "optim": "adamw_torch_fused",
+        "learning_rate": 2e-5,
+        "weight_decay": 0.01,
+        "bf16": resolve_precision(setting.precision) == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": setting.seed,
+    }
 
 
 def _item(ids: list[int], label: int, padded: bool, pad_id: int) -> dict[str, Any]:
