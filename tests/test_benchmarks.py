@@ -59,8 +59,15 @@ def test_grouped_steps_stand_for_all_lengths_and_pad_little():
 def planned(*arguments: str) -> list[Setting]:
     options = bench._completed(bench.parser().parse_args(arguments))
     bench._wish(options, "work")
-    folders = dict.fromkeys([*bench.ENCODERS, "growth"], "folder")
-    made = {"train": "t", "folders": folders, "networks": folders, "predict": folders, "growth": {"1": "g", "10": "g"}}
+    folders = dict.fromkeys([*bench.ENCODERS, "growth", "extract"], "folder")
+    made = {
+        "train": "t",
+        "folders": folders,
+        "networks": folders,
+        "predict": folders,
+        "growth": dict.fromkeys(("1", "10", "1000"), "g"),
+    }
+    made["documents"] = made["growth"]
     return list(bench.plan(options, made, "work"))
 
 
@@ -77,7 +84,9 @@ def test_contenders_take_turns():
 
 def test_the_parts_can_be_chosen():
     settings = planned("--only", "predict", "growth", "--encoders", "tiny", "--repeats", "1")
-    assert [one.contender for one in settings] == [*PREDICT, "1×", "10×", "1×", "10×"]
+    assert [one.contender for one in settings] == [*PREDICT, *4 * ["1×", "10×"]]
+    grown = planned("--only", "growth", "--times", "1000", "--encoders", "tiny", "--repeats", "1")
+    assert [one.encoder for one in grown] == ["predict"]
     sweep = planned("--only", "sweep", "--encoders", "tiny")
     assert len(sweep) == 3 * (1 + len(bench.PASS_COSTS) * len(bench.LENGTH_STEPS))
     assert {(one.pass_cost, one.length_step) for one in sweep if one.contender == "one pass, 8"} == {(10**9, 8)}
@@ -140,6 +149,7 @@ def test_the_report_says_what_was_reached(tmp_path):
     assert lines[0].endswith("(the limit) | 0.95 [0.95–0.95] | 0.95 [0.95–0.95] | 1 | no |")
     assert lines[2].endswith("(KLUE recipe) | 2.00 [2.00–2.00] | 2.00 [2.00–2.00] | 4 | no |")
     assert "left out: ko-mini (not here)" in text
+    assert "From 100 to 1,000 rows, seconds grow as rows^1.00 and memory as rows^0.00." in text
     assert text.index("one pass, 8") < text.index("64, 8")  # the sweep's best first
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(TRAIN) * 2 + len(PREDICT) + 4
     assert (tmp_path / "bench.png").stat().st_size > 10_000
@@ -227,18 +237,25 @@ def test_the_whole_of_it(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()]
-    assert [line["setting"]["contender"] for line in lines] == [*TRAIN, *PREDICT, "1×", "1×"]
+    assert [line["setting"]["contender"] for line in lines] == [*TRAIN, *PREDICT, *4 * ["1×"]]
     assert (tmp_path / "out" / "bench.png").is_file()
     assert "min left" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["predict", "train"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "extract", "train"])
 def test_growth_runs_the_command_from_file_to_file(tmp_path, command):
     wish = {"work": str(tmp_path), "train": "sample:train", "test": "sample:test", "pool": 64, "tokenizer": None}
     wish |= {"encoders": {}, "predict": [], "predict_rows": {}, "contenders": [], "times": [2], "checkpoint": None}
     made = inputs.prepare(wish | {"growth_rows": 10})
     setting = Setting(
-        "growth", "2×", command, made["networks"]["growth"], made["growth"][2], str(tmp_path), batch_size=8
+        "growth",
+        "2×",
+        command,
+        made["networks"]["extract" if command == "extract" else "growth"],
+        made["documents" if command == "extract" else "growth"][2],
+        str(tmp_path),
+        batch_size=8,
+        precision="no",
     )
     found = measure.run(setting)
     assert found["rows"] == 20

@@ -36,6 +36,8 @@ ENCODERS = ("ko-mini", "e5-ko", "roberta-base", "tiny")
 PASS_COSTS = (64, 128, 256, 512, 1024, 10**9)
 """The last: one pass a step."""
 LENGTH_STEPS = (1, 8, 16)
+MOST_TIMES = 100
+"""Of dev-open, for every command but predict."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=6400, help="training rows that the steps are taken from")
     made.add_argument("--predict-rows", type=int, help="rows to predict, for every encoder")
     made.add_argument(
-        "--times", nargs="+", type=int, help="growth: times dev-open (default: 1 10; --quick: 1; add 100)"
+        "--times",
+        nargs="+",
+        type=int,
+        help="growth: times dev-open (default: 1 10; --quick: 1; add 100; above that only predict)",
     )
     made.add_argument("--batch-size", type=int, default=32, help="training rows of a step (memory: of a pass too)")
     made.add_argument("--predict-batch-size", type=int, default=128)
@@ -227,8 +232,14 @@ def _turn(options: argparse.Namespace, made: dict[str, Any], work: str, repeat: 
         for contender in (one for one in PREDICT if one in options.contenders):
             yield Setting("predict", contender, **given, **reading)
     if "growth" in options.only and repeat < 3:
-        for command, times in product(("predict", "train"), options.times):
-            given = {"folder": made["networks"]["growth"], "rows": made["growth"][str(times)]}
+        for command, times in product(("predict", "evaluate", "extract", "train"), options.times):
+            if times > MOST_TIMES and command != "predict":
+                continue
+            documents = command == "extract"
+            given = {
+                "folder": made["networks"]["extract" if documents else "growth"],
+                "rows": made["documents" if documents else "growth"][str(times)],
+            }
             yield Setting("growth", f"{times}×", command, **given, **reading)
 
 

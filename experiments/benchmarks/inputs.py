@@ -27,7 +27,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.export.export import export
 from mtl_re.features.markers import TYPE_WORDS
 from mtl_re.model.encoders import load_encoder, scratch_encoder, scratch_tokenizer
-from mtl_re.model.network import MtlReConfig, from_encoder, load
+from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, load
 
 TYPES = list(TYPE_WORDS)
 GRAPH_PEERS = {"onnxruntime", "onnxruntime_int8", "openvino", "openvino_bf16"}
@@ -42,11 +42,12 @@ def prepare(wish: dict[str, Any]) -> dict[str, Any]:
             predict (encoder names with networks), predict_rows (by name), times (of the test rows), checkpoint.
 
     Returns:
-        train, predict {name: file}, growth {times: file}, folders {name: encoder}, networks {name: folder},
-        int8 {name: its export's figures}, skipped {what: reason}.
+        train, predict {name: file}, growth and documents {times: file}, folders {name: encoder},
+        networks {name: folder}, int8 {name: its export's figures}, skipped {what: reason}.
     """
     work = Path(wish["work"])
     made: dict[str, Any] = {"folders": {}, "networks": {}, "predict": {}, "growth": {}, "int8": {}, "skipped": {}}
+    made["documents"] = {}
     made["train"] = _rows_file(work / "train.json", wish["train"], wish["pool"])
     for name, given in wish["encoders"].items():
         made["folders"][name] = given or str(encoder(name, work / "encoders" / name, wish))
@@ -66,10 +67,13 @@ def prepare(wish: dict[str, Any]) -> dict[str, Any]:
             except MtlReError as error:
                 made["skipped"] |= {f"predict {name} {ours}": str(error) for ours in ("ours_int8", "ours_onnx")}
     if wish["times"]:
-        networks(work / "networks" / "growth", str(encoder("tiny", work / "encoders" / "tiny", wish)), None)
-        made["networks"]["growth"] = str(work / "networks" / "growth")
+        tiny = str(encoder("tiny", work / "encoders" / "tiny", wish))
+        networks(work / "networks" / "growth", tiny, None)
+        network(tiny, "levitated", work / "networks" / "extract" / "ckpt")
+        made["networks"] |= {name: str(work / "networks" / name) for name in ("growth", "extract")}
         for times in wish["times"]:
             made["growth"][times] = _repeated(work / f"growth-{times}.jsonl", wish["test"], times, wish["growth_rows"])
+            made["documents"][times] = _documents(Path(made["growth"][times]))
     return made
 
 
@@ -90,6 +94,20 @@ def _repeated(path: Path, source: str, times: int, size: int | None) -> str:
             for row in found:
                 file.write(json.dumps(row | {"guid": f"{row['guid']}-{turn}"}, ensure_ascii=False) + "\n")
     return str(path)
+
+
+def _documents(path: Path) -> str:
+    """The same rows as documents, each with its two entities."""
+    target = path.with_suffix(".documents.jsonl")
+    with path.open(encoding="utf-8") as rows_file, target.open("w", encoding="utf-8") as file:
+        for row in map(json.loads, rows_file):
+            entities = [
+                {"start": one["start_idx"], "end": one["end_idx"], "type": one["type"]}
+                for one in (row["subject_entity"], row["object_entity"])
+            ]
+            made = {"id": row["guid"], "text": row["sentence"], "entities": entities}
+            file.write(json.dumps(made, ensure_ascii=False) + "\n")
+    return str(target)
 
 
 def encoder(name: str, folder: Path, wish: dict[str, Any]) -> Path:
@@ -120,13 +138,21 @@ def _tokenizer(source: str) -> Any:
     return scratch_tokenizer(rows.texts(rows.read(source)[:2000]), SCHEME, TYPES)
 
 
+def network(encoder_folder: str, scheme: str, folder: Path) -> tuple[MtlReModel, Any]:
+    """Our network with random heads around an encoder, and its tokenizer; written to a folder."""
+    loaded, tokenizer = load_encoder(encoder_folder, scheme, TYPES, MAX_LENGTH, 0)
+    torch.manual_seed(0)
+    model = from_encoder(loaded, MtlReConfig(markers=scheme, entity_types=TYPES, max_input_length=MAX_LENGTH))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
 def networks(folder: Path, encoder_folder: str | None, checkpoint: str | None) -> None:
     """A folder of networks around an encoder, or around a trained checkpoint's."""
     if checkpoint is None:
         assert encoder_folder is not None
-        loaded, tokenizer = load_encoder(encoder_folder, SCHEME, TYPES, MAX_LENGTH, 0)
-        torch.manual_seed(0)
-        model = from_encoder(loaded, MtlReConfig(markers=SCHEME, entity_types=TYPES, max_input_length=MAX_LENGTH))
+        model, tokenizer = network(encoder_folder, SCHEME, folder / "ckpt")
     else:
         model, tokenizer = load(checkpoint)
     for name, part in (("ckpt", model), ("encoder", model.encoder)):

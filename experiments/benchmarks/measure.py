@@ -36,7 +36,7 @@ def run(setting: Setting) -> Figures:
     """
     torch.set_num_threads(setting.threads)
     if setting.part == "growth":
-        return {"train": training.growth, "predict": prediction.growth}[setting.encoder](setting)
+        return (training if setting.encoder == "train" else prediction).growth(setting)
     if setting.part == "sweep":
         return training.ours(setting)
     return CONTENDERS[setting.part][setting.contender](setting)

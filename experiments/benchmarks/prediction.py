@@ -107,16 +107,18 @@ def _forward(encoder: Any, batches: Sequence[torch.Tensor], precision: str) -> N
 
 
 def growth(setting: Setting) -> Figures:
-    """`mtl-re predict` from a file to a file, start-up of the network counted too."""
+    """`mtl-re predict`, `evaluate` or `extract` from a file to a file, start-up of the network counted too."""
     from mtl_re.cli import main
 
+    command = setting.encoder
     with tempfile.TemporaryDirectory(dir=setting.work) as folder:
         output = Path(folder) / "answers.jsonl"
-        command = ["predict", f"{setting.folder}/ckpt", "--data", setting.rows, "--output", str(output)]
+        written = [f"--{'predictions' if command == 'evaluate' else 'output'}", str(output)]
+        options = ["--batch_size", str(setting.batch_size), "--precision", setting.precision]
         with measured() as figures, own_memory(figures):
-            code = main([*command, "--batch_size", str(setting.batch_size), "--precision", setting.precision])
-        assert code == 0, f"mtl-re predict ended with {code}"
-        with output.open("rb") as file:
+            code = main([command, f"{setting.folder}/ckpt", "--data", setting.rows, *written, *options])
+        assert code == 0, f"mtl-re {command} ended with {code}"
+        with (Path(setting.rows) if command == "extract" else output).open("rb") as file:  # triples are as they come
             answered = sum(1 for _ in file)
     return figures | {"rows": answered, "precision": setting.precision}
 

@@ -8,6 +8,7 @@ other work too only the latter mean something.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -158,9 +159,26 @@ def _growth(part: str, chosen: dict[str, Group]) -> list[str]:
         wall, cpu, peak, own = (spread([one[x] for one in found]) for x in ("wall_s", "cpu_s", "peak_mb", "own_mb"))
         speed = spread([one["rows"] / one["wall_s"] for one in found])
         rows.append([contender, f"{found[0]['rows']:,}", wall, cpu, speed, peak, own])
-    return markdown.table(
-        ["of dev-open", "rows", "seconds", "CPU s", "rows/s", "peak MB", "without mapped files"], rows
+    header = ["of dev-open", "rows", "seconds", "CPU s", "rows/s", "peak MB", "without mapped files"]
+    return [*markdown.table(header, rows), *_slopes(chosen)]
+
+
+def _slopes(chosen: dict[str, Group]) -> list[str]:
+    """How seconds and memory grow with the rows: the exponent between the two largest amounts (1: in proportion)."""
+    groups = sorted(
+        ([record["figures"] for record in group.values()] for group in chosen.values()),
+        key=lambda found: found[0]["rows"],
     )
+    if len(groups) < 2:
+        return []
+    smaller, larger = groups[-2:]
+    times = math.log(larger[0]["rows"] / smaller[0]["rows"])
+    grown = {
+        name: math.log(median(one[name] for one in larger) / median(one[name] for one in smaller)) / times
+        for name in ("wall_s", "own_mb")
+    }
+    numbers = f"{smaller[0]['rows']:,} to {larger[0]['rows']:,} rows"
+    return [f"From {numbers}, seconds grow as rows^{grown['wall_s']:.2f} and memory as rows^{grown['own_mb']:.2f}.", ""]
 
 
 def _sweep(part: str, chosen: dict[str, Group]) -> list[str]:
