@@ -4,8 +4,8 @@ Enters: the paths that a command's options name. Leaves: nothing, or the fault. 
 has written (`remember`, in the cache directory), so that it may run twice; a file that was changed since, or that is of
 somebody else, stays unless `--overwrite` is given. Files that workers on several machines write carry their note beside
 them (`sign`). Where there is no note (another machine, an emptied cache), a form that nobody else writes counts as ours
-(`OURS`); submissions, label maps and sample rows do not have one. An input is refused as an output under any option: by
-its path, by a link, or by another name of the same inode.
+(`OURS`); submissions, triples, label maps and sample rows have none. An input is refused as an output under any option:
+by its path, by a link, or by another name of the same inode.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _is_json(path: Path) -> bool:
 def _is_jsonl(path: Path) -> bool:
     with path.open(encoding="utf-8") as file:
         first = json.loads(file.readline(16 << 20))
-    return set(first) >= PREDICTION_KEYS or {"subject", "relation", "object", "score"} <= set(first)
+    return set(first) >= PREDICTION_KEYS
 
 
 def _is_parquet(path: Path) -> bool:

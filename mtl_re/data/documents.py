@@ -26,6 +26,7 @@ from mtl_re.data.validation import (
     Entity,
     identity,
     is_absent,
+    is_blank,
     literal,
     shown,
     string_of,
@@ -138,8 +139,8 @@ def entity_at(text: str, given: EntityLike, name: str) -> Entity:
     spelled = text[start : end + 1]
     if word is not None and word != spelled:
         raise RowError(f"{name}.word", f"{shown(word)}, but characters {start}..{end} are {shown(spelled)}")
-    if not spelled.strip():
-        raise RowError(name, f"characters {start}..{end} are blank")
+    if is_blank(spelled):
+        raise RowError(name, f"characters {start}..{end} are blank: {shown(spelled)}")
     return Entity(spelled, start, end, kind)
 
 
@@ -182,7 +183,7 @@ def _given(fields: Mapping[str, Any]) -> list[tuple[int, Any]] | None:
         if is_absent(value) or (name == "label" and not isinstance(value, list)):  # `label` may be a relation's
             continue
         if isinstance(value, str):
-            value = literal(value, name)
+            value = literal(value, name, MAX_DOCUMENT)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RowError("entities", f"expected a list of start, end and type, found {shown(value)}")
         return list(enumerate(value))

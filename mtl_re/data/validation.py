@@ -223,14 +223,19 @@ def _entity(fields: Mapping[str, Any], name: str, sentence: str, reading: Readin
     return Entity(word, start, end, string_of(value, "type", name))
 
 
-def literal(text: str, name: str) -> Any:
-    """Decode an entity of the contest CSV, a Python dict as text; nothing is executed.
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: spaces, control characters, characters without width."""
+    return not any(character.isprintable() and character != " " for character in text)
+
+
+def literal(text: str, name: str, most: int = 2 * MAX_SENTENCE) -> Any:
+    """Decode an entity of the contest CSV, a Python dict as text, or a list of them; nothing is executed.
 
     pandas, NumPy and Excel leave other spellings behind (`np.int64(3)`, JSON's `null`, tabs for commas), which are
     tried where the text is no Python; whatever they make of a word is compared with the sentence later.
     """
-    if len(text) > 2 * MAX_SENTENCE:
-        raise RowError(name, f"not the Python text of a dict: {shown(text)} ({len(text):,} characters)")
+    if len(text) > most:
+        raise RowError(name, f"{len(text):,} characters; at most {most:,} are accepted: {shown(text)}")
     fault: Exception | None = None
     for spelled in (text, _NUMPY.sub(r"\1", text), text.replace("\t", ",")):
         try:
@@ -276,7 +281,7 @@ def string_of(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise RowError(path, f"half a surrogate pair at character {error.start}; export the text again") from error
-    if not any(character.isprintable() and character != " " for character in value):
+    if is_blank(value):
         raise RowError(path, f"is blank: {shown(value)}")
     return value
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mtl_re.data.documents import Document, parse_document
-from mtl_re.data.validation import Entity, Example
+from mtl_re.data.validation import Entity
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.page.backend import PageBackend
 from mtl_re.page.draft import Markup
@@ -31,7 +31,7 @@ class Scored:
     Attributes:
         markup: The text and its entities. stored: Whether the relations' own thresholds, and their prior, apply.
         rows: In the order of the text. sentences: The first character of each sentence.
-        pairs: Pairs that were scored. left_out: Pairs that do not fit into the model's length.
+        pairs: Pairs that were scored. left_out: Pairs and sentences that cannot be scored.
         together: Whether a sentence has two entities.
     """
 
@@ -95,8 +95,8 @@ class DocumentBackend:
         sentences = extractor.sentences([document])
         self._check_pairs(sentences, language)
 
-        def reject(_: int, pair: Example, error: RowError) -> None:
-            left_out.append(pair)
+        def reject(_: int, name: str, error: RowError) -> None:
+            left_out.append(name)
 
         with self.page.lock:
             pairs = extractor.pairs([document], sentences, reject)

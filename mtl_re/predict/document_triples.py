@@ -170,26 +170,37 @@ class DocumentExtractor:
         self,
         documents: Sequence[Document],
         sentences: Sequence[Sentence],
-        reject: Callable[[int, Example, RowError], None] | None = None,
+        reject: Callable[[int, str, RowError], None] | None = None,
     ) -> list[list[Example]]:
         """Return the pairs of each sentence that are to be scored.
 
         Args:
-            reject: Takes each pair that does not fit into the model's length, with its document's place and the reason
-                (None: such a pair stays, and ends the work when it is scored).
+            reject: Takes what cannot be scored, a pair that does not fit into the model's length or a sentence that no
+                row could hold: its document's place, its name and the reason.
+
+        Raises:
+            MtlReError: There is no `reject`, and a sentence is at fault; the message names the document. (A pair that
+                does not fit ends the work when it is scored.)
         """
         made: list[list[Example]] = []
         places: dict[int, int] = {}
         for sentence in sentences:
             source = f"{documents[sentence.row].id}: "
             known, taxonomy = self.predictor.entity_types, self.predictor.taxonomy
-            pairs, _ = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
+            try:
+                pairs, _ = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
+            except RowError as error:
+                if reject is None:
+                    raise MtlReError(f"document {source}{error}") from error
+                end = sentence.start + len(sentence.text) - 1
+                reject(sentence.row, f"{source}sentence {sentence.start}..{end}", error)
+                pairs = []
             made.append(pairs)
             places |= {id(pair): sentence.row for pair in pairs}
         if reject is None:
             return made  # the featurizer names the first that does not fit
         every = [pair for pairs in made for pair in pairs]
-        usable = self.predictor.usable(every, lambda pair, error: reject(places[id(pair)], pair, error))
+        usable = self.predictor.usable(every, lambda pair, error: reject(places[id(pair)], pair.id, error))
         kept = set(map(id, usable))
         return [[pair for pair in pairs if id(pair) in kept] for pairs in made]
 

@@ -20,7 +20,6 @@ from mtl_re.config import ExtractConfig, RayConfig
 from mtl_re.data.documents import Document, digest_of, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
-from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
@@ -33,7 +32,7 @@ from mtl_re.predict.ray_engine import MakeJob, absolute, run_folder
 from mtl_re.predict.sentences import looks_wrapped
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
-from mtl_re.scoring.writers import IdDigest, check_suffix, write_table
+from mtl_re.scoring.writers import IdDigest, check_suffix, csv_line, write_table
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import BadRow
@@ -125,7 +124,9 @@ def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Tripl
     entities = [triples.find_entity(sentence, text) for text in options.entity]
     predictor = _predictor(ckpt, options)
     if finder := _finder(options, predictor, None):
-        entities += known_only(finder.find([sentence])[0], predictor.entity_types)
+        given = {(entity.start, entity.end) for entity in entities}
+        found = known_only(finder.find([sentence])[0], predictor.entity_types)
+        entities += [entity for entity in found if (entity.start, entity.end) not in given]
     _, left = triples.candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     for reason in triples.explain_left_out(entities, left):
         tell(reason)
@@ -147,6 +148,7 @@ class ExtractionJob(WindowJob[Document]):
     """
 
     command = "extract"
+    parts_left_out = "bad documents, sentences or pairs"
 
     def __init__(
         self,
@@ -218,8 +220,8 @@ class ExtractionJob(WindowJob[Document]):
             numbers.append(number)
             documents.append(document)
 
-        def reject(place: int, pair: Example, error: RowError) -> None:
-            rejected.append((numbers[place], error.field, f"{pair.id}: {error.reason}"))
+        def reject(place: int, name: str, error: RowError) -> None:
+            rejected.append((numbers[place], error.field, f"{name}: {error.reason}"))
 
         sentences = self.extractor.sentences(documents)
         skip = self.settings.on_bad_row == "skip"
@@ -244,7 +246,7 @@ def encode(rows: Iterable[Row], suffix: str) -> bytes:
     """Return rows as lines of a .csv without its header, or as JSON lines for the other formats."""
     text = io.StringIO()
     if suffix == ".csv":
-        csv.writer(text, lineterminator="\n").writerows([row[name] for name in COLUMNS] for row in rows)
+        text.writelines(csv_line([row[name] for name in COLUMNS]) for row in rows)
     else:
         text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.getvalue().encode()

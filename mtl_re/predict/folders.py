@@ -99,7 +99,9 @@ def _files(data: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
         folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
         for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
             path = os.path.join(place, name)
-            if os.path.splitext(name.lower().removesuffix(".gz"))[1] not in kinds:
+            plain = name.lower().removesuffix(".gz")
+            kind = os.path.splitext(plain)[1]
+            if kind not in kinds or (kind == ".txt" and plain != name.lower()):  # text is read as it is, never packed
                 others.append(path)
                 continue
             found += 1

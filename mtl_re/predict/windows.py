@@ -30,6 +30,7 @@ from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.files import remove, unwritable
+from mtl_re.outputs import remember
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
 from mtl_re.predict.process_group import ProcessGroup
 from mtl_re.signals import stop_signals
@@ -93,6 +94,8 @@ class WindowJob(ABC, Generic[Row]):
 
     command: ClassVar[str]
     """The command's name, which messages and the progress bar show."""
+    parts_left_out: ClassVar[str] = "bad rows"
+    """What `rejected` lists, for messages."""
 
     def __init__(self, options: WindowOptions, data: str, output: Path, group: ProcessGroup) -> None:
         self.options, self.data, self.group = options, data, group
@@ -300,7 +303,8 @@ class WindowJob(ABC, Generic[Row]):
             raise MtlReError(f"{first}; none of the {lost:,} rows can be used")
         if lost:
             write_rejected(self.rejected, self._rejected(windows))
-            _say(f"{data}: {lost} bad rows left out, listed in {self.rejected}")
+            remember([self.rejected])  # at once: a kill before the output stands must not make it somebody else's
+            _say(f"{data}: {lost} {self.parts_left_out} left out, listed in {self.rejected}")
         else:
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]

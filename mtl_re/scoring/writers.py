@@ -190,6 +190,13 @@ class IdDigest:
 # ---- rows as bytes -----------------------------------------------------------------------------------------------
 
 
+def csv_line(values: Sequence[object]) -> str:
+    """Return a line of a .csv; a value with a carriage return is quoted, which a reader would take for a row's end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # quoted is what the end of a line is made of
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
 def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[str]) -> bytes:
     """Return rows as bytes: lines of a .csv without its header, or JSON lines for the other formats.
 
@@ -198,7 +205,6 @@ def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[
     """
     known = set(order)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     for prediction in predictions:
         probs = [prediction.probs[label] for label in order]
         if fault := _fault_of(prediction.label, probs, known):
@@ -206,7 +212,7 @@ def encode_rows(predictions: Iterable[Prediction], suffix: str, order: Sequence[
                 f"prediction of row {prediction.id}: {fault}; the checkpoint or the arithmetic is at fault"
             )
         if suffix == ".csv":
-            writer.writerow([prediction.id, prediction.label, str(probs)])
+            text.write(csv_line([prediction.id, prediction.label, str(probs)]))
         else:
             record = prediction.record() | {"probs": dict(zip(order, probs, strict=True))}
             text.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -264,7 +264,7 @@ def replicate_counts(support: Floats, region: Region, options: DesignOptions) ->
     left = options.runs - int(counts.sum())
     if left:
         fixed = np.repeat(support, options.replicates, axis=0)
-        for extra in d_optimal(support, fixed, left, region, options.model):
+        for extra in d_optimal(support, fixed, left, region, options.model, left > len(support)):
             counts[int(((support - extra) ** 2).sum(axis=1).argmin())] += 1
     return counts
 

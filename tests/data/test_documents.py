@@ -1,5 +1,6 @@
 """Documents: the names that fields go by, spans, text files, and what is said of a row at fault."""
 
+import csv
 import json
 import unicodedata
 from pathlib import Path
@@ -149,3 +150,15 @@ def test_text_files_at_fault(tmp_path):
     assert bad[1] == f"{tmp_path}:2: text: b.txt: is blank"
     with pytest.raises(MtlReError, match=r"gone\.txt: cannot be read"):
         list(read_documents(str(tmp_path / "gone.txt")))
+
+
+def test_a_cell_may_list_a_thousand_entities(tmp_path):
+    """44,000 characters: more than the text of one entity may have."""
+    text = "가나 " * 4000
+    given = json.dumps([{"start": 3 * n, "end": 3 * n + 1, "type": "PER"} for n in range(1000)])
+    path = tmp_path / "docs.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "text", "entities"], ["d", text, given]])
+    ((_, found),) = read_documents(str(path))
+    assert isinstance(found, Document), found
+    assert len(found.entities) == 1000

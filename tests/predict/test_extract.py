@@ -208,6 +208,69 @@ def test_a_pair_that_does_not_fit_is_named(examples, tokenizer, tmp_path, run):
     assert "long: '" in json.loads(rejected.splitlines()[0])["reason"]
 
 
+def test_a_sentence_that_no_row_could_hold_is_left_out_or_named(run, examples, tmp_path):
+    long = document("long", examples[:1])
+    long["text"] += " 가" * 12_000
+    data = written(tmp_path / "in" / "long.jsonl", [document("d0", examples[:3]), long])
+    with pytest.raises(MtlReError, match=r"document long: sentence: 2\d,\d{3} characters"):
+        run(data=str(data), sentences="whole")
+    found = run(data=str(data), sentences="whole", on_bad_row="skip")
+    assert {row["document"] for row in read_triples(found)} == {"d0"}
+    (bad,) = map(json.loads, Path(f"{found}.rejected.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (bad["row"], bad["field"]) == (2, "sentence")
+    assert bad["reason"].startswith("long: sentence 0..")
+
+
+def test_an_entity_without_width_is_blank(run, examples, tmp_path):
+    row = document("d0", examples[:1]) | {"text": "\u200b" + examples[0].sentence}
+    row["entities"] = [{"start": 0, "end": 0, "type": "PER"}]
+    data = written(tmp_path / "in" / "blank.jsonl", [document("d1", examples[:3]), row])
+    found = run(data=str(data), on_bad_row="skip")
+    assert "are blank" in Path(f"{found}.rejected.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_carriage_return_in_an_id_breaks_no_row(run, examples, tmp_path):
+    data = written(
+        tmp_path / "in" / "return.jsonl", [document("a\rb", examples[:3]), document("c\r\nd", examples[3:6])]
+    )
+    rows = list(read_triples(run(data=str(data), output=str(tmp_path / "out.csv"))))
+    assert {row["document"] for row in rows} == {"a\rb", "c\r\nd"}
+
+
+def test_triples_of_another_tool_and_corrected_copies_are_kept(run, docs, saved, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"subject": "A", "relation": "r", "object": "B", "score": 0.3}\n', encoding="utf-8")
+    copy = shutil.copy(run(), tmp_path / "corrected.jsonl")
+    for path in (other, Path(copy)):
+        before = path.read_bytes()
+        assert cli.main(["extract", str(saved), "--data", str(docs), "--output", str(path)]) == 1
+        assert "--overwrite" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_a_kill_before_the_output_stands_leaves_the_list_of_bad_rows_ours(docs, saved, tmp_path, monkeypatch):
+    data = tmp_path / "in" / "bad.jsonl"
+    data.write_text(docs.read_text(encoding="utf-8") + '{"id": "x", "text": ""}\n', encoding="utf-8")
+    words = ["extract", str(saved), "--data", str(data), "--output", str(tmp_path / "o.jsonl"), "--on_bad_row", "skip"]
+    whole = extract_run.ExtractionJob.publish
+
+    def interrupted(*given) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract_run.ExtractionJob, "publish", interrupted)
+    assert cli.main(words) == 1
+    assert (tmp_path / "o.jsonl.rejected.jsonl").is_file()
+    monkeypatch.setattr(extract_run.ExtractionJob, "publish", whole)
+    assert cli.main([*words, "--resume"]) == 0
+
+
+def test_an_entity_that_is_given_and_found_counts_once(saved, monkeypatch, capsys):
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
+    words = ["extract", str(saved), "--sentence", "한라희는 누리전자에 다닌다.", "--entity", "한라희:PER"]
+    assert cli.main([*words, "--entities", "ner:x", "--threshold", "0"]) == 0, capsys.readouterr().err
+    assert len(capsys.readouterr().out.splitlines()) == 2  # two entities, both ways round
+
+
 def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
     tokenizer = scratch_tokenizer(examples, "levitated")
     folder = tmp_path / "ckpt"

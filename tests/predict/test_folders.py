@@ -48,9 +48,9 @@ def test_an_output_has_the_name_of_its_input(files):
 
 
 def test_what_is_no_rows_is_passed_over_and_told(files, capsys):
-    options = files("a.jsonl", "_SUCCESS.json", ".b.jsonl", "_temporary/c.jsonl", "notes.md", "d.txt")
+    options = files("a.jsonl", "_SUCCESS.json", ".b.jsonl", "_temporary/c.jsonl", "notes.md", "d.txt", "e.txt.gz")
     assert pairs(options) == [("a.jsonl", "a.jsonl")]
-    assert "2 files that are no rows are passed over" in capsys.readouterr().err
+    assert "3 files that are no rows are passed over" in capsys.readouterr().err
     texts = ExtractConfig(data=options.data, output=options.output, engine="ray")
     assert pairs(texts) == [("a.jsonl", "a.jsonl"), ("d.txt", "d.jsonl")]
 

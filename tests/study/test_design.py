@@ -119,6 +119,13 @@ def test_any_number_of_runs_is_met_exactly(kind, region):
         assert d_efficiency(plan.points, region, "quadratic") > (8 if kind == "space-filling" else 55)
 
 
+@pytest.mark.parametrize(("model", "runs", "replicates"), [("linear", 19, 5), ("linear", 23, 6), ("quadratic", 69, 10)])
+def test_more_runs_left_over_than_points_are_all_planned(model, runs, replicates):
+    plan = make_design(DesignOptions("simplex-lattice", runs, replicates, model=model), WHOLE)
+    assert len(plan.runs) == runs
+    assert np.bincount(replicated(plan.points)).min() >= replicates
+
+
 def test_points_are_taken_away_from_a_design_that_has_too_many():
     """Of the 31 centroids of five heads, 15 are best for a quadratic surface: corners and middles (Kiefer 1961)."""
     points = support_points("simplex-centroid", FIVE, 15, "quadratic")
