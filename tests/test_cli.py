@@ -402,6 +402,21 @@ def test_reader_that_leaves_early(tmp_path):
     assert said == ""
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_told_otherwise(given, expected):
+    """Torch reads it when it is imported, so it is set before."""
+    program = (
+        "import os, sys\nfrom mtl_re import cli\n"
+        "cli.Command.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.Command.remember_files = lambda *_: None\n"
+        "sys.exit(cli.main(['heads', 'sample:train', '--output', '/dev/null']))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split()[:2] == [expected, "False"], done.stderr
+
+
 # ---- hostile files -------------------------------------------------------------------------------------------------
 
 
