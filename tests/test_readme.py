@@ -123,7 +123,8 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     Path("texts/one.txt").write_text(next(iter(sample.rows("test", 1)))["sentence"], encoding="utf-8")
     write_entity_finder(Path("MODEL"))
     make_family("xlm-roberta", "FacebookAI/xlm-roberta-large")
-    for name in ("F.yaml", "experiments/configs/klue-roberta-large.yaml"):
+    configs = (f"experiments/configs/{name}.yaml" for name in ("klue-roberta-large", "multilingual-e5-small"))
+    for name in ("F.yaml", *configs):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(TINY, encoding="utf-8")
     run, done = "", []
