@@ -46,8 +46,8 @@ def prepare(wish: dict[str, Any]) -> dict[str, Any]:
         networks {name: folder}, int8 {name: its export's figures}, skipped {what: reason}.
     """
     work = Path(wish["work"])
-    made: dict[str, Any] = {"folders": {}, "networks": {}, "predict": {}, "growth": {}, "int8": {}, "skipped": {}}
-    made["documents"] = {}
+    made: dict[str, Any] = {"folders": {}, "networks": {}, "predict": {}, "growth": {}, "documents": {}}
+    made |= {"int8": {}, "skipped": {}}
     made["train"] = _rows_file(work / "train.json", wish["train"], wish["pool"])
     for name, given in wish["encoders"].items():
         made["folders"][name] = given or str(encoder(name, work / "encoders" / name, wish))
@@ -69,7 +69,7 @@ def prepare(wish: dict[str, Any]) -> dict[str, Any]:
     if wish["times"]:
         tiny = str(encoder("tiny", work / "encoders" / "tiny", wish))
         networks(work / "networks" / "growth", tiny, None)
-        network(tiny, "levitated", work / "networks" / "extract" / "ckpt")
+        _save(*network(tiny, "levitated"), work / "networks" / "extract" / "ckpt")
         made["networks"] |= {name: str(work / "networks" / name) for name in ("growth", "extract")}
         for times in wish["times"]:
             made["growth"][times] = _repeated(work / f"growth-{times}.jsonl", wish["test"], times, wish["growth_rows"])
@@ -138,26 +138,28 @@ def _tokenizer(source: str) -> Any:
     return scratch_tokenizer(rows.texts(rows.read(source)[:2000]), SCHEME, TYPES)
 
 
-def network(encoder_folder: str, scheme: str, folder: Path) -> tuple[MtlReModel, Any]:
-    """Our network with random heads around an encoder, and its tokenizer; written to a folder."""
+def network(encoder_folder: str, scheme: str) -> tuple[MtlReModel, Any]:
+    """Our network with random heads around an encoder, and its tokenizer."""
     loaded, tokenizer = load_encoder(encoder_folder, scheme, TYPES, MAX_LENGTH, 0)
     torch.manual_seed(0)
     model = from_encoder(loaded, MtlReConfig(markers=scheme, entity_types=TYPES, max_input_length=MAX_LENGTH))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return model, tokenizer
+
+
+def _save(part: Any, tokenizer: Any, folder: Path) -> None:
+    part.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def networks(folder: Path, encoder_folder: str | None, checkpoint: str | None) -> None:
     """A folder of networks around an encoder, or around a trained checkpoint's."""
     if checkpoint is None:
         assert encoder_folder is not None
-        model, tokenizer = network(encoder_folder, SCHEME, folder / "ckpt")
+        model, tokenizer = network(encoder_folder, SCHEME)
     else:
         model, tokenizer = load(checkpoint)
     for name, part in (("ckpt", model), ("encoder", model.encoder)):
-        part.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        _save(part, tokenizer, folder / name)
     for head in HEADS:  # another path is another network: it is loaded and run for itself
         os.symlink(folder.resolve() / "ckpt", folder / head, target_is_directory=True)
     flat = AutoModelForSequenceClassification.from_pretrained(folder / "encoder", num_labels=30)

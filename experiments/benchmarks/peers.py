@@ -16,12 +16,12 @@ import torch
 
 from experiments.benchmarks import orders, rows
 from experiments.benchmarks.clock import Clock, measured
+from experiments.benchmarks.prediction import WINDOW, window_passes
 from experiments.benchmarks.setting import MAX_LENGTH, Figures, Setting
 from experiments.benchmarks.training import figures_of, stopwatch, training_options
 from mtl_re.features.collate import sorted_batches
 from mtl_re.model.device import autocast, default_device, resolve_precision
 
-WINDOW = 4096
 GRAPHS = {"fp32": "flat.onnx", "int8": "flat.int8.onnx"}
 """The exported sequence classifier in a folder of networks, by its weights."""
 
@@ -167,9 +167,7 @@ def _graph(setting: Setting, run: Callable[[dict[str, np.ndarray]], np.ndarray],
         answered = sum(map(len, _answers(texts, tokenizer, setting.batch_size, run)))
     assert answered == len(texts), f"{answered} answers for {len(texts)} rows"
     lengths = rows.table(examples, tokenizer).lengths
-    starts = range(0, len(lengths), WINDOW)
-    windows = (np.arange(start, min(start + WINDOW, len(lengths))) for start in starts)
-    passes = [window[part] for window in windows for part in sorted_batches(lengths[window], setting.batch_size)]
+    passes = window_passes(lengths, setting.batch_size)
     return figures | figures_of(lengths, passes, orders.padded_tokens(lengths, passes), setting, precision)
 
 

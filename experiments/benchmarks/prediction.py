@@ -51,15 +51,20 @@ def _predictor(setting: Setting, checkpoint: Any, precision: str, backend: str) 
     assert answered == len(examples), f"{answered} answers for {len(examples)} rows"
     model, tokenizer = next(iter(predictor.members[0].networks.values()))
     lengths = rows.table(examples, tokenizer).lengths
-    starts = range(0, len(lengths), WINDOW)
-    windows = (np.arange(start, min(start + WINDOW, len(lengths))) for start in starts)
-    passes = [window[part] for window in windows for part in sorted_batches(lengths[window], setting.batch_size)]
+    passes = window_passes(lengths, setting.batch_size)
     if backend == "torch" and model.packed:
         padded = sum(packed_tokens(lengths[part]) for part in passes)
     else:
         padded = orders.padded_tokens(lengths, passes)
     used = predictor.precision if backend == "torch" else backend
     return figures | figures_of(lengths, passes, padded, setting, used)
+
+
+def window_passes(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Passes of at most `size` rows, sorted by length inside each window of rows."""
+    starts = range(0, len(lengths), WINDOW)
+    windows = (np.arange(start, min(start + WINDOW, len(lengths))) for start in starts)
+    return [window[part] for window in windows for part in sorted_batches(lengths[window], size)]
 
 
 def pipeline(setting: Setting) -> Figures:

@@ -148,7 +148,7 @@ class ExtractionJob(WindowJob[Document]):
     """
 
     command = "extract"
-    parts_left_out = "bad documents, sentences or pairs"
+    left_out_name = "bad documents, sentences or pairs"
 
     def __init__(
         self,

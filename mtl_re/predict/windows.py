@@ -94,7 +94,7 @@ class WindowJob(ABC, Generic[Row]):
 
     command: ClassVar[str]
     """The command's name, which messages and the progress bar show."""
-    parts_left_out: ClassVar[str] = "bad rows"
+    left_out_name: ClassVar[str] = "bad rows"
     """What `rejected` lists, for messages."""
 
     def __init__(self, options: WindowOptions, data: str, output: Path, group: ProcessGroup) -> None:
@@ -304,7 +304,7 @@ class WindowJob(ABC, Generic[Row]):
         if lost:
             write_rejected(self.rejected, self._rejected(windows))
             remember([self.rejected])  # at once: a kill before the output stands must not make it somebody else's
-            _say(f"{data}: {lost} {self.parts_left_out} left out, listed in {self.rejected}")
+            _say(f"{data}: {lost} {self.left_out_name} left out, listed in {self.rejected}")
         else:
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]
