@@ -1,6 +1,4 @@
-"""Hostile rows by the hundred thousand through every reader, the markers and the tokenizer.
-
-    python tests/fuzz_rows.py --rows 100000
+"""Hostile rows through every reader, the markers and the tokenizer; `fuzz.py` runs them by the hundred thousand.
 
 Each row is made sound first, out of awkward text (`PIECES`), with entities at the edges, adjacent, or of one character;
 then half of them get one fault. What must happen is known beforehand: a sound row comes back with its id, spans and
@@ -10,7 +8,6 @@ Besides, whole files are damaged byte by byte: anything but rows and one `MtlReE
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import contextlib
 import gzip
@@ -18,9 +15,7 @@ import io
 import json
 import os
 import random
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -498,31 +493,3 @@ def damaged(folder: Path, kind: str, files: int, seed: int) -> Counter[str]:
         finally:
             path.unlink()
     return counts
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000, help="through each reader")
-    parser.add_argument("--files", type=int, default=2000, help="damaged files for each reader")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", help="folder of a pretrained encoder (default: one made from the sample)")
-    parser.add_argument("--output", type=Path, help="write the figures here as JSON")
-    options = parser.parse_args()
-    tokenizers = real_tokenizers(options.tokenizer) if options.tokenizer else scratch_tokenizers()
-    figures: dict[str, Any] = {}
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fuzz-rows-") as name:
-        for kind in WRITERS:
-            tokens = TokenCheck(tokenizers)
-            counts = structured(Path(name), kind, options.rows, options.seed, tokens)
-            figures[kind] = dict(counts + tokens.counts + damaged(Path(name), kind, options.files, options.seed))
-            print(f"{kind}: {figures[kind]} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
-    figures["seconds"], figures["seed"] = round(time.monotonic() - began, 1), options.seed
-    print(json.dumps(figures, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -10,7 +10,6 @@ direction of its own (SemEval's `Cause-Effect(e2,e1)`), swapping the entities by
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections import Counter
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_re.config import ConvertConfig
-from mtl_re.data.validation import span_clash
+from mtl_re.data.validation import literal, parse_row, shown, span_clash, string_of
 from mtl_re.encodings import file_encoding
-from mtl_re.errors import MtlReError
-from mtl_re.taxonomy import NO_RELATION
+from mtl_re.errors import MtlReError, RowError
+from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -34,6 +33,7 @@ BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{"
 """Penn Treebank's names of brackets, as TACRED's tokens spell them."""
 UNTYPED = "ENT"
 """Entity type of a format that has none."""
+_KLUE = Taxonomy.from_prefixes()
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,13 @@ def make_row(
     if clash := span_clash(*((span.start, span.end) for span in pair)):
         reasons = {"same": "subject and object are the same span", "crossing": "subject and object cross"}
         return Dropped(reasons[clash], str(entities["subject_entity"]["word"]))
-    named = NO_RELATION if label in options.no_relation else label
-    return {"guid": None if id is None else str(id), "sentence": text, **entities, "label": named, "source": source}
+    row = {"guid": _given(id), "sentence": text, **entities, "label": None, "source": _given(source)}
+    try:
+        parse_row(row, _KLUE)  # without the label: its names are the source's own
+        named = None if label is None else string_of({"label": label}, "label")
+    except RowError as error:
+        return Dropped(f"a row whose {error.field} cannot be used", error.reason)
+    return row | {"label": NO_RELATION if named in options.no_relation else named}
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -128,15 +133,32 @@ def _whole(value: Any) -> int:
 
 
 def _given(value: Any) -> str | None:
-    """A label or type as text; None for an empty cell, null or NaN."""
-    return None if value is None or value == "" or value != value else str(value)
+    """An id, label or type as text; None for an empty cell, null or NaN."""
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"{shown(value)} where an id, a label or a type is expected")
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} where a text is expected")
+    return value
+
+
+def _names(given: Any) -> list[str]:
+    """The labels of a region or a relation, a list in every export."""
+    if not isinstance(given or [], list):
+        raise TypeError(f"{shown(given)} where a list of labels is expected")
+    return [name for name in map(_given, given or []) if name is not None]
 
 
 def _listed(tokens: Any) -> list[str] | None:
     """Tokens, also as the text of a list, as a CSV holds them; None if they are no list."""
     if isinstance(tokens, str):
-        with suppress(ValueError, SyntaxError):
-            tokens = ast.literal_eval(tokens)
+        with suppress(RowError):
+            tokens = literal(tokens, "token")
     return list(map(str, tokens)) if isinstance(tokens, list | tuple) else None
 
 
@@ -158,14 +180,14 @@ def tacred(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
         if not 0 <= first <= last < len(places):
             yield Dropped("a span outside its tokens", f"{name} {first}..{last} of {len(places)} tokens")
             return
-        spans.append(Mention(places[first][0], places[last][1], str(record.get(f"{name}_type") or UNTYPED)))
+        spans.append(Mention(places[first][0], places[last][1], _given(record.get(f"{name}_type")) or UNTYPED))
     yield make_row(record.get("id"), text, spans, _given(record.get("relation")), options, record.get("docid"))
 
 
 def semeval(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """SemEval-2010 task 8 (Hendrickx et al. 2010): `<e1>` is the subject, `<e2>` the object; the label keeps its
     direction. Records come from `semeval_records`."""
-    text, spans = str(record["text"]), []
+    text, spans = _text(record["text"]), []
     for name in ("e1", "e2"):
         match = re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
         if match is None or not match[1]:
@@ -185,7 +207,7 @@ def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
             return
         text, places = join_tokens(tokens)
     else:
-        text = str(record["text"])
+        text = _text(record["text"])
         places = [(place, place) for place in range(len(text))]
     spans = []
     for name in ("h", "t"):
@@ -193,8 +215,8 @@ def opennre(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
         if not 0 <= first < end <= len(places):
             yield Dropped("a span outside its text", f"{name} {first}..{end}")
             return
-        spans.append(Mention(places[first][0], places[end - 1][1], str(record[name].get("type") or UNTYPED)))
-        word, named = text[spans[-1].start : spans[-1].end + 1], str(record[name].get("name") or "")
+        spans.append(Mention(places[first][0], places[end - 1][1], _given(record[name].get("type")) or UNTYPED))
+        word, named = text[spans[-1].start : spans[-1].end + 1], _given(record[name].get("name")) or ""
         if named and _bare(named) != _bare(word):
             yield Dropped("a name that is not the text of its span (`pos` ends behind it)", f"{named!r}, not {word!r}")
             return
@@ -224,14 +246,14 @@ def label_studio(record: Record, options: Conversion) -> Iterator[Row | Dropped]
             if result.get("type") == "relation":
                 ends = (result["from_id"], result["to_id"])
                 ends = ends[::-1] if result.get("direction") == "left" else ends
-                labels = result.get("labels") or [None]
+                labels: list[str | None] = [*_names(result.get("labels"))] or [None]
                 related += [(*ends, label) for label in labels]
             elif "start" in (value := result.get("value", {})):
                 start, end = _region(text, value)
-                labels = value.get("labels") or value.get("hypertextlabels") or [UNTYPED]
-                spans[result["id"]] = Mention(start, end - 1, str(labels[0]))
-                if len(labels) > 1:
-                    yield Dropped("a second type of one entity", str(labels[1]))
+                kinds = _names(value.get("labels") or value.get("hypertextlabels")) or [UNTYPED]
+                spans[result["id"]] = Mention(start, end - 1, kinds[0])
+                if len(kinds) > 1:
+                    yield Dropped("a second type of one entity", kinds[1])
             else:
                 yield Dropped(f"a result of type {result.get('type')!r}")
         yield from annotated_pairs(record.get("id"), text, spans, related, options)
@@ -261,11 +283,13 @@ def _annotated_text(record: Record) -> str | None:
 def doccano(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
     """doccano's JSONL export: `entities` with offsets (exclusive ends), and `relations` between their ids."""
     spans = {
-        entity["id"]: Mention(_whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, str(entity["label"]))
+        entity["id"]: Mention(
+            _whole(entity["start_offset"]), _whole(entity["end_offset"]) - 1, _given(entity["label"]) or UNTYPED
+        )
         for entity in record["entities"]
     }
     related = [(link["from_id"], link["to_id"], _given(link.get("type"))) for link in record["relations"]]
-    yield from annotated_pairs(record.get("id"), str(record["text"]), spans, related, options)
+    yield from annotated_pairs(record.get("id"), _text(record["text"]), spans, related, options)
 
 
 def annotated_pairs(
@@ -387,7 +411,7 @@ def boostcamp(record: Record, options: Conversion) -> Iterator[Row | Dropped]:
 
 
 def _by_columns(record: Record, names: Columns, options: Conversion) -> Iterator[Row | Dropped]:
-    text, spans = str(_at(record, names.sentence)), []
+    text, spans = _text(_at(record, names.sentence)), []
     for part in (names.subject, names.object):
         start, end = (_whole(_at(record, name)) - names.first for name in (part.start, part.end))
         end -= names.ends == "exclusive"
@@ -411,7 +435,7 @@ def _at(record: Record, name: str) -> Any:
     value: Any = record
     for part in [name] if name in record else name.split("."):
         if isinstance(value, str):
-            value = ast.literal_eval(value)
+            value = literal(value, name)
         value = value[part]
     return value
 
@@ -500,7 +524,9 @@ def _safely(convert: Format, record: Record, options: Conversion) -> Iterator[Ro
         yield from convert(record, options)
     except KeyError as error:
         yield Dropped(f"a record without {error}", f"it has {', '.join(map(str, record))[:80]}")
-    except (TypeError, ValueError, AttributeError, SyntaxError, IndexError) as error:
+    except RowError as error:
+        yield Dropped("a record of another shape", str(error)[:120])
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         yield Dropped("a record of another shape", f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
 
 

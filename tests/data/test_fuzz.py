@@ -1,6 +1,6 @@
 """Hostile text and rows: nothing but `MtlReError` comes out of readers, markers and the tokenizer path.
 
-A share of `fuzz_rows.py`, which runs 100,000 rows through each reader, and hypothesis on the parts by themselves.
+A share of what `fuzz.py` runs by the hundred thousand, and hypothesis on the parts by themselves.
 """
 
 import json
@@ -12,6 +12,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from fuzz_records import MAKERS, converted, documents
 from fuzz_rows import (
     PIECES,
     TAXONOMY,
@@ -29,6 +30,7 @@ from fuzz_rows import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtl_re.data import convert
 from mtl_re.data.loading import parsed
 from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.errors import MtlReError, RowError
@@ -58,12 +60,37 @@ def test_damaged_files(tmp_path, kind):
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
-    script = Path(__file__).parents[1].joinpath("fuzz_rows.py")
-    call = [sys.executable, str(script), "--rows", "5000", "--files", "200", "--output", str(tmp_path / "figures.json")]
+    script = Path(__file__).parents[1].joinpath("fuzz.py")
+    call = [sys.executable, str(script), "--rows", "3000", "--records", "1000", "--files", "200"]
+    call += ["--output", str(tmp_path / "figures.json")]
     done = subprocess.run(call, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert all(figures[kind]["rows"] == 5000 for kind in WRITERS)
+    assert figures["rows in all"] == 3000 * len(WRITERS) + 1000 * (len(MAKERS) + 1)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_made_records_through_a_converter(tmp_path, name):
+    counts = converted(tmp_path, name, 150, seed=1, batch=50)
+    assert counts["rows"] == 150
+    assert min(counts["accepted"], counts["reasons"]) > 15, counts
+
+
+def test_made_documents(tmp_path):
+    counts = documents(tmp_path, 300, seed=1, batch=50)
+    assert min(counts["accepted"], counts["refused"]) > 50, counts
+
+
+def test_the_fuzzer_sees_a_converter_that_shifts_a_span(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "_whole", lambda value: int(float(value)) + (value == 7))
+    with pytest.raises(AssertionError, match="became something else"):
+        converted(tmp_path, "doccano", 100, seed=1)
+
+
+def test_the_fuzzer_sees_rows_that_no_command_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "parse_row", lambda *arguments: None)
+    with pytest.raises(AssertionError):
+        converted(tmp_path, "korre", 2000, seed=1)
 
 
 def test_the_fuzzer_sees_a_lost_row(tmp_path, monkeypatch):
