@@ -5,8 +5,9 @@
 A parent that has imported everything and has never started a thread forks a child for each attempt, so an attempt costs
 a fork and not an interpreter; forking is sound because no lock or thread exists yet (asserted before every fork). A run
 is killed, resumed, killed again ..., until an attempt ends before its kill; then it must be the reference run: weights,
-Adam's moments, random states, position, metrics.jsonl without rates, scores (`distributed_worker.assert_same_run`), and
-for predictions and exports the bytes of the output. Figures go to stdout as JSON.
+Adam's moments, random states, position, metrics.jsonl without rates, scores (`distributed_worker.assert_same_run`); for
+predictions, extractions and exports the bytes of the output; for a study every cell finished, once, and none open (its
+cells are `fake_launch.py`'s: what is killed is the worker and Optuna's database). Figures go to stdout as JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +36,30 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from distributed_worker import assert_same_run, rows_file, run_job
+import pytest
+import yaml
+from distributed_worker import assert_same_run, assert_same_tensors, last_checkpoint, lines, rows_file, run_job, shrink
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import mtl_re.training.train
-from mtl_re.config import ExportConfig, PredictConfig
+from mtl_re.adapt.adapt import adapt
+from mtl_re.config import (
+    AdaptConfig,
+    AdaptDataConfig,
+    AdaptModelConfig,
+    AdaptTrainConfig,
+    ExportConfig,
+    ExtractConfig,
+    OptimConfig,
+    PredictConfig,
+)
 from mtl_re.export.export import export
+from mtl_re.predict.extract import extract
 from mtl_re.predict.predict import predict
+from mtl_re.study import cell_process, cell_queue, workers
+from mtl_re.study.cell_queue import CellQueue
+from mtl_re.study.study_file import load_study
 
 LIMIT = 120.0
 """Seconds after which an attempt that nobody kills counts as hanging."""
@@ -141,6 +159,31 @@ def training(name: str, rows: Path, progress: Progress) -> Case:
     return Case(f"train: {name}", work, lambda one, other: assert_same_run(one / "run", other / "run"))
 
 
+def adapting(rows: Path) -> Case:
+    options = {"batch_size": 8, "max_steps": 8, "save_every": 1, "precision": "no", "resume": "auto"}
+
+    def work(folder: Path) -> None:
+        shrink(pytest.MonkeyPatch())
+        adapt(
+            AdaptConfig(
+                AdaptDataConfig(train=str(rows), held_out=0.1, max_length=64),
+                AdaptModelConfig(encoder="scratch:tiny", vocabulary=600),
+                optim=OptimConfig(lr=5e-3),
+                train=AdaptTrainConfig(run_dir=str(folder / "run"), **options),  # type: ignore[arg-type]
+            )
+        )
+
+    def same(one: Path, other: Path) -> None:
+        a, b = (last_checkpoint(folder / "run") for folder in (one, other))
+        for stem in ("model", "optimizer", "random"):
+            assert_same_tensors(a.tensors[stem], b.tensors[stem])
+        assert a.state == b.state
+        assert lines(one / "run") == lines(other / "run")
+        assert_same_tensors(*(load_file(folder / "run" / "model" / "model.safetensors") for folder in (one, other)))
+
+    return Case("adapt", work, same)
+
+
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "predictions.csv": {"window": 16, "batch_size": 4},
     "predictions.jsonl": {"window": 7, "batch_size": 16},
@@ -155,14 +198,72 @@ def prediction(name: str, rows: Path, model: Path) -> Case:
         )
         predict([str(model)], options)
 
-    def same(one: Path, other: Path) -> None:
-        made = [
-            {path.name: path.read_bytes() for path in each.iterdir() if path.name != "log"} for each in (one, other)
-        ]
-        assert name in made[0]
-        assert made[0] == made[1], f"{[sorted(files) for files in made]}"
+    return Case(f"predict: {name}", work, lambda one, other: same_files(one, other, name))
 
-    return Case(f"predict: {name}", work, same)
+
+EXTRACTIONS: dict[str, dict[str, Any]] = {
+    "triples.csv": {"window": 16, "batch_size": 8},
+    "triples.jsonl": {"window": 7, "batch_size": 16, "sentences": "whole"},
+    "triples.parquet": {"window": 24, "batch_size": 8},
+}
+
+
+def extraction(name: str, documents: Path, model: Path) -> Case:
+    def work(folder: Path) -> None:
+        options = ExtractConfig(
+            data=str(documents),
+            output=str(folder / name),
+            threshold=0.0,
+            resume=True,
+            on_bad_row="skip",
+            **EXTRACTIONS[name],
+        )
+        extract(str(model), options)
+
+    return Case(f"extract: {name}", work, lambda one, other: same_files(one, other, name))
+
+
+def same_files(one: Path, other: Path, name: str) -> None:
+    """Two folders hold the same bytes, the output `name` among them, and nothing else is left over."""
+    made = [{path.name: path.read_bytes() for path in each.iterdir() if path.name != "log"} for each in (one, other)]
+    assert name in made[0]
+    assert made[0] == made[1], f"{[sorted(files) for files in made]}"
+
+
+def studying(place: Path) -> Case:
+    """Three cells and a worker; the launcher stands in for training."""
+    (place / "base.yaml").write_text(
+        yaml.safe_dump({"data": {"train": "sample:train", "limit": 100}, "model": {"encoder": "scratch:tiny"}})
+    )
+    keys = {"name": "s", "base": str(place / "base.yaml"), "arms": {"a": {}, "b": {"optim.lr": 0.01}}}
+
+    def work(folder: Path) -> None:
+        workers.POLL, cell_process.TICK, cell_queue.BEAT, cell_queue.GRACE = 0.1, 0.02, 1, 2
+        study = folder / "study.yaml"
+        study.write_text(yaml.safe_dump(keys | {"seeds": [1, 2], "output": str(folder / "out")}, sort_keys=False))
+        launcher = f"{sys.executable} {Path(__file__).with_name('fake_launch.py')} quick {folder / 'events'}"
+        queue = CellQueue(load_study(study))
+        workers.Worker(queue, launcher).work()
+        progress = queue.progress()
+        assert not progress.open, progress
+        assert not progress.failed, progress
+
+    def same(one: Path, other: Path) -> None:
+        cells = [
+            {
+                path.relative_to(each): path.read_text()
+                for path in (each / "out" / "cells").rglob("*.*")
+                if path.is_file()
+            }
+            for each in (one, other)
+        ]
+        assert cells[0] == cells[1]
+        done = [CellQueue(load_study(each / "study.yaml")).progress().done for each in (one, other)]
+        assert sorted(done[0]) == sorted(done[1]) == ["a-s1", "a-s2", "b-s1", "b-s2"]
+        ended = [line.split()[1] for line in (one / "events").read_text().splitlines() if line.startswith("end")]
+        assert len(ended) == len({*ended}), f"trained twice: {sorted(ended)}"
+
+    return Case("study", work, same, room=2.0)
 
 
 def exporting(run: Path) -> Case:
@@ -278,6 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="SIGKILLs in all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", default="", help="kinds of run whose names begin so, such as `study`")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args(arguments)
     chance, figures, progress = random.Random(options.seed), Figures(), Progress()
@@ -285,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill-runs-") as name:
         place = Path(name)
         with contextlib.chdir(place):
-            failed = _drive(place, options.kills, chance, figures, progress, began)
+            failed = _drive(place, options, chance, figures, progress, began)
     summary = figures.summary(time.monotonic() - began, options.seed)
     print(json.dumps(summary, indent=1))
     if options.output:
@@ -296,18 +398,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _drive(
-    place: Path, wanted: int, chance: random.Random, figures: Figures, progress: Progress, began: float
+    place: Path, options: argparse.Namespace, chance: random.Random, figures: Figures, progress: Progress, began: float
 ) -> list[str]:
-    rows, many = rows_file(place / "rows.json"), rows_file(place / "many.json", 240)
+    rows, many, trained = (
+        rows_file(place / "rows.json"),
+        rows_file(place / "many.json", 240),
+        place / "reference-0" / "run",
+    )
     cases = [training(name, rows, progress) for name in TRAININGS]
-    cases += [prediction(name, many, place / "reference-0" / "run") for name in PREDICTIONS]
-    cases.append(exporting(place / "reference-0" / "run"))
-    lasted = {case.name: reference(case, place / f"reference-{number}") for number, case in enumerate(cases)}
-    failed = []
+    cases += [prediction(name, many, trained) for name in PREDICTIONS]
+    cases += [extraction(name, many, trained) for name in EXTRACTIONS]
+    cases += [adapting(many), exporting(trained), studying(place)]
+    lasted = {}
+    for number, case in enumerate(cases):
+        if number == 0 or case.name.startswith(options.only):  # the first one's model serves the others
+            lasted[case.name] = reference(case, place / f"reference-{number}")
+    asked = [number for number, case in enumerate(cases) if case.name.startswith(options.only)]
+    failed, wanted = [], options.kills
     for number in range(sys.maxsize):
-        if figures.kills >= wanted:
+        if figures.kills >= wanted or not asked:
             return failed
-        which = number % len(cases)
+        which = asked[number % len(asked)]
         case, folder = cases[which], place / "run"
         left = wanted - figures.kills
         undisturbed = place / f"reference-{which}"

@@ -25,7 +25,7 @@ from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator_hint
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
-from mtl_re.training.loop import LoopState, rows_of_a_step
+from mtl_re.training.loop import LoopState
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all
 from mtl_re.training.run import (
@@ -37,6 +37,7 @@ from mtl_re.training.run import (
     loaded_checkpoint,
     open_log,
     restore_run,
+    rows_of_a_step,
     seed_process,
     taken_for_a_run,
     write_run_records,

@@ -173,18 +173,15 @@ class Loop(ABC):
             with self.clock.paused():
                 if due(self.evaluate_every, state.step, finished):
                     self.evaluate()
-                if due(self._run.options.save_every, state.step, finished):
+                ends = state.step >= self.total or self.gave_up()
+                # The last step is saved when its lines are written: a kill in between would have them written twice.
+                if due(self._run.options.save_every, state.step, finished) and not ends:
                     self.save()
             if agreed_to_stop(self._run, state, stopped):
                 return False
-            if state.step >= self.total or self.gave_up():
+            if ends:
                 break
         return True
-
-
-def rows_of_a_step(run: Run) -> int:
-    """Return the rows of a full step, over all processes and passes."""
-    return run.options.batch_size * run.options.accumulate * run.accelerator.num_processes
 
 
 def agreed_to_stop(run: Run, state: LoopState, stopped: list[int]) -> bool:

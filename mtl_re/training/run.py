@@ -31,7 +31,7 @@ from mtl_re.files import recover, seal_weights, sync, whole_folder, write_json, 
 from mtl_re.training import checkpoint
 from mtl_re.training.optimizer import rate_factor
 from mtl_re.training.processes import make_accelerator, on_all, on_main
-from mtl_re.training.run_dir import claim_run_dir
+from mtl_re.training.run_dir import ENDS_WITH, claim_run_dir
 from mtl_re.training.tracking import MetricsLog, Trackers, manifest
 
 _LENGTHS = ("options train.epochs", "options train.max_steps")
@@ -176,6 +176,9 @@ def chosen_checkpoint(run: Run) -> Path | None:
     """Return the checkpoint to go on from, as `train.resume` asks; None: start anew.
 
     Rank 0 looks for all: it also puts back what a kill left aside.
+
+    Raises:
+        MtlReError: The directory holds a finished run, whose checkpoints are gone: starting anew would replace it.
     """
     if run.options.resume != "auto":
         return None if run.options.resume is None else Path(run.options.resume)
@@ -185,6 +188,9 @@ def chosen_checkpoint(run: Run) -> Path | None:
         found, faults = checkpoint.newest(run.run_dir / "checkpoints")
         for fault in faults:
             run.say(f"passed over: {fault}")
+        if found is None and any((run.run_dir / name).exists() for name in ENDS_WITH):
+            what = f"{run.run_dir} holds a finished run and no whole checkpoint to go on from"
+            raise MtlReError(f"train.resume: {what}; name another directory, or remove this one")
         run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
         return None if found is None else found.path
 
@@ -210,6 +216,8 @@ def loaded_checkpoint(
     """
     found = on_all(run.accelerator, lambda: checkpoint.read_checkpoint(path))
     with taken_for_a_run(path):
+        if (kept := found.state["state"]["step_rows"]) != (asked := rows_of_a_step(run)):
+            run.say(f"a step keeps its {kept} rows; batch_size × accumulate × processes is {asked} now")
         before = {name: recorded(found.state["identity"], name, defaults) for name in run.identity}
         changed = [name for name, now in run.identity.items() if before[name] != now]
         if changed and set(changed) <= set(_LENGTHS):
@@ -237,6 +245,11 @@ def _lengthened(run: Run, ended: int, step_rows: int, rows: int, optim: OptimCon
         "a run of that length from the start would not be the same"
     )
     return True
+
+
+def rows_of_a_step(run: Run) -> int:
+    """Return the rows of a full step, over all processes and passes."""
+    return run.options.batch_size * run.options.accumulate * run.accelerator.num_processes
 
 
 def planned_steps(epochs: int, most: int | None, step_rows: int, rows: int) -> tuple[int, int]:

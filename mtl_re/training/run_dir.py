@@ -12,6 +12,8 @@ from mtl_re.training import checkpoint
 
 WRITTEN = ("config.yaml", "manifest.json", "metrics.jsonl", "valid_metrics.json", "rejected.jsonl", "report", "model")
 """What a run writes besides its checkpoints, which have names of their own."""
+ENDS_WITH = ("valid_metrics.json", "report")
+"""What a run writes when it has ended."""
 
 
 def claim_run_dir(option: str | None, resume: str | None, name: str, resources: ExitStack) -> Path:
@@ -23,15 +25,15 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
         resources: Holds the lock.
 
     Raises:
-        MtlReError: The directory holds another run and `train.resume` is not set, holds files of something else under
-            names that a run writes, is in use, or cannot be made.
+        MtlReError: The directory holds another run and `train.resume` is not set or names another's checkpoint; it holds
+            files of something else under names that a run writes, is in use, or cannot be made.
     """
     if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():
         raise MtlReError(f"train.resume: {resume} is no checkpoint; give `auto` or a directory checkpoints/step-NNNNNN")
-    if option is not None:
+    if resume not in (None, "auto"):
+        run_dir = _run_of(Path(str(resume)), option)
+    elif option is not None:
         run_dir = Path(option)
-    elif resume is not None and resume != "auto":
-        run_dir = Path(resume).absolute().parent.parent
     elif resume == "auto":
         raise MtlReError("train.resume: auto needs train.run_dir, the run to go on with")
     else:
@@ -46,6 +48,17 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
     if resume is None and (run_dir / "metrics.jsonl").exists():
         raise MtlReError(f"train.run_dir: {run_dir} holds a run; add --train.resume auto to go on, or name another")
     return run_dir
+
+
+def _run_of(named: Path, option: str | None) -> Path:
+    """Return the run whose checkpoint is named: it goes on in its own directory, where its log and best model are."""
+    run_dir = named.absolute().parent.parent
+    if named.absolute().parent.name != "checkpoints":
+        raise MtlReError(f"train.resume: {named} does not lie in a run; a run has it as RUN/checkpoints/step-NNNNNN")
+    if option is not None and Path(option).resolve() != run_dir.resolve():
+        what = f"{option}, but train.resume names a checkpoint of {run_dir}"
+        raise MtlReError(f"train.run_dir: {what}; leave it out, or copy that run and name the copy's checkpoint")
+    return run_dir if option is None else Path(option)
 
 
 def _refuse_other_files(run_dir: Path) -> None:

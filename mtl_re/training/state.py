@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mtl_re.config import Config
-from mtl_re.training.loop import LoopState, rows_of_a_step
+from mtl_re.training.loop import LoopState
 from mtl_re.training.run import (
     chosen_checkpoint,
     loaded_checkpoint,
     open_log,
     restore_run,
+    rows_of_a_step,
     save_run,
     taken_for_a_run,
 )

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -205,10 +206,11 @@ def test_saving_more_often_may_change_on_resume(job, reference):
 
 
 @pytest.mark.slow
-def test_split_of_a_step_may_change_on_resume(job, reference):
+def test_split_of_a_step_may_change_on_resume(job, reference, capsys):
     """The checkpoint keeps the rows of a step, so other batch sizes go on with the same steps."""
     crash(job, 5, **EVERY)
     run_dir = resume(job, **EVERY, **{"train.batch_size": 4})
+    assert "a step keeps its 8 rows; batch_size × accumulate × processes is 4 now" in capsys.readouterr().err
     logged = lines(run_dir, "train")
     assert [line["labelled_rows"] for line in logged] == [
         line["labelled_rows"] for line in lines(reference(**EVERY), "train")
@@ -518,6 +520,49 @@ def test_directory_of_another_run_is_refused(job, stopped):
     with pytest.raises(MtlReError, match=r"holds a run; add --train\.resume auto"):
         train(make_config(job | EVERY))
     assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(job, reference, tmp_path):
+    """Its checkpoints were removed to free the disk, or are all damaged: its model and log stay as they are."""
+    run_dir = copy_run(reference(**EVERY), tmp_path / "run")
+    shutil.rmtree(run_dir / "checkpoints")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(MtlReError, match="holds a finished run and no whole checkpoint to go on from"):
+        resume(job, **EVERY, **{"train.epochs": 3, "optim.lr": 1e-4})
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_goes_on_in_its_own_run(job, reference, tmp_path):
+    """Elsewhere its steps would be written over another run's, and its best model would be missing."""
+    other = copy_run(reference(**EVERY), tmp_path / "other")
+    named = str(other / "checkpoints" / "step-000007")
+    before = (other / "metrics.jsonl").read_bytes()
+    with pytest.raises(MtlReError, match=r"train\.run_dir: .*run, but train\.resume names a checkpoint of .*other"):
+        resume(job, **{"train.resume": named})
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(named, tmp_path / "backup" / "step-000007")
+    with pytest.raises(MtlReError, match="does not lie in a run"):
+        resume(job, **{"train.resume": str(tmp_path / "backup" / "step-000007")})
+    assert (other / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["evaluate_now", "save_training"])
+def test_a_kill_at_the_very_end_writes_no_line_twice(job, reference, monkeypatch, name):
+    """After the last evaluation and before or after the checkpoint that knows of it."""
+    options = EVERY | {"train.max_steps": 6}
+    real = getattr(train_module, name)
+
+    def dying(run, state, *rest):
+        real(run, state, *rest)
+        if state.step == 6:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, name, dying)
+        with pytest.raises(Crash):
+            train(make_config(job | options))
+    gc.collect()
+    assert_same_run(resume(job, **options), reference(**options))
 
 
 @pytest.mark.slow
