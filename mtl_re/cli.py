@@ -313,7 +313,7 @@ COMMANDS: dict[str, Command] = {
             "keep": {"type": str, "nargs": "+", "default": [], "metavar": "FILE|PIECE"},
         },
         show=_rendered("mtl_re.trim.report:render_trim"),
-        reads=("encoder", "text", "held_out"),
+        reads=("encoder", "text", "held_out", "keep"),
     ),
     "adapt": Command(
         "Adapt an encoder to your text by masked-language modelling; prints the run directory last.",

@@ -601,7 +601,7 @@ class AblateConfig(Options):
 
 
 @dataclass
-class CalibrateConfig(Options):
+class CalibrateConfig(ReadingConfig):
     """Options of `mtl-re calibrate`."""
 
     data: str | None = None
@@ -623,7 +623,7 @@ class CalibrateConfig(Options):
 
 
 @dataclass
-class CompareConfig(Options):
+class CompareConfig(ReadingConfig):
     """Options of `mtl-re compare`."""
 
     resamples: int = within(1, 1_000_000, 10_000)
@@ -639,7 +639,7 @@ class CompareConfig(Options):
 
 
 @dataclass
-class ErrorsConfig(Options):
+class ErrorsConfig(ReadingConfig):
     """Options of `mtl-re errors`."""
 
     output: str
@@ -725,7 +725,7 @@ class ExtractConfig(ReadingConfig, EngineConfig):
 
 
 @dataclass
-class CooccurrenceConfig(Options):
+class CooccurrenceConfig(ReadingConfig):
     """Options of `mtl-re cooccurrence`."""
 
     data: str | None = None
@@ -815,6 +815,11 @@ class ExportConfig(Options):
         super().__post_init__()
         if self.prior not in ("none", "em"):
             parse_shares("prior", self.prior)
+        graph = self.onnx or self.int8
+        for name, value in (("prior", self.prior), ("threshold", self.threshold)):
+            if value != "none" and not graph:
+                what = f"--{name} {value} is applied inside an ONNX graph, and none is written"
+                raise MtlReError(f"{what}; add --onnx, or give --{name} when you predict")
 
 
 def parse_config(options: Mapping[str, Any]) -> Config:

@@ -111,6 +111,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
         OSError: The directory cannot be written.
     """
     _refuse_protected(final)
+    final = final.resolve()  # a link to a directory on a larger disk stays one
     build = final.with_name(f"{PARTIAL}{final.name}")
     try:
         shutil.rmtree(build, ignore_errors=True)

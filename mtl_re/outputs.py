@@ -79,7 +79,8 @@ CHECKPOINT_FILES = ("config.json", "model*.safetensors*", "tokenizer*", "vocab*"
 
 
 def input_files(given: Iterable[Any]) -> list[Path]:
-    """Return the files that a command reads: of a checkpoint's directory its weights, config and tokenizer.
+    """Return the files that a command reads: of a checkpoint's directory its weights, config and tokenizer, any other
+    directory as it is.
 
     Args:
         given: values of arguments, lists of them, HEAD=CKPT; None, hub ids and samples are passed over.
@@ -94,6 +95,8 @@ def input_files(given: Iterable[Any]) -> list[Path]:
                 path = Path(str(value).partition("=")[2])
             if os.path.isdir(path):
                 folder = path / "model" if (path / "model" / "config.json").is_file() else path
+                if not (folder / "config.json").is_file():
+                    found.append(path)
                 found += [file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)]
             else:
                 found.append(path)

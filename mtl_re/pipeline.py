@@ -43,7 +43,7 @@ class RelationExtractionPipeline(Pipeline):
     """A pipeline that predicts rows with an mtl-re checkpoint, one by one or `batch_size` at a time.
 
     Raises:
-        MtlReError: A row is at fault, an option is unknown, or the model is not an `MtlReModel`.
+        MtlReError: A row is at fault, an option is unknown or of another value, or the model is not an `MtlReModel`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +62,11 @@ class RelationExtractionPipeline(Pipeline):
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown := set(options) - set(OPTIONS):
             raise MtlReError(f"{TASK}: unknown option(s) {sorted(unknown)}; known are {', '.join(OPTIONS)}")
+        if options.get("prior") == "em":
+            raise MtlReError(
+                f"{TASK}: prior em is estimated from many rows at once; use `mtl-re predict`, or give shares"
+            )
+        Decoding(**options)
         return {}, {}, options
 
     def preprocess(self, input_: Any, **parameters: Any) -> dict[str, Any]:

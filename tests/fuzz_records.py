@@ -22,7 +22,7 @@ from fuzz_rows import KLUE, PIECES, TAXONOMY, TYPES, Made, Row, make_text, shows
 
 from mtl_re.config import ConvertConfig, ReadingConfig
 from mtl_re.data import convert
-from mtl_re.data.documents import ENTITY_FIELDS, FIELDS, Document, read_documents
+from mtl_re.data.documents import ENTITY_FIELDS, EXCLUSIVE, FIELDS, Document, read_documents
 from mtl_re.data.loading import parsed
 from mtl_re.data.validation import BadRow
 
@@ -313,20 +313,20 @@ def make_document(chance: random.Random, number: int, reading: ReadingConfig) ->
     text += make_text(chance, 4)
     if not shows(text):
         text += "끝"
-    names = {field: chance.choice(ENTITY_FIELDS[field]) for field in ENTITY_FIELDS}
+    names = {part: chance.choice(ENTITY_FIELDS[part]) for part in ENTITY_FIELDS}
+    field = chance.choice(FIELDS["entities"])
     listed: list[Any] = []
     for start, end, kind in spans:
         first, last = (
             start + reading.first_character,
             end + reading.first_character + (reading.span_ends == "exclusive"),
         )
-        if chance.random() < 0.2:
+        if chance.random() < 0.2 and (field != "label" or reading.span_ends == "exclusive"):
             listed.append([first, last, kind])
             continue
         listed.append({names["start"]: first, names["end"]: last, names["type"]: kind})
-        if chance.random() < 0.5:
+        if chance.random() < 0.5 or (reading.span_ends == "inclusive" and names["end"] in EXCLUSIVE):
             listed[-1][names["word"]] = text[start : end + 1]
-    field = chance.choice(FIELDS["entities"])
     as_text = field != "label" and chance.random() < 0.2
     content: Row = {
         chance.choice(FIELDS["id"]): chance.choice([f"d{number}", number]),

@@ -60,6 +60,18 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 # ---- locks -------------------------------------------------------------------------------------------------------
 
 
+def test_a_link_to_a_folder_elsewhere_stays_one(tmp_path):
+    """Such as to a larger disk; and the folder can be replaced again and again."""
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for content in "ab":
+        with whole_folder(tmp_path / "link") as build:
+            (build / "file").write_text(content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "out" / "file").read_text() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+
+
 def test_a_lock_is_held_once_and_given_back(tmp_path):
     path = tmp_path / "made" / ".lock"
     for _ in range(2):

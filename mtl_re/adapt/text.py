@@ -71,7 +71,7 @@ def select_texts(config: AdaptConfig) -> Texts:
     reject = bad.append if options.on_bad_row == "skip" else None
     found = merged(read_texts(options.train, reject))
     guard = LeakGuard(
-        (text.text for spec in config.exclude for text in read_texts(spec, reject)), options.exclude_words
+        (text.text for spec in config.exclude for text in read_texts(spec, reject, spans=False)), options.exclude_words
     )
     kept = [text for text in found if not guard.leaks(text.text)]
     chosen = kept
@@ -86,13 +86,17 @@ def select_texts(config: AdaptConfig) -> Texts:
 
 
 def read_texts(
-    spec: str, reject: Callable[[BadRow], object] | None = None, option: str = "--data.on_bad_row"
+    spec: str,
+    reject: Callable[[BadRow], object] | None = None,
+    option: str = "--data.on_bad_row",
+    spans: bool = True,
 ) -> Iterator[Text]:
     """Stream the texts of a file, folder or data set, one a line, as often as they stand there.
 
     Args:
         reject: called for a row that cannot be used; None: raise.
         option: that leaves such rows out, for the message.
+        spans: of a row's entities; without them its sentence is read whatever they are.
     """
     path = Path(spec)
     if path.is_dir():
@@ -109,7 +113,7 @@ def read_texts(
             try:
                 if raw.fault is not None:
                     raise raw.fault
-                yield from _row_texts(raw.fields, taxonomy)
+                yield from _row_texts(raw.fields, taxonomy, spans)
             except RowError as error:
                 bad = BadRow(raw.source, raw.number, error.field, one_line(error.reason))
                 if reject is None:
@@ -128,13 +132,14 @@ def _lines(path: Path) -> Iterator[Text]:
         raise MtlReError(f"{path}: cannot be read ({reason})") from error
 
 
-def _row_texts(fields: Mapping[str, Any], taxonomy: Taxonomy) -> Iterator[Text]:
+def _row_texts(fields: Mapping[str, Any], taxonomy: Taxonomy, spans: bool) -> Iterator[Text]:
     """Give a relation row's sentence with both spans, whatever its label, or the lines of another row's text."""
-    if fields.get("subject_entity") is not None:
+    if fields.get("subject_entity") is not None and spans:
         row = parse_row({**fields, "label": None}, taxonomy)
         yield Text(row.sentence, tuple((entity.start, entity.end + 1) for entity in (row.subject, row.object)))
         return
-    name = next((name for name in ("text", "sentence") if name in fields), None)
+    names = ("sentence", "text") if fields.get("subject_entity") is not None else ("text", "sentence")
+    name = next((name for name in names if name in fields), None)
     if name is None:
         raise RowError("text", f"missing (nor is there a sentence); the row has {shown(list(fields))}")
     value = fields[name]
@@ -171,8 +176,8 @@ def hold_out(texts: Sequence[Text], share: float, seed: int) -> tuple[list[Text]
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text as far as leakage is concerned: case, spacing, punctuation and
-    composition do not count."""
+    """Return the words of a text as far as leakage is concerned: case, punctuation, composition and the number of
+    blanks between two words do not count (whether there is one does)."""
     whole = unicodedata.normalize("NFKC", text).casefold()
     return re.findall(r"\w+", whole) or whole.split()
 

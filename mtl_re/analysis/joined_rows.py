@@ -55,14 +55,14 @@ def read_joined(path: Path, options: ErrorsConfig) -> Rows:
     """Read predictions, and the row of DATA from which each was made.
 
     Args:
-        options: of these, `data`, `heads` and `on_bad_row` count.
+        options: of these, `data` and how it is read, `heads` and `on_bad_row` count.
 
     Raises:
         MtlReError: a file cannot be read, a row is malformed, a label set differs, or predictions and DATA do not hold
             the same rows in the same order (names file and line).
     """
     taxonomy = Taxonomy.from_option(options.heads)
-    loaded = None if options.data is None else load_examples(options.data, taxonomy, options.on_bad_row)
+    loaded = None if options.data is None else load_examples(options.data, taxonomy, options.on_bad_row, options)
     examples, bad = loaded or (None, [])
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []

@@ -50,6 +50,8 @@ ENTITY_FIELDS: Mapping[str, Sequence[str]] = {
     "word": ("word", "text", "form", "surface", "mention"),
 }
 """Field of an entity → the names that it goes by; `word` may be missing."""
+EXCLUSIVE = ("end_offset", "end_char", "stop")
+"""Names of an end that tools use for the character behind the entity: doccano, spaCy, Python's slices."""
 EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
 """An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
 
@@ -105,7 +107,7 @@ def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingC
     text = string_of(fields, name)
     if len(text) > MAX_DOCUMENT:
         raise RowError(name, f"{len(text):,} characters; at most {MAX_DOCUMENT:,} are accepted; divide the document")
-    given = _given(fields)
+    given = _given(fields, reading)
     entities = None if given is None else [_entity(text, value, f"entities[{n}]", reading) for n, value in given]
     if reading.normalise == "nfc":
         text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()])
@@ -176,7 +178,7 @@ def _name(fields: Mapping[str, Any], field: str) -> str:
     return names[0]
 
 
-def _given(fields: Mapping[str, Any]) -> list[tuple[int, Any]] | None:
+def _given(fields: Mapping[str, Any], reading: ReadingConfig) -> list[tuple[int, Any]] | None:
     """Return the entities that a row lists, numbered from 0; None where it says nothing of entities."""
     for name in FIELDS["entities"]:
         value = fields.get(name)
@@ -186,6 +188,13 @@ def _given(fields: Mapping[str, Any]) -> list[tuple[int, Any]] | None:
             value = literal(value, name, MAX_DOCUMENT)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RowError("entities", f"expected a list of start, end and type, found {shown(value)}")
+        if (
+            name == "label"
+            and reading.span_ends == "inclusive"
+            and any(isinstance(each, list | tuple) for each in value)
+        ):
+            what = f"`label` holds [start, end, type], as doccano writes it, whose end is the character behind; {_CURE}"
+            raise RowError("entities", f"{what}, or name the list `entities` if it is the last one")
         return list(enumerate(value))
     pair = [fields.get(name) for name in ("subject_entity", "object_entity")]
     if all(map(is_absent, pair)):
@@ -205,6 +214,9 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
                 what = f"missing; the entity has {shown(list(value))}, and expected is one of {', '.join(names)}"
                 raise RowError(f"{name}.{field}", what)
         start, end, kind, word = found["start"], found["end"], found["type"], found.get("word")
+        if word is None and reading.span_ends == "inclusive" and (key := _end_of(value)) in EXCLUSIVE:
+            what = f"tools that use this name count the character behind the entity, and no word tells; {_CURE}"
+            raise RowError(f"{name}.{key}", f"{what}, or name it `end` if it is the entity's last character")
     else:
         start, end, kind, word = _parts(value, name)
     places = []
@@ -215,6 +227,14 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
     places[1] -= reading.span_ends == "exclusive"
     given = {"start": places[0], "end": places[1], "type": kind}
     return _trimmed(entity_at(text, given if word is None else given | {"word": word}, name))
+
+
+_CURE = "give --span_ends exclusive"
+
+
+def _end_of(value: Mapping[str, Any]) -> str | None:
+    """Return the name under which an entity's end stands."""
+    return next((key for key in ENTITY_FIELDS["end"] if value.get(key) is not None), None)
 
 
 def _trimmed(entity: Entity) -> Entity:

@@ -306,9 +306,9 @@ def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
         else:
             window.at += 1
             values = _values(window)
-            first = next(values, None)
-            if "sentence" in fields or not _is_row(first):
-                fields[key] = [] if first is None else [first, *values]
+            first = next(values, _EMPTY)
+            if _has_text(fields) or not _is_row(first):
+                fields[key] = [] if first is _EMPTY else [first, *values]
             elif wrapped is not None:
                 raise window.fault(f"rows under {wrapped!r} and under {key!r}; give each its own file", window.at)
             else:
@@ -318,7 +318,7 @@ def _read_object(source: str, window: _Window) -> Iterator[RawRow]:
         if window.peek() == ",":
             window.at += 1
     window.take("}", "expected ',' or '}' after a value; the file may be cut short")
-    if wrapped is not None and "sentence" in fields:
+    if wrapped is not None and _has_text(fields):
         raise window.fault("an object that is a row and holds rows; expected an array of rows", window.at)
     if wrapped is not None:
         return
@@ -340,6 +340,16 @@ _PARTS = {"result", "start", "start_idx", "start_offset", "start_char", "begin",
 """Keys of annotations, entities and relations in the records that `convert` and `extract` read."""
 
 
+_TEXTS = ("sentence", "text", "document", "content", "body")
+"""What a row calls its text, in the formats that are read."""
+_EMPTY = object()
+
+
+def _has_text(fields: dict[str, Any]) -> bool:
+    """Return whether an object is a row and no wrapper of rows, whatever lists it holds."""
+    return "sentence" in fields or any(isinstance(fields.get(name), str) for name in _TEXTS)
+
+
 def _columns(source: str, columns: dict[str, Any]) -> Iterator[RawRow]:
     """Yield the rows of pandas' `DataFrame.to_json()`: column → row name → cell."""
     names = list(columns["sentence"])
@@ -357,7 +367,7 @@ def _read_jsonl(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:
             raise _fault(source, "is one JSON value over several lines; rename it to .json")
         try:
             value = _DECODER.decode(content)
-            inside = value if not seen and isinstance(value, dict) and "sentence" not in value else {}
+            inside = value if not seen and isinstance(value, dict) and not _has_text(value) else {}
             arrays = {key: inner for key, inner in inside.items() if isinstance(inner, list)}
             if rows := next((key for key, inner in arrays.items() if any(map(_is_row, inner))), None):
                 raise _fault(source, f"is one object that holds rows under {rows!r}; rename it to .json")

@@ -30,6 +30,8 @@ MAX_SENTENCE = 20_000
 """Longest sentence that is accepted, in characters (KLUE-RE's longest has 455)."""
 UNLABELLED = 100
 """The contest's label of rows whose true label is withheld."""
+WITHHELD = (str(UNLABELLED), f"{UNLABELLED}.0")
+"""The same as text, as a CSV holds it."""
 LABEL_NAMES = frozenset(
     ["label", "labels", "relation", "relations", "relation_type", "rel", "gold", "gold_label", "predicate"]
 )
@@ -307,7 +309,7 @@ def _label_field(fields: Mapping[str, Any]) -> Any:
 
 
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:
-    if is_absent(value) or value in (str(UNLABELLED), f"{UNLABELLED}.0"):
+    if is_absent(value) or value in WITHHELD:
         return None
     if (number := whole_number(value)) is not None:
         # The hub numbers labels in KLUE's order, whatever order a taxonomy over them has.

@@ -214,8 +214,8 @@ def refuse_machine_paths(build: Path, given: Sequence[str]) -> None:
     paths += [Path(path).absolute().parent for path in given]
     needles = {str(path).encode() + b"/" for path in paths if len(str(path)) > 3}
     for file in sorted(build.rglob("*")):
-        if not file.is_file() or file.suffix in {".safetensors", ".data"}:  # only numbers and names of tensors
-            continue
+        if not file.is_file() or file.suffix in {".safetensors", ".data", ".py"}:
+            continue  # numbers and names of tensors; this package's own code, whose module paths begin like folders
         content, shortest = file.read_bytes(), 7 if file.suffix == ".onnx" else 0  # numbers may spell short paths
         if leak := next((path for path in sorted(needles) if len(path) >= shortest and path in content), None):
             raise MtlReError(f"{file.name}: names {leak.decode()} of this machine; remove it from the checkpoint")

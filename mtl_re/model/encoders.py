@@ -85,33 +85,46 @@ def load_encoder(
     if missing := [key for key in missing if not key.startswith("pooler.")]:
         raise MtlReError(f"model.encoder: {name}'s weights do not fit its config (missing {', '.join(missing[:3])})")
     _check_room(name, encoder, max_length)
-    if add_marker_tokens(tokenizer, scheme, types) or len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
+    known = len(tokenizer)
+    if add_marker_tokens(tokenizer, scheme, types) or known > encoder.get_input_embeddings().num_embeddings:
         torch.manual_seed(seed)  # the new rows of the table are random
-        before = encoder.get_input_embeddings().num_embeddings
-        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _make_rows(encoder, known, len(tokenizer))
         if scheme == LEVITATED and marker_init == "type_words":
-            _start_from_words(encoder, tokenizer, types, before)
+            _start_from_words(encoder, tokenizer, types, known)
     return encoder, tokenizer
 
 
+def _make_rows(encoder: Any, known: int, wanted: int) -> None:
+    """Give the embedding table `wanted` rows, random ones from row `known` on.
+
+    Many a table is longer than its tokenizer (multilingual-e5-small's by 35 rows, others are padded to a multiple of
+    64): new tokens fall on rows that stood for nothing, and these are drawn anew as well.
+    """
+    spare = range(known, min(wanted, encoder.get_input_embeddings().num_embeddings))
+    encoder.resize_token_embeddings(wanted, mean_resizing=False)
+    if spare:
+        rows = encoder.get_input_embeddings().weight.data[spare.start : spare.stop]
+        rows.normal_(0.0, getattr(encoder.config, "initializer_range", 0.02))
+
+
 @torch.no_grad()
-def _start_from_words(encoder: Any, tokenizer: Any, types: Sequence[str], before: int) -> None:
+def _start_from_words(encoder: Any, tokenizer: Any, types: Sequence[str], known: int) -> None:
     """Give the marker tokens of `levitated` the mean vectors of what `typed_punct_ko` would write in their place: a
     start of its pieces before the entity, an end of the type's word and the piece behind it.
 
     Args:
-        before: rows of the embedding table that are not new; they are left alone.
+        known: pieces that the tokenizer had before; their rows of the embedding table are left alone.
     """
     table = encoder.get_input_embeddings().weight
     roles: tuple[Role, Role] = ("subject", "object")
     for role, kind in product(roles, types):
-        known = kind in TYPE_WORDS
-        start, end = (typed_punct_ko if known else typed_punct)(role, kind)
-        words = (start, f"{TYPE_WORDS[kind] if known else kind.lower()} {end}")
+        named = kind in TYPE_WORDS
+        start, end = (typed_punct_ko if named else typed_punct)(role, kind)
+        words = (start, f"{TYPE_WORDS[kind] if named else kind.lower()} {end}")
         for token, text in zip(typed_special(role, kind), words, strict=True):
             row = int(tokenizer.convert_tokens_to_ids(token))
             ids = tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
-            if row >= before and ids:
+            if row >= known and ids:
                 table[row] = table[ids].mean(0)
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
+from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import load_splits
 from mtl_re.errors import MtlReError, tell
-from mtl_re.files import read_yaml, whole_file, write_json
+from mtl_re.files import read_json, read_yaml, whole_file, write_json
 from mtl_re.model.network import THRESHOLD_KEYS, checkpoint_folder, split_heads
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
@@ -46,7 +47,10 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     model.root.config.temperatures = {}
     taxonomy = model.taxonomy
     source = options.data or f"the rows that {folder.parent} held out"
-    examples = labelled_examples(options.data, model, "error") if options.data else held_out(folder, model)
+    if options.data:
+        examples = labelled_examples(options.data, model, "error", options)
+    else:
+        examples = held_out(folder, model)
     gold = gold_indices(examples, taxonomy)
     logits = model.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = model.decode(logits, examples, Decoding())
@@ -83,18 +87,31 @@ def held_out(folder: Path, model: ComposedModel) -> Sequence[Example]:
     training did.
 
     Raises:
-        MtlReError: the folder is not the model of a run, or the run held no rows out.
+        MtlReError: the folder is not the model of a run, the run held no rows out, or the files that it split have
+            changed since: rows that it was trained on would be among those that it held out.
     """
     path = folder.parent / "config.yaml"
     if not path.is_file():
         raise MtlReError(f"{folder}: is not the model/ of a run; name labelled rows with --data")
     config = parse_config(read_yaml(path))
+    _check_unchanged(folder.parent)
     rows = load_splits(config, model.taxonomy).valid
     if config.data.on_bad_row == "skip":
         rows = list(model.usable(rows, lambda example, error: None))
     if not rows:
         raise MtlReError(f"{folder.parent}: this run held no rows out; name labelled rows with --data")
     return rows
+
+
+def _check_unchanged(run: Path) -> None:
+    """Raise MtlReError if a file of a run's rows is no longer the one that its manifest names."""
+    if not (run / "manifest.json").is_file():
+        return
+    parts = read_json(run / "manifest.json")["data"]
+    for part in (parts["train"], parts["valid"]):
+        if part["sha256"] is not None and part["sha256"] != file_digest(part["source"]):
+            what = f"{part['source']} has changed since the run {run} was trained on it"
+            raise MtlReError(f"{what}, so the rows that it held out are not known; name labelled rows with --data")
 
 
 def _quality(decoded: Decoded, gold: np.ndarray) -> dict[str, float]:
@@ -124,7 +141,7 @@ def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gol
     if options.unlabelled is not None:
         from mtl_re.data.loading import load_examples
 
-        rows, _ = load_examples(options.unlabelled, model.taxonomy, "error")
+        rows, _ = load_examples(options.unlabelled, model.taxonomy, "error", options)
         logits = model.logits(rows, options.batch_size, progress=f"estimate the prior of {options.unlabelled}")
         target = model.decode(logits, rows, Decoding(prior="em")).shares
         prior |= {"target": target, "by": f"EM on {options.unlabelled} ({len(rows)} rows)"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -30,12 +30,23 @@ class Decoding:
         prior: `none`, `em` (estimated from the rows themselves, without labels), or target shares as text.
         restrict: `none`, or `subject_type`: only labels whose coarse class takes subjects of the row's type.
         threshold: a row is related if 1 - p(no_relation) reaches this (None: the gate alone decides).
+
+    Raises:
+        MtlReError: gate or restriction has another name.
     """
 
     gate: Gate = "hard"
     prior: str = "none"
     restrict: Restrict = "none"
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("gate", self.gate, get_args(Gate)),
+            ("restrict", self.restrict, get_args(Restrict)),
+        ):
+            if value not in known:
+                raise MtlReError(f"{name}: {value!r}; expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl_re.config import CompareConfig
 from mtl_re.data.loading import load_examples
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, tell
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
 from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows, with_gold
 from mtl_re.scoring.writers import label_order
@@ -165,11 +165,12 @@ def _finite(values: Sequence[float], name: str) -> Floats:
 # ---- two prediction files ------------------------------------------------------------------------------------
 
 
-def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = NO_RELATION) -> dict[str, Any]:
+def compare_files(a: Path, b: Path, options: CompareConfig) -> dict[str, Any]:
     """Compare two files of `mtl-re predict` or `evaluate --predictions` (.jsonl) on the same labelled rows.
 
     Both are read side by side; a row needs `id`, `label`, `gold` and `probs`. The label set is read from the first
-    row's `probs`; `no_relation` is the label that micro-F1 leaves out, where the set has it.
+    row's `probs`; micro-F1 leaves out the "no relation" of `options.heads` where that has the same labels, else the
+    label `no_relation` where there is one.
 
     Returns:
         `n`, `resamples`, `no_relation` (None if the labels have none), `a` and `b` (`file`, `micro_f1`, `auprc`),
@@ -182,7 +183,7 @@ def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = N
     gold, pred_a, pred_b, probs_a, probs_b, labels = _read_pair(Path(a), Path(b), options)
     # Neither score asks for coarse classes, and labels of any data set may come here: each stands alone.
     alone = {label: (label,) for label in labels}
-    taxonomy = Taxonomy(labels, alone, "flat", no_relation if no_relation in labels else None)
+    taxonomy = Taxonomy(labels, alone, "flat", _left_out(labels, options.heads))
     right_a, right_b = pred_a == gold, pred_b == gold
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     arms = {
@@ -201,6 +202,18 @@ def compare_files(a: Path, b: Path, options: CompareConfig, no_relation: str = N
     }
 
 
+def _left_out(labels: tuple[str, ...], heads: str) -> str | None:
+    """Return the label that means "no relation" in a label set, None where it is not known to have one."""
+    given = Taxonomy.from_option(heads)
+    if set(given.labels) == set(labels):
+        return given.no_relation
+    if NO_RELATION in labels:
+        return NO_RELATION
+    what = f"no label is called {NO_RELATION}, so all {len(labels)} count as relations"
+    tell(f"{what}; where one of them is none, give the label set that says so with --heads")
+    return None
+
+
 def _read_pair(
     a: Path, b: Path, options: CompareConfig
 ) -> tuple[Indices, Indices, Indices, Floats, Floats, tuple[str, ...]]:
@@ -209,7 +222,7 @@ def _read_pair(
     probs: tuple[list[Floats], list[Floats]] = ([], [])
     taxonomy, examples = Taxonomy.from_option(options.heads), None
     if options.data is not None:
-        examples, _ = load_examples(options.data, taxonomy)
+        examples, _ = load_examples(options.data, taxonomy, "error", options)
     order = label_order(options.label_order, taxonomy, ".csv")
     for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a, order), prediction_rows(b, order))):
         if line_a is None or line_b is None:

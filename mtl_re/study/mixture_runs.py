@@ -78,7 +78,9 @@ def run_table(study: Study, entries: Sequence[ScoredArm]) -> RunTable:
     by_run = _by_run(study, entries)
     planned = zip(study.runs, study.design.runs, strict=True)
     kept = [(by_run[key], run) for key, run in planned if key in by_run]
-    points = np.array([run.point for _, run in kept], dtype=np.float64).reshape(len(kept), -1)
+    points = np.array([run.point for _, run in kept], dtype=np.float64).reshape(
+        len(kept), len(study.design.region.names)
+    )
     seeds = np.array([run.seed for _, run in kept])
     blocked = bool(study.design.options.block_seeds) and len(set(seeds.tolist())) > 1
     return RunTable(

@@ -70,6 +70,8 @@ def surface_section(study: Study, entries: Sequence[ScoredArm], folder: Path) ->
         return []
     runs, options = run_table(study, entries), study.design.options
     lines = ["## The surface of the loss weights", ""]
+    if not len(runs.points):
+        return [*lines, "There is no surface yet: no run of the design is finished.", ""]
     missing = len(study.runs) - len(runs.points)
     if missing:
         lines += [

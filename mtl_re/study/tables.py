@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_re.errors import MtlReError
+from mtl_re.files import whole_file
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -17,11 +17,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         MtlReError: The file cannot be written.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

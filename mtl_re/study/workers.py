@@ -50,6 +50,9 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     study = load_study(path)
     if options.plan:
         return plan_text(study, options.workers)
+    if (study.output / "report").exists() and not any((study.output / name).exists() for name in ("cells", "draws")):
+        what = f"{study.output} holds a report, and no cells of a study"
+        raise MtlReError(f"output: {what}; name another directory, whose report/ this command may replace")
     if options.confirm:
         study = begin_confirmation(study, options.confirm)
     if options.report:

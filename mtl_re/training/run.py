@@ -216,10 +216,10 @@ def loaded_checkpoint(
     """
     found = on_all(run.accelerator, lambda: checkpoint.read_checkpoint(path))
     with taken_for_a_run(path):
-        if (kept := found.state["state"]["step_rows"]) != (asked := rows_of_a_step(run)):
-            run.say(f"a step keeps its {kept} rows; batch_size × accumulate × processes is {asked} now")
         before = {name: recorded(found.state["identity"], name, defaults) for name in run.identity}
         changed = [name for name, now in run.identity.items() if before[name] != now]
+        if (kept := found.state["state"]["step_rows"]) != (asked := rows_of_a_step(run)):
+            run.say(f"a step keeps its {kept} rows; batch_size × accumulate × processes is {asked} now")
         if changed and set(changed) <= set(_LENGTHS):
             epochs, most = (json.loads(str(before[name])) for name in _LENGTHS)
             state = found.state["state"]

@@ -25,7 +25,7 @@ def claim_run_dir(option: str | None, resume: str | None, name: str, resources: 
         resources: Holds the lock.
 
     Raises:
-        MtlReError: The directory holds another run and `train.resume` is not set or names another's checkpoint; it holds
+        MtlReError: The directory holds another run, and `train.resume` is not set or names another run; it holds
             files of something else under names that a run writes, is in use, or cannot be made.
     """
     if resume not in (None, "auto") and not (Path(str(resume)) / checkpoint.MANIFEST).is_file():

@@ -328,6 +328,18 @@ def test_a_run_learns_drops_leaks_and_leaves_an_encoder(small, tmp_path, capsys)
     assert first == pytest.approx(scores["best"]["loss"], abs=1e-5), "the same held-out texts under the same masks"
 
 
+def test_an_evaluation_sentence_is_known_whatever_its_spans(small, tmp_path):
+    """Read as KLUE's, an exclusive end is a bad row; its sentence must not be trained on for that."""
+    made = [row.to_row() for row in sample_examples("train", 5)]
+    for row in made:
+        row["subject_entity"] = row["subject_entity"] | {"end_idx": row["subject_entity"]["end_idx"] + 1}
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in made)
+    (tmp_path / "evaluation.jsonl").write_text(text, encoding="utf-8")
+    found = adapt_run.select_texts(small("run", data={"on_bad_row": "skip"}))
+    assert not found.bad
+    assert not {text.text for text in found.train + found.held_out} & {row["sentence"] for row in made}
+
+
 def test_masks_are_new_each_epoch_and_the_same_each_time(tokenizer, examples):
     settings = options(data={"max_length": 64})
     blocks = adapt_data.make_blocks([Text(row.sentence) for row in examples[:8]], tokenizer, settings)

@@ -21,16 +21,15 @@ PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8,
     "fields",
     [
         {"id": "a", "text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}, [5, 8, "ORG"]]},
-        {"guid": "a", "sentence": TEXT, "ents": [(0, 2, "PER"), {"begin": 5, "stop": 8, "tag": "ORG"}]},
+        {"guid": "a", "sentence": TEXT, "ents": [(0, 2, "PER"), {"begin": 5, "end": 8, "tag": "ORG"}]},
         {
             "doc_id": "a",
             "content": TEXT,
             "spans": [
-                {"start_offset": 0, "end_offset": 2, "label": "PER", "id": 7},
-                {"start_char": 5.0, "end_char": 8, "entity_group": "ORG", "score": 0.9},
+                {"start_offset": 0, "end_idx": 2, "label": "PER", "id": 7},
+                {"start_char": 5.0, "end_char": 8, "entity_group": "ORG", "score": 0.9, "text": "누리전자"},
             ],
         },
-        {"id": "a", "text": TEXT, "label": [[0, 2, "PER"], [5, 8, "ORG"]]},  # doccano
         {"id": "a", "text": TEXT, "entities": json.dumps([[0, 2, "PER"], [5, 8, "ORG"]])},  # a cell of a CSV
         {"id": "a", "text": TEXT, "entities": "[(0, 2, 'PER'), (5, 8, 'ORG'), (0, 2, 'PER')]"},  # one is listed twice
         {
@@ -44,6 +43,22 @@ PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8,
 )
 def test_the_names_of_the_field(fields):
     assert parse_document(fields) == Document("a", TEXT, (PERSON, COMPANY))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"entities": [{"start_offset": 0, "end_offset": 3, "label": "PER"}]}, r"entities\[0\]\.end_offset"),  # doccano
+        ({"label": [[0, 3, "PER"], [5, 9, "ORG"]]}, "entities"),  # doccano's older form
+        ({"ents": [{"start_char": 0, "end_char": 3, "label": "PER"}]}, r"entities\[0\]\.end_char"),  # spaCy
+    ],
+)
+def test_ends_that_tools_count_behind_the_entity_are_not_taken_for_inclusive(fields, field):
+    """Nothing else tells: without a word the entity would be one character too long, in silence."""
+    with pytest.raises(RowError, match=f"{field}: .*give --span_ends exclusive"):
+        parse_document({"text": TEXT} | fields)
+    found = parse_document({"text": TEXT} | fields, reading=ReadingConfig(span_ends="exclusive"))
+    assert found.entities[0] == PERSON
 
 
 def test_no_entities_and_none_given():

@@ -30,6 +30,18 @@ def test_prefixes_become_classes(tmp_path):
     assert '"genre:origin"   # 3 rows; rare' in text
 
 
+def test_a_csv_says_the_same_as_json_lines(tmp_path):
+    """Entities are cells of text there; 100 is the contest's withheld label."""
+    labels = ["org:founded"] * 12 + ["org:members"] * 12 + ["no_relation"] * 20
+    lines = ["id,sentence,subject_entity,label"]
+    lines += [f"{n},가 나,\"{{'word': '가', 'type': 'ORG'}}\",{label}" for n, label in enumerate([*labels, 100])]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    made = heads.heads_yaml(str(tmp_path / "rows.csv"))
+    other = heads.heads_yaml(write(tmp_path / "rows.jsonl", labels, subject="ORG"))
+    assert yaml.safe_load(made) == yaml.safe_load(other)
+    assert Taxonomy.from_dict(yaml.safe_load(made)).subject_types == {"org": ("ORG",)}
+
+
 @pytest.mark.parametrize("odd", ["Genre:Artist", "genre:artsit", "genre: artist", "genre:artists"])
 def test_a_spelling_that_resembles_a_frequent_label_is_marked(tmp_path, odd):
     text = heads.heads_yaml(write(tmp_path / "rows.jsonl", ["genre:artist"] * 50 + [odd] + ["genre:other"] * 9))

@@ -274,6 +274,15 @@ def test_a_hub_name_without_hub_is_told() -> None:
         list(read_rows("klue/re"))
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_row_with_a_list_of_anything_is_no_wrapper_of_rows(tmp_path: Path, suffix: str) -> None:
+    """Relations of an annotation tool, which look like rows to whoever does not know their keys."""
+    row = {"id": 1, "text": "가", "relations": [{"head": 0, "tail": 1, "type": "x"}], "more": [None, 1], "none": []}
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n", encoding="utf-8")
+    assert [found.fields for found in read_rows(str(path))] == [row, row]
+
+
 def test_rows_under_two_names_are_two_data_sets(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"train": [{"sentence": "가"}], "test": [{"sentence": "나"}]}', encoding="utf-8")

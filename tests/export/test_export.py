@@ -183,6 +183,22 @@ def test_a_path_in_the_checkpoint_is_refused(tmp_path, saved):
     assert {path.name for path in tmp_path.iterdir()} == {"ckpt"}
 
 
+def test_the_folders_of_a_machine_may_be_called_as_ours(tmp_path, monkeypatch):
+    """`/data` is a usual mount; `mtl_re/data/` stands in the code that is shipped."""
+    (tmp_path / "loading.py").write_text("# mtl_re/data/loading.py")
+    export.refuse_machine_paths(tmp_path, ["/data/run1"])
+    (tmp_path / "config.json").write_text('{"name": "/data/run1"}')
+    with pytest.raises(MtlReError, match=r"config\.json: names /data/"):
+        export.refuse_machine_paths(tmp_path, ["/data/run1"])
+
+
+@pytest.mark.parametrize("options", [{"prior": "0.6,0.2,0.2"}, {"threshold": "stored"}])
+def test_what_only_a_graph_applies_needs_one(options):
+    with pytest.raises(MtlReError, match="is applied inside an ONNX graph, and none is written; add --onnx"):
+        ExportConfig(**options)
+    ExportConfig(onnx=True, **options)
+
+
 def test_only_an_older_export_is_overwritten(tmp_path, saved):
     place = tmp_path / "out"
     place.mkdir()

@@ -151,6 +151,25 @@ def test_special_markers_get_rows_of_their_own(tokenizer, tmp_path, scheme):
     assert not torch.equal(tables[0], tables[2])
 
 
+@pytest.mark.parametrize("spare", [0, 35, 64])
+def test_markers_begin_as_told_where_the_table_is_longer_than_the_tokenizer(tokenizer, tmp_path, spare):
+    """multilingual-e5-small's has 35 rows more, others are padded: new tokens fall on rows that stand for nothing."""
+    torch.manual_seed(5)
+    AutoModel.from_config(small_config("bert", vocab_size=len(tokenizer) + spare)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    before = AutoModel.from_pretrained(tmp_path).get_input_embeddings().weight[: len(tokenizer)]
+    drawn, own = load_encoder(str(tmp_path), markers.LEVITATED, TYPES, 64, 1)
+    started, _ = load_encoder(str(tmp_path), markers.LEVITATED, TYPES, 64, 1, marker_init="type_words")
+    tables = [encoder.get_input_embeddings().weight for encoder in (drawn, started)]
+    assert all(len(table) == len(own) and torch.equal(table[: len(before)], before) for table in tables)
+    leftover = AutoModel.from_pretrained(tmp_path).get_input_embeddings().weight[len(tokenizer) :]
+    assert not any(torch.equal(row, tables[0][len(before) + at]) for at, row in enumerate(leftover[:20]))
+    start, end = markers.typed_punct_ko("subject", "PER")
+    for token, text in zip(markers.typed_special("subject", "PER"), (start, f"사람 {end}"), strict=True):
+        ids = tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        assert torch.equal(tables[1][own.convert_tokens_to_ids(token)], before[ids].mean(0)), text
+
+
 def test_ko_mini_loads(ko_mini):
     encoder, tokenizer = load_encoder(ko_mini, SCHEME, TYPES, 256, 0)
     assert encoder.config.vocab_size == len(tokenizer) == 16_000

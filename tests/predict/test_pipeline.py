@@ -102,6 +102,19 @@ def test_an_unknown_option_is_named(ask, rows):
         ask(rows[0], gates="soft")
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"prior": "em"}, "prior em is estimated from many rows at once"),
+        ({"gate": "HARD"}, "gate: 'HARD'; expected one of hard, soft"),
+        ({"restrict": "subject-type"}, "restrict: 'subject-type'; expected one of none, subject_type"),
+    ],
+)
+def test_a_reading_that_makes_no_sense_is_refused(ask, rows, options, text):
+    with pytest.raises(MtlReError, match=text):
+        ask(rows[0], **options)
+
+
 def test_the_task_is_registered():
     _, task, _ = mtl_re.pipeline.PIPELINE_REGISTRY.check_task("relation-extraction")
     assert task["impl"] is mtl_re.pipeline.RelationExtractionPipeline

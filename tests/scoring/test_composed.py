@@ -8,6 +8,7 @@ import torch
 from conftest import sample_examples, tiny_model
 
 from mtl_re.config import CalibrateConfig, EvaluateConfig
+from mtl_re.data.readers import file_digest
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.scoring import gating
@@ -176,6 +177,33 @@ def test_without_data_it_takes_the_rows_that_the_run_held_out(ckpt, tmp_path):
     (run / "config.yaml").write_text("data: {train: 'sample:train', valid_fraction: 0}\n")
     with pytest.raises(MtlReError, match="held no rows out"):
         calibrate(str(run), CalibrateConfig())
+
+
+def test_rows_that_changed_since_the_training_are_not_taken_for_held_out(ckpt, rows, tmp_path):
+    """A split of other rows is another split: most of what it holds out was trained on."""
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([row.to_row() for row in rows], ensure_ascii=False), encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "ckpt").rename(run / "model")
+    (run / "config.yaml").write_text(f"data: {{train: '{file}', valid_fraction: 0.5}}\n")
+    described = {"source": str(file), "sha256": file_digest(str(file))}
+    split = {"source": f"split of {file}", "sha256": None}
+    (run / "manifest.json").write_text(json.dumps({"data": {"train": described, "valid": split}}))
+    assert calibrate(str(run), CalibrateConfig(store=False))["n"] > 10
+    file.write_text(json.dumps([row.to_row() for row in rows[1:]], ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(MtlReError, match=r"train\.json has changed since the run .* name labelled rows with --data"):
+        calibrate(str(run), CalibrateConfig(store=False))
+
+
+def test_calibrate_reads_rows_as_evaluate_does(ckpt, rows, tmp_path):
+    made = [row.to_row() for row in rows]
+    for row in made:
+        for role in ("subject_entity", "object_entity"):
+            row[role] = row[role] | {"end_idx": row[role]["end_idx"] + 1}
+    (tmp_path / "rows.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    options = CalibrateConfig(data=str(tmp_path / "rows.json"), store=False, span_ends="exclusive")
+    assert calibrate(ckpt, options)["n"] == len(rows)
 
 
 def test_the_rows_that_a_run_held_out_are_without_those_that_its_training_rejected(ckpt, rows, tmp_path):

@@ -134,7 +134,7 @@ def test_every_command_refuses_a_threshold_that_is_not_stored(ckpt, data, tmp_pa
     for call in (
         lambda: evaluate(ckpt, EvaluateConfig(data=data, threshold="stored")),
         lambda: predict([ckpt], PredictConfig(data=data, output=str(tmp_path / "p.csv"), threshold="stored")),
-        lambda: export(ckpt, str(tmp_path / "out"), ExportConfig(threshold="stored")),
+        lambda: export(ckpt, str(tmp_path / "out"), ExportConfig(onnx=True, threshold="stored")),
     ):
         with pytest.raises(MtlReError, match="this checkpoint holds none; `mtl-re calibrate` fits one"):
             call()

@@ -213,11 +213,23 @@ def test_compare_files(pair):
     assert (same["only_a_right"], same["only_b_right"], same["mcnemar_p"]) == (0, 0, 1.0)
 
 
-def test_compare_files_without_no_relation(pair):
-    _, rows_a, rows_b, folder = pair
-    a, b = write(folder / "a.jsonl", rows_a), write(folder / "b.jsonl", rows_b)
-    assert significance.compare_files(a, b, CompareConfig(50), no_relation="org:a")["no_relation"] == "org:a"
-    assert significance.compare_files(a, b, CompareConfig(50), no_relation="none")["no_relation"] is None
+def test_micro_f1_leaves_out_what_the_label_set_calls_no_relation(pair, capsys):
+    """`Other`, say: by the map of `--heads`, as `evaluate` and `errors` do; without the map it is told."""
+    (gold, pred_a, _, _, _), *arms, folder = pair
+    for rows in arms:
+        for row in rows:
+            for key in ("label", "gold"):
+                row[key] = row[key].replace("no_relation", "Other")
+            row["probs"] = {label.replace("no_relation", "Other"): value for label, value in row["probs"].items()}
+    a, b = (write(folder / f"{name}.jsonl", rows) for name, rows in zip("ab", arms, strict=True))
+    heads = folder / "heads.yaml"
+    heads.write_text("no_relation: Other\ngroups: {Other: [Other], org: ['org:a', 'org:b'], per: ['per:a']}\n")
+    found = significance.compare_files(a, b, CompareConfig(50, heads=str(heads)))
+    assert found["no_relation"] == "Other"
+    assert found["a"]["micro_f1"] == metrics.micro_f1(gold, pred_a, TAXONOMY)
+    assert not capsys.readouterr().err
+    assert significance.compare_files(a, b, CompareConfig(50))["no_relation"] is None
+    assert "no label is called no_relation, so all 4 count as relations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

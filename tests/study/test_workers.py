@@ -232,6 +232,14 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(write, tmp_path, monkeyp
     assert events(tmp_path, "end") == CELLS
 
 
+def test_a_report_without_a_study_is_somebody_else_s(write, tmp_path):
+    (tmp_path / "out" / "report").mkdir(parents=True)
+    (tmp_path / "out" / "report" / "report.md").write_text("mine")
+    with pytest.raises(MtlReError, match="out holds a report, and no cells of a study; name another directory"):
+        ablate(write(), AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert (tmp_path / "out" / "report" / "report.md").read_text() == "mine"
+
+
 def test_a_launcher_that_is_not_there_is_named_first(write):
     with pytest.raises(MtlReError, match="--launch: 'warp' is not a program"):
         ablate(write(), AblateConfig(launch="warp drive"))

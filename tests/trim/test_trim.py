@@ -281,6 +281,19 @@ def test_overwrite_replaces_a_result_of_its_own(bert, rows, tmp_path):
     assert json.loads((out / "trim.json").read_text(encoding="utf-8"))["min_count"] == 5
 
 
+@pytest.mark.parametrize("words", [("--keep", "out/words.txt"), ("--held_out", "out/texts")])
+def test_an_input_in_the_directory_is_not_lost(bert, rows, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert call("trim", bert, "out", "--text", rows) == 0
+    (tmp_path / "out" / "texts").mkdir()
+    for name in ("words.txt", "texts/a.txt"):
+        (tmp_path / "out" / name).write_text("세종대왕은 조선의 왕이다.", encoding="utf-8")
+    assert call("trim", bert, "out", "--text", rows, *words, "--overwrite") == 1
+    assert "is an input of this command" in capsys.readouterr().err
+    assert (tmp_path / "out" / "words.txt").is_file()
+    assert (tmp_path / "out" / "texts" / "a.txt").is_file()
+
+
 def test_nothing_is_written_when_hidden_states_differ(bert, rows, tmp_path, monkeypatch):
     """The check at the end looks at what was written: here one weight is changed on the way."""
     from mtl_re.trim import trim as command
