@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -235,3 +236,11 @@ def test_public_names_exist():
         assert getattr(mtl_re, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
         mtl_re.Trainer  # noqa: B018 - the access is the test
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    folder = Path(__file__).parent
+    made = {name for path in folder.rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    named = re.findall(r"`(test_\w+)`", (folder / "FAULTS.md").read_text(encoding="utf-8"))
+    assert len(named) > 60
+    assert not {*named} - made
