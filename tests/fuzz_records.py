@@ -24,6 +24,7 @@ from mtl_re.config import ConvertConfig, ReadingConfig
 from mtl_re.data import convert
 from mtl_re.data.documents import ENTITY_FIELDS, EXCLUSIVE, FIELDS, Document, read_documents
 from mtl_re.data.loading import parsed
+from mtl_re.data.tool_records import BRACKETS, UNTYPED
 from mtl_re.data.validation import BadRow
 
 JUNK: list[Any] = [
@@ -81,14 +82,14 @@ def spans_of(row: Row) -> list[tuple[int, int, str]]:
 def wanted(row: Row, types: bool = True) -> tuple[Any, ...]:
     """Return what a row made of a sound record must hold."""
     spans = spans_of(row)
-    return row["sentence"], [span if types else (*span[:2], convert.UNTYPED) for span in spans], row["label"]
+    return row["sentence"], [span if types else (*span[:2], UNTYPED) for span in spans], row["label"]
 
 
 def of_tokens(chance: random.Random) -> tuple[list[str], str, list[tuple[int, int]], list[tuple[int, int]]]:
     """Return tokens, their text, and two spans as inclusive tokens and as inclusive characters."""
     while True:
-        tokens = [chance.choice([*PIECES, *convert.BRACKETS]) for _ in range(chance.randint(2, 15))]
-        spelled = [convert.BRACKETS.get(token, token) for token in tokens]
+        tokens = [chance.choice([*PIECES, *BRACKETS]) for _ in range(chance.randint(2, 15))]
+        spelled = [BRACKETS.get(token, token) for token in tokens]
         first, second, third, fourth = sorted(chance.choices(range(len(tokens)), k=4))
         if (
             second < third
@@ -120,7 +121,7 @@ def opennre(chance: random.Random, number: int) -> Record:
         content: Row = {"token": tokens, "relation": label}
         for name, (first, last) in zip("ht", ranges, strict=True):
             content[name] = {"pos": [first, last + 1]}
-        return Record(content, (text, [(*span, convert.UNTYPED) for span in spans], label))
+        return Record(content, (text, [(*span, UNTYPED) for span in spans], label))
     row = labelled(chance, number)
     content = {"text": row["sentence"], "relation": row["label"]}
     for name, (start, end, kind) in zip("ht", spans_of(row), strict=True):
@@ -195,7 +196,7 @@ def columns(chance: random.Random, number: int) -> Record:
     for name, (start, end, kind) in zip("so", spans_of(row), strict=True):
         content[name] = {"from": start + 1, "to": end + 2, "type": kind, "word": row["sentence"][start : end + 1]}
     text, spans, label = wanted(row)
-    return Record(content, (text, [spans[0], (*spans[1][:2], convert.UNTYPED)], label))
+    return Record(content, (text, [spans[0], (*spans[1][:2], UNTYPED)], label))
 
 
 def semeval(chance: random.Random, number: int) -> Record:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mtl_re.config import ConvertConfig
 from mtl_re.data import convert, formats
+from mtl_re.data.tool_records import FORMATS, NO_LIST, UNTYPED, Columns, Conversion, EntityColumns
 from mtl_re.data.validation import parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
@@ -18,7 +19,7 @@ LABELS = Taxonomy.from_prefixes(("no_relation", "per:employee_of", "org:founded"
 
 def rows_of(name, *records, **options):
     report = convert.Report()
-    made = list(convert.converted(enumerate(records, start=1), name, convert.Conversion(**options), report))
+    made = list(convert.converted(enumerate(records, start=1), name, Conversion(**options), report))
     return made, report
 
 
@@ -121,9 +122,9 @@ def test_columns_of_one_s_own(tmp_path):
     )
     record = {"text": TEXT, "rel": "per:employee_of", "s": {"from": 1, "to": 3, "kind": "PER", "text": "김민아"}}
     record["o"] = {"from": 6, "to": 9}
-    rows, _ = rows_of("columns", record, columns=convert.Columns.from_yaml(path))
+    rows, _ = rows_of("columns", record, columns=Columns.from_yaml(path))
     assert spelled(rows[0]) == (TEXT, "김민아", "가나전자", "per:employee_of")
-    assert rows[0]["object_entity"]["type"] == convert.UNTYPED
+    assert rows[0]["object_entity"]["type"] == UNTYPED
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_columns_file_at_fault(tmp_path, text, fault):
     path = tmp_path / "columns.yaml"
     path.write_text(text)
     with pytest.raises(MtlReError, match=fault):
-        convert.Columns.from_yaml(path)
+        Columns.from_yaml(path)
 
 
 def test_what_is_not_carried_over_is_counted_and_named():
@@ -262,9 +263,9 @@ def as_columns(row):
     return record
 
 
-OWN = convert.Columns(
-    subject=convert.EntityColumns("s.a", "s.b", "s.kind", "s.text"),
-    object=convert.EntityColumns("o.a", "o.b", "o.kind", "o.text"),
+OWN = Columns(
+    subject=EntityColumns("s.a", "s.b", "s.kind", "s.text"),
+    object=EntityColumns("o.a", "o.b", "o.kind", "o.text"),
     sentence="text",
     label="rel",
     id="no",
@@ -303,7 +304,7 @@ def klue_rows(draw):
     return row | {"label": draw(st.sampled_from(["no_relation", "per:employee_of", "org:founded"])), "source": source}
 
 
-@pytest.mark.parametrize("name", convert.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(row=klue_rows())
 def test_a_row_survives_the_way_there_and_back(name, row):
@@ -312,7 +313,7 @@ def test_a_row_survives_the_way_there_and_back(name, row):
     expected = row | ({"source": None} if "source" in lost else {})
     for key in ("subject_entity", "object_entity"):
         if "type" in lost:
-            expected[key] = row[key] | {"type": convert.UNTYPED}
+            expected[key] = row[key] | {"type": UNTYPED}
     if name in ("label-studio", "doccano"):  # one text may hold several pairs
         expected["guid"] += "-1"
     assert back == expected
@@ -347,7 +348,7 @@ def test_tokens_as_text():
     for name, record in (("tacred", TACRED), ("opennre", OPENNRE)):
         rows, report = rows_of(name, {**record, "token": "Kim leads Gana"})
         assert not rows
-        assert report.dropped[convert.NO_LIST] == 1
+        assert report.dropped[NO_LIST] == 1
 
 
 def test_a_name_that_is_not_its_span_is_no_row():
@@ -364,7 +365,7 @@ def test_a_name_that_is_not_its_span_is_no_row():
 def test_cells_of_pandas():
     record = {**KORRE, "subj_start_pos": 0.0, "subj_end_pos": "3.0", "relation": float("nan"), "obj_type": None}
     rows, _ = rows_of("korre", record)
-    assert (rows[0]["label"], rows[0]["object_entity"]["type"]) == (None, convert.UNTYPED)
+    assert (rows[0]["label"], rows[0]["object_entity"]["type"]) == (None, UNTYPED)
     assert rows[0]["subject_entity"]["end_idx"] == 2
 
 

@@ -30,7 +30,7 @@ from fuzz_rows import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtl_re.data import convert
+from mtl_re.data import tool_records
 from mtl_re.data.loading import parsed
 from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.errors import MtlReError, RowError
@@ -82,13 +82,13 @@ def test_made_documents(tmp_path):
 
 
 def test_the_fuzzer_sees_a_converter_that_shifts_a_span(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "_whole", lambda value: int(float(value)) + (value == 7))
+    monkeypatch.setattr(tool_records, "_whole", lambda value: int(float(value)) + (value == 7))
     with pytest.raises(AssertionError, match="became something else"):
         converted(tmp_path, "doccano", 100, seed=1)
 
 
 def test_the_fuzzer_sees_rows_that_no_command_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "parse_row", lambda *arguments: None)
+    monkeypatch.setattr(tool_records, "parse_row", lambda *arguments: None)
     with pytest.raises(AssertionError):
         converted(tmp_path, "korre", 2000, seed=1)
 
