@@ -28,18 +28,20 @@ from mtl_re.taxonomy import IGNORE
 from mtl_re.training.loop import LoopState
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all
-from mtl_re.training.run import (
-    Run,
-    begin,
-    check_ranks_agree,
+from mtl_re.training.resume import (
     chosen_checkpoint,
-    identity_of_options,
     loaded_checkpoint,
     open_log,
     restore_run,
     rows_of_a_step,
-    seed_process,
     taken_for_a_run,
+)
+from mtl_re.training.run import (
+    Run,
+    begin,
+    check_ranks_agree,
+    identity_of_options,
+    seed_process,
     write_run_records,
 )
 from mtl_re.training.tracking import MetricsLog, Trackers

@@ -22,7 +22,7 @@ from mtl_re.study.mixture_runs import RESPONSES
 from mtl_re.study.plan import Cell, Study, checked_config
 from mtl_re.study.power import LEVEL, POWER, detectable
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.training.run import planned_steps
+from mtl_re.training.resume import planned_steps
 
 
 def plan_text(study: Study, workers: int) -> str:

@@ -5,7 +5,7 @@ each and of itself, written last. The directory is built under a temporary name,
 renamed, and only then are older ones pruned; so at every moment at least one good checkpoint is there. (accelerate's
 `save_state` prunes first, has no rename and no checksum.)
 
-Nothing here knows what the tensors mean. Of every run they are (`run.save_run`) the weights, the optimizer's moments
+Nothing here knows what the tensors mean. Of every run they are (`resume.save_run`) the weights, the optimizer's moments
 and the random state of each process; state.json has the position (`loop.LoopState`), the number of processes, fp16's
 loss scale, and the options and rows that a resumed run must have. A training adds (`state.save_training`) the averaged
 weights, what moves the heads' weights, the selection's best score, and the sums since the last logged line.

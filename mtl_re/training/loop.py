@@ -20,7 +20,8 @@ from tqdm import tqdm
 from mtl_re.errors import MtlReError
 from mtl_re.model.cpu import release_free_memory
 from mtl_re.signals import stop_signals
-from mtl_re.training.run import Run, planned_steps
+from mtl_re.training.resume import planned_steps
+from mtl_re.training.run import Run
 
 MAX_SKIPPED = 25  # fp16 steps skipped in a row after which the loss scale is not what is wrong
 _FLAG_EVERY = 10  # steps between two agreements of several processes on whether to stop

@@ -39,7 +39,14 @@ from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all, on_main, overruled_precision
-from mtl_re.training.run import Run, begin, check_ranks_agree, identity_of_options, seed_process, write_run_records
+from mtl_re.training.run import (
+    Run,
+    begin,
+    check_ranks_agree,
+    identity_of_options,
+    seed_process,
+    write_run_records,
+)
 from mtl_re.training.tracking import Trackers
 from mtl_re.training.weighting import WEIGHTINGS, Weighting
 

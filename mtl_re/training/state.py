@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtl_re.config import Config
 from mtl_re.training.loop import LoopState
-from mtl_re.training.run import (
+from mtl_re.training.resume import (
     chosen_checkpoint,
     loaded_checkpoint,
     open_log,
