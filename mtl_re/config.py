@@ -129,7 +129,9 @@ class ModelConfig(Options, group="model"):
     """`hierarchical` (coarse, org and per, from the prefixes of KLUE's labels), `flat` (one head over all labels), or a
     YAML file with a two-level map of labels."""
     pooling: str = "markers"
-    """Token states → pair vector: cls, markers, cls_markers, markers_both, cls_markers_both, mean, cls_mean."""
+    """Token states → pair vector: `markers`, the states of both start markers; `markers_both`, of all four; `mean`, the
+    means over both marked spans; `cls`, the first token's; `cls_markers`, `cls_markers_both` and `cls_mean`, with the
+    first token's in front."""
     marker_init: Literal["random", "type_words"] = "type_words"
     """Vectors with which the marker tokens of `levitated` begin: `type_words`, the means of the words that the default
     markers would write (사람, 단체, ...), or `random`, as the new tokens of the other schemes begin."""
@@ -203,10 +205,10 @@ class RunConfig(Options, group="train"):
     epochs: int = within(1, 100_000, 3)
     """Passes over the training rows, or over the text, each with new masks."""
     batch_size: int = within(1, 1_000_000, 32)
-    """Rows (blocks of text) of one forward pass on one process; a step takes batch_size × processes × accumulate of
-    them."""
+    """Most rows (blocks of text) of one forward pass on one process; a step takes batch_size × processes × accumulate
+    of them, in passes of like length."""
     accumulate: int = within(1, 1_000_000, 1)
-    """Forward passes for each step on each process (gradient accumulation)."""
+    """A step takes this many times batch_size rows on each process (gradient accumulation)."""
     precision: Precision = "auto"
     """`auto`: bf16 where the device is fast at it (CUDA compute capability 8.0 or more, a CPU with amx_bf16 or
     avx512_bf16), else fp16 on CUDA, else fp32. `no`: fp32."""
@@ -494,7 +496,7 @@ class EngineConfig(Options):
 
     engine: Literal["local", "ray"] = "local"
     """`ray`: workers of a Ray cluster share the files of a folder: `data` is the folder (or one file), and `output` a
-    folder that gets one file for each of them. Needs `pip install 'mtl-re[ray]'`."""
+    folder that gets one file for each of them. Needs the extra `ray` (see README)."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
 

@@ -91,7 +91,7 @@ def write_graph(model: MtlReModel, decoding: Decoding, path: Path) -> dict[str, 
         import onnx
         import onnxscript  # noqa: F401 - torch's exporter imports it
     except ImportError as error:
-        raise MtlReError("onnx and onnxscript are not installed; pip install 'mtl-re[onnx]'") from error
+        raise MtlReError("onnx and onnxscript are not installed; pip install -e '.[onnx]' in the checkout") from error
     batch = _tokens(model, 2, min(17, model.config.max_input_length), seed=0)
     rows = torch.export.Dim("batch")
     sizes = {0: torch.export.Dim("sequences") if model.levitated else rows, 1: torch.export.Dim("length")}

@@ -65,7 +65,7 @@ def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MtlReError("onnxruntime is not installed; pip install 'mtl-re[onnx]'") from error
+        raise MtlReError("onnxruntime is not installed; pip install -e '.[onnx]' in the checkout") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only: its warnings are about optimisations it did not find

@@ -81,7 +81,9 @@ def serving(ckpt: str, options: DemoConfig) -> Iterator[str]:
         try:
             import gradio as gr
         except ImportError as error:
-            raise MtlReError("mtl-re demo needs gradio; install it with: pip install 'mtl-re[demo]'") from error
+            raise MtlReError(
+                "mtl-re demo needs gradio; install it with: pip install -e '.[demo]' in the checkout"
+            ) from error
         from gradio.themes.utils.fonts import Font
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware

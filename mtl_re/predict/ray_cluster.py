@@ -28,7 +28,7 @@ def check_launch() -> None:
         import ray.data  # noqa: F401
     except ImportError as error:
         what = f"--engine ray needs Ray, which cannot be imported here ({first_line(error)})"
-        raise MtlReError(f"{what}; pip install 'mtl-re[ray]'") from error
+        raise MtlReError(f"{what}; pip install -e '.[ray]' in the checkout") from error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MtlReError("--engine ray starts its own workers; leave torchrun or accelerate launch out")
 

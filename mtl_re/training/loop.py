@@ -151,7 +151,8 @@ class Loop(ABC):
                     continue
                 if not going:
                     self.save()
-                    self._run.say(f"stopped by a signal after step {state.step}; go on with --train.resume auto")
+                    cure = f"go on with --train.run_dir {self._run.run_dir} --train.resume auto"
+                    self._run.say(f"stopped by a signal after step {state.step}; {cure}")
                     return False
         self.write_line()
         if state.evaluated_step != state.step:

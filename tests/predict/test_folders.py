@@ -104,7 +104,7 @@ def test_without_ray_the_message_says_what_to_install(files, saved, monkeypatch,
     options = files("a.jsonl")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.main(["predict", str(saved), "--data", options.data, "--output", options.output, "--engine", "ray"]) == 1
-    assert "pip install 'mtl-re[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_a_launcher_is_refused(monkeypatch):

@@ -23,7 +23,7 @@ from mtl_re.predict import extract as extract_run
 from mtl_re.predict import predict as predict_run
 from mtl_re.predict import ray_cluster, ray_engine
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'mtl-re[ray]')")
+pytest.importorskip("ray", reason="Ray is not installed (pip install -e '.[ray]')")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NAMES, ROWS, WINDOW = ("a", "b", "c", "d"), 12, 3
 OPTIONS = {"window": WINDOW, "batch_size": 4}

@@ -369,7 +369,9 @@ def test_killed_from_outside_at_a_random_moment(job, tmp_path, reference, worker
 def test_signal_saves_and_exits_with_0(job, tmp_path, reference, number):
     log = tmp_path / "log"
     assert run_child(job | {"signal": [int(number), "mtl_re.training.train.step", 3]}, log) == 0, log.read_text()
-    assert "stopped by a signal after step 3; go on with --train.resume auto" in log.read_text()
+    said = log.read_text()
+    assert "stopped by a signal after step 3; go on with --train.run_dir " in said
+    assert f"{job['train.run_dir']} --train.resume auto" in said
     assert last_checkpoint(tmp_path / "run").path.name == "step-000003"
     assert not (tmp_path / "run" / "valid_metrics.json").exists()
     assert run_child(job | {"train.resume": "auto"}, log) == 0, log.read_text()
