@@ -17,6 +17,8 @@ import numpy as np
 from mtl_re.config import check_shares
 from mtl_re.data.loading import load_examples
 from mtl_re.data.splits import split_by_sentence
+from mtl_re.files import write_text
+from mtl_re.outputs import check_outputs, input_files
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -41,8 +43,11 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.2)
     parser.add_argument("--shares", help="shares of the coarse classes among the test rows, in taxonomy order")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier call")
     given = parser.parse_args()
     taxonomy = Taxonomy.from_prefixes()
+    files = {name: given.directory / f"{name}.json" for name in ("train", "test")}
+    check_outputs(files, input_files([given.data]), given.overwrite)
     train, test = split_by_sentence(load_examples(given.data, taxonomy)[0], given.fraction, given.seed)
     if given.shares:
         values = [float(share) for share in given.shares.split(",")]
@@ -50,10 +55,9 @@ def main() -> None:
         shares = dict(zip(taxonomy.groups, values, strict=True))
         groups = [taxonomy.coarse_of(example.label) for example in test]
         test = [test[row] for row in with_shares(groups, shares, np.random.default_rng(given.seed))]
-    given.directory.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("test", test)):
         text = json.dumps([example.to_row() for example in rows], ensure_ascii=False)
-        (given.directory / f"{name}.json").write_text(text, encoding="utf-8")
+        write_text(files[name], text)
         print(name, len(rows), dict(Counter(taxonomy.coarse_of(example.label) for example in rows)))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mtl_re.files import whole_folder
 from mtl_re.study.cell_logits import cell_logits
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import stored_confirmation
@@ -34,7 +35,8 @@ FILES = ("cell.yaml", "metrics.jsonl", "report/report.md")
 
 def copy(source: Path, target: Path) -> None:
     """Copy the small files of a run directory."""
-    for name in (*FILES, *(path.name for path in source.glob("rejected.jsonl"))):
+    others = (path.name for name in ("rejected.jsonl", "manifest.json") for path in source.glob(name))
+    for name in (*FILES, *others):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
@@ -65,10 +67,12 @@ def restore(study: Study, directory: Path) -> None:
     for cell in study.cells():
         source, target = kept.get(identity(cell.config)), study.run_dir(cell)
         if source is not None and not target.exists():
-            copy(source, target)
-            (target / "cell.yaml").write_text(cell.text, encoding="utf-8")
-            for logits in source.glob("logits-*.npz"):
-                shutil.copyfile(logits, target / logits.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(target) as build:  # its report is what says that a cell is finished
+                copy(source, build)
+                (build / "cell.yaml").write_text(cell.text, encoding="utf-8")
+                for logits in source.glob("logits-*.npz"):
+                    shutil.copyfile(logits, build / logits.name)
             print(f"{source} -> {target}", file=sys.stderr)
 
 

@@ -19,7 +19,7 @@ from scipy.stats import beta, norm
 from mtl_re.config import parse_config, parse_shares
 from mtl_re.data.loading import load_examples
 from mtl_re.data.splits import load_splits
-from mtl_re.files import read_yaml
+from mtl_re.files import WEIGHTS, digest, read_yaml
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
@@ -101,12 +101,15 @@ def unseen(run: Path, rows: int, path: Path | None) -> tuple[ComposedModel, dict
     seen = {example.sentence for example in [*splits.train, *splits.valid]}
     every, _ = load_examples(config.data.train, model.taxonomy, "error", config.data)
     other = [example for example in every if example.sentence not in seen][:rows]
+    mark = digest(run / "model" / WEIGHTS) + "".join(example.id for example in other)
     if path is not None and path.is_file():
-        valid, logits = torch.load(path, weights_only=True)
+        valid, logits, of = torch.load(path, weights_only=True)
+        if of != mark:
+            raise SystemExit(f"{path}: holds the logits of another model or of other rows; name another file")
     else:
         valid, logits = (model.logits(part, 128, "auto", progress="rows") for part in (splits.valid, other))
         if path is not None:
-            torch.save((valid, logits), path)
+            torch.save((valid, logits, mark), path)
     parts = {name: part.numpy() for name, part in split_heads(valid, model.taxonomy).items()}
     labels = [example.label for example in splits.valid]
     model.root.config.temperatures = calibration.fit_temperatures(parts, labels, model.taxonomy)

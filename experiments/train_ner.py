@@ -38,6 +38,7 @@ from mtl_re.data.loading import load_examples
 from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import Entity, Example
 from mtl_re.features.markers import TYPE_WORDS
+from mtl_re.files import same_file
 from mtl_re.model.device import autocast
 from mtl_re.model.encoders import load_pretrained
 from mtl_re.predict.ner import EntityFinder
@@ -255,6 +256,8 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     logging.set_verbosity_error()  # the head is new, which is meant
+    if same_file(options.directory, Path(options.encoder)):
+        raise SystemExit(f"{options.directory}: is the encoder; name another directory")
     taxonomy = Taxonomy.from_prefixes()
     rows = list(load_examples(options.data, taxonomy, "error", ReadingConfig())[0])[: options.limit]
     known, dropped = known_entities(rows)

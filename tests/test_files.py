@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from mtl_re import signals
 from mtl_re.errors import MtlReError
 from mtl_re.files import locked, whole_file, whole_folder, write_json, write_yaml
 from mtl_re.signals import stop_signals
@@ -139,6 +140,23 @@ def test_handlers_are_given_back():
         assert received == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is before[1]  # a second one acts as usual
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_the_same_request_may_come_twice(monkeypatch):
+    """A scheduler signals a training and its parent, which passes the signal on: the checkpoint is not cut short."""
+    killed = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: killed.append(number))
+    try:
+        with stop_signals() as received:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+            assert not killed
+            monkeypatch.setattr(signals, "SAME_REQUEST", -1.0)  # much later somebody means it
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert killed == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_interrupt_comes_once():

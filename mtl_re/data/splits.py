@@ -20,9 +20,11 @@ import numpy as np
 from mtl_re.config import Config
 from mtl_re.data import spool
 from mtl_re.data.loading import load_examples
+from mtl_re.data.readers import file_digest
 from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError
+from mtl_re.files import read_json
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -211,3 +213,25 @@ def _key_digests(examples: Sequence[Example]) -> np.ndarray:
     """Return (rows,) digests of 16 bytes, equal where `Example.key` is."""
     digests = (hashlib.blake2b(repr(example.key).encode(), digest_size=16).digest() for example in examples)
     return np.frombuffer(b"".join(digests), "S16") if len(examples) else np.zeros(0, "S16")
+
+
+def digests_of(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files that a run read its rows from, by their name; none where it left no manifest."""
+    if not (run / "manifest.json").is_file():
+        return {}
+    parts = read_json(run / "manifest.json")["data"]
+    return {part["source"]: part["sha256"] for part in (parts["train"], parts["valid"]) if part["sha256"] is not None}
+
+
+def check_unchanged(run: Path) -> None:
+    """Check that a run's rows can be split again as its training split them.
+
+    Raises:
+        MtlReError: a file is no longer the one that its manifest names: most rows that would be held out of it now
+            were trained on.
+    """
+    for source, digest in digests_of(run).items():
+        if digest != file_digest(source):
+            what = f"{source} has changed since the run {run} was trained on it"
+            cure = "name other labelled rows (--data, or `test` in a study)"
+            raise MtlReError(f"{what}, so the rows that it held out are not known; {cure}")

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from mtl_re import figures
 from mtl_re.config import CalibrateConfig, parse_config, parse_shares
-from mtl_re.data.readers import file_digest
-from mtl_re.data.splits import load_splits
+from mtl_re.data.splits import check_unchanged, load_splits
 from mtl_re.errors import MtlReError, tell
-from mtl_re.files import read_json, read_yaml, whole_file, write_json
+from mtl_re.files import read_yaml, whole_file, write_json
 from mtl_re.model.network import THRESHOLD_KEYS, checkpoint_folder, split_heads
 from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
@@ -94,24 +93,13 @@ def held_out(folder: Path, model: ComposedModel) -> Sequence[Example]:
     if not path.is_file():
         raise MtlReError(f"{folder}: is not the model/ of a run; name labelled rows with --data")
     config = parse_config(read_yaml(path))
-    _check_unchanged(folder.parent)
+    check_unchanged(folder.parent)
     rows = load_splits(config, model.taxonomy).valid
     if config.data.on_bad_row == "skip":
         rows = list(model.usable(rows, lambda example, error: None))
     if not rows:
         raise MtlReError(f"{folder.parent}: this run held no rows out; name labelled rows with --data")
     return rows
-
-
-def _check_unchanged(run: Path) -> None:
-    """Raise MtlReError if a file of a run's rows is no longer the one that its manifest names."""
-    if not (run / "manifest.json").is_file():
-        return
-    parts = read_json(run / "manifest.json")["data"]
-    for part in (parts["train"], parts["valid"]):
-        if part["sha256"] is not None and part["sha256"] != file_digest(part["source"]):
-            what = f"{part['source']} has changed since the run {run} was trained on it"
-            raise MtlReError(f"{what}, so the rows that it held out are not known; name labelled rows with --data")
 
 
 def _quality(decoded: Decoded, gold: np.ndarray) -> dict[str, float]:

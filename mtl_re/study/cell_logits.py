@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from mtl_re.data.splits import load_splits, without_rejected
+from mtl_re.config import OnBadRow, ReadingConfig
+from mtl_re.data.splits import check_unchanged, load_splits, without_rejected
 from mtl_re.errors import MtlReError
 from mtl_re.files import WEIGHTS, digest
 from mtl_re.model.network import split_heads
@@ -160,7 +161,7 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     run_dir = study.run_dir(cell)
     if study.test is None:
         return _logits(run_dir, cell, "valid", valid_rows(cell, run_dir))
-    on_test = _logits(run_dir, cell, "test", labelled_rows(study.test, _heads(cell)))
+    on_test = _logits(run_dir, cell, "test", test_rows(study.test, cell))
     if not study.calibrates or not checked_config(cell.config).data.validated:
         return on_test
     held_out = valid_rows(cell, run_dir)
@@ -226,16 +227,29 @@ def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) ->
     return CellLogits(logits, gold, subjects, taxonomy, about["trained"], about["temperatures"], mark["rows"])
 
 
-@lru_cache(maxsize=4)
-def labelled_rows(spec: str, heads: str) -> tuple[Example, ...]:
-    """Read the labelled rows of a data file.
+def test_rows(spec: str, cell: Cell) -> tuple[Example, ...]:
+    """Return the rows of `test`, read as a cell reads its own: spans, normalisation, what becomes of a bad row.
 
     Raises:
-        MtlReError: The file cannot be read, or a row has no label.
+        MtlReError: The file cannot be read, or a row is bad.
     """
+    data = checked_config(cell.config).data
+    return _labelled_rows(spec, _heads(cell), data.span_ends, data.first_character, data.normalise, data.on_bad_row)
+
+
+@lru_cache(maxsize=4)
+def _labelled_rows(
+    spec: str,
+    heads: str,
+    ends: Literal["inclusive", "exclusive"],
+    first: Literal[0, 1],
+    normalise: Literal["none", "nfc"],
+    on_bad_row: OnBadRow,
+) -> tuple[Example, ...]:
     from mtl_re.data.loading import load_examples
 
-    examples, _ = load_examples(spec, Taxonomy.from_option(heads), "error")
+    reading = ReadingConfig(span_ends=ends, first_character=first, normalise=normalise)
+    examples, _ = load_examples(spec, Taxonomy.from_option(heads), on_bad_row, reading)
     return tuple(examples)
 
 
@@ -243,8 +257,9 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
     """Return the validation rows of a cell: split off again as its training did, without those that it rejected.
 
     Raises:
-        MtlReError: There are none.
+        MtlReError: There are none, or the file that they were split off has changed since.
     """
+    check_unchanged(run_dir)
     rows = without_rejected(_split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell)), run_dir)
     if not rows:
         raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")

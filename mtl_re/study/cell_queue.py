@@ -9,6 +9,7 @@ the study stopped or killed it) is queued again only by `--retry`.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -136,17 +137,28 @@ class CellQueue:
         counted = self.counted()
         for key, cell in self.planned.items():
             trial = counted.get(key)
-            digest = cell.digest if cell else self.study.cell("search", {}, self.study.seeds[0]).digest
+            digest = cell.digest if cell else self._search_digest()
             if trial is None:
                 attributes = {"job": key, "digest": digest} | ({"arm": cell.arm, "seed": cell.seed} if cell else {})
                 self.trials.enqueue_trial({}, user_attrs=attributes)
-            elif trial.user_attrs.get("digest") != digest:
+            elif trial.user_attrs.get("digest") not in (digest, cell.digest if cell else self._options_digest()):
                 raise MtlReError(
                     f"{key}: its options have changed since the study began in {self.study.output}; give the changed "
                     "arm another name, or the study another output"
                 )
             elif _interrupted(trial) or (retry_failed and trial.state.name == "FAIL"):
                 self._retry(self.trials, trial)
+
+    def _search_digest(self) -> str:
+        """Return the digest of a search's options and of its lists of choices, which Optuna stores by their numbers."""
+        assert self.study.search is not None
+        lists = {name: axis for name, axis in self.study.search.axes.items() if isinstance(axis, list)}
+        digest = self._options_digest()
+        return digest if not lists else hashlib.sha256(f"{digest}{lists!r}".encode()).hexdigest()
+
+    def _options_digest(self) -> str:
+        """Return the digest of a search's options alone, which older versions kept."""
+        return self.study.cell("search", {}, self.study.seeds[0]).digest
 
     def _fail_silent(self) -> None:
         """Fail the trials whose workers are dead."""

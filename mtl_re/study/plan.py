@@ -18,6 +18,7 @@ import yaml
 
 from mtl_re.config import Config, parse_config
 from mtl_re.errors import MtlReError
+from mtl_re.files import same_file
 from mtl_re.scoring.decoding import Decoding
 from mtl_re.study.design import Design
 from mtl_re.taxonomy import Taxonomy
@@ -251,7 +252,7 @@ def check_cell(study: Study, cell: Cell) -> Config:
     for name, spec in (("data.train", config.data.train), ("data.valid", config.data.valid)):
         if spec == "":
             raise MtlReError(f"{where}: {name} is not set")
-        if spec is not None and spec == study.test:
+        if spec is not None and _same_rows(spec, study.test):
             raise MtlReError(f"{where}: {name}: {spec} is also test, on which no cell may train or select")
         if spec is not None:
             check_exists(f"{where}: {name}", spec)
@@ -260,6 +261,10 @@ def check_cell(study: Study, cell: Cell) -> Config:
     if study.calibrates and study.test is None:
         raise MtlReError("readings: calibrate fits on validation rows, which are scored here; it needs test")
     return config
+
+
+def _same_rows(spec: str, test: str | None) -> bool:
+    return test is not None and (spec == test or same_file(Path(spec), Path(test)))
 
 
 def check_exists(where: str, spec: str) -> None:

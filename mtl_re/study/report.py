@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from mtl_re.data.splits import digests_of
 from mtl_re.errors import MtlReError
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
@@ -51,6 +52,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
     if not done:
         raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
+    _check_same_data(study, done)
     with FileLock(study.output / "report.lock"):
         folder = study.output / "report"
         entries = score_arms(study, done)
@@ -69,6 +71,19 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
         ]
         write_markdown(folder / "report.md", [line for section in sections for line in section])
     return folder / "report.md"
+
+
+def _check_same_data(study: Study, done: Mapping[Any, Cell]) -> None:
+    """Raise MtlReError if a data file was changed between the trainings of two finished cells."""
+    first: dict[str, tuple[str, str]] = {}
+    for cell in done.values():
+        for source, digest in digests_of(study.run_dir(cell)).items():
+            key, known = first.setdefault(source, (cell.key, digest))
+            if digest != known:
+                what = (
+                    f"{source} was changed between the trainings of {key} and {cell.key}, which are not comparable now"
+                )
+                raise MtlReError(f"study {study.name}: {what}; give the study another output and train all cells again")
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     Raises:
         MtlReError: The study file is wrong, or cells failed (after the others ran and the report was written).
     """
+    from mtl_re.study.cell_logits import test_rows
     from mtl_re.study.design_plan import plan_text
     from mtl_re.study.report import write_report
 
@@ -58,6 +59,8 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     if options.report:
         return write_report(study, searched_arms(study), options.resamples)
     _check_launch(options.launch)
+    if study.test is not None and (cells := study.cells()):
+        test_rows(study.test, cells[0])  # what is wrong with them is said now, not after all trainings
     queue = CellQueue(study)
     queue.enqueue(retry_failed=options.retry)
     if options.workers > 1:
@@ -67,7 +70,8 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     progress = queue.progress()
     if progress.open:
         raise MtlReError(f"{progress.line(study.name)}; stopped before the end, run the same command to go on")
-    written = write_report(study, searched_arms(study), options.resamples)
+    none_left = bool(progress.failed) and not progress.done
+    written = Path() if none_left else write_report(study, searched_arms(study), options.resamples)
     if progress.failed:
         reasons = "; ".join(f"{key}: {trial.user_attrs['reason']}" for key, trial in sorted(progress.failed.items()))
         raise MtlReError(f"{len(progress.failed)} of the study's cells failed (--retry runs them again): {reasons}")

@@ -122,6 +122,7 @@ class Trackers:
     def __init__(self, accelerator: Any, options: TrackingConfig, run_dir: Path, config: Mapping[str, Any]) -> None:
         self.accelerator, self.names, self.run_dir = accelerator, options.trackers, run_dir
         self.artifact = options.artifact
+        self.told: set[str] = set()
         if not self.names:
             return
         wandb = {"dir": str(run_dir), "name": run_dir.name} | ({"group": options.group} if options.group else {})
@@ -136,7 +137,8 @@ class Trackers:
         """Send the numbers among `values`, nested names joined by '/'."""
         if self.names:
             numbers = {k: v for k, v in flatten(values).items() if isinstance(v, int | float)}
-            self.accelerator.log(numbers, step=step)
+            with self._forgiven("figures"):
+                self.accelerator.log(numbers, step=step)
 
     def charts(self, answers: Answers, step: int) -> None:
         """Send the confusion of coarse classes and of labels, and each label's precision over recall: as wandb's own
@@ -164,17 +166,22 @@ class Trackers:
             with self._forgiven("the model"):
                 self._tracker("wandb").log_artifact(_wandb_artifact(model, scores))
         for tracker in self.accelerator.trackers:  # `end_training` would destroy the process group under DDP as well
-            tracker.finish()
+            with self._forgiven("the end of the run"):
+                tracker.finish()
 
     def _tracker(self, name: str) -> Any:
         return self.accelerator.get_tracker(name, unwrap=True)
 
     @contextmanager
     def _forgiven(self, what: str) -> Iterator[None]:
-        """Do not lose a finished training to a dashboard (no room for its copy of the model, a read-only home)."""
+        """Do not lose a training to a dashboard (its service has died, no room for its copy of the model, a read-only
+        home); each kind is told once."""
         try:
             yield
         except Exception as error:  # wandb raises its own kinds, and those of the libraries below it
+            if what in self.told:
+                return
+            self.told.add(what)
             self._say(f"trackers: {what} could not be sent ({' '.join(str(error).split()) or type(error).__name__})")
 
     def _say(self, text: str) -> None:

@@ -192,7 +192,7 @@ def test_rows_that_changed_since_the_training_are_not_taken_for_held_out(ckpt, r
     (run / "manifest.json").write_text(json.dumps({"data": {"train": described, "valid": split}}))
     assert calibrate(str(run), CalibrateConfig(store=False))["n"] > 10
     file.write_text(json.dumps([row.to_row() for row in rows[1:]], ensure_ascii=False), encoding="utf-8")
-    with pytest.raises(MtlReError, match=r"train\.json has changed since the run .* name labelled rows with --data"):
+    with pytest.raises(MtlReError, match=r"train\.json has changed since the run .* name other labelled rows"):
         calibrate(str(run), CalibrateConfig(store=False))
 
 

@@ -17,6 +17,7 @@ from mtl_re.cli import main
 from mtl_re.config import SampleConfig
 from mtl_re.data import sample
 from mtl_re.data.loading import load_examples, write_rejected
+from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import auprc, micro_f1
@@ -429,6 +430,27 @@ def test_two_arms_are_paired(made, tmp_path, monkeypatch, capsys):
     assert "c2/wide: no such arm/reading is finished; there are unit/hard" in capsys.readouterr().err
 
 
+def test_validation_rows_of_a_changed_file_are_not_scored(tmp_path):
+    """Split off a file that was edited since, most of them were trained on."""
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(sample.rows("train", 60, 0), ensure_ascii=False), encoding="utf-8")
+    described = {"source": str(file), "sha256": file_digest(str(file))}
+    (tmp_path / "manifest.json").write_text(json.dumps({"data": {"train": described, "valid": {"sha256": None}}}))
+    cell = Cell("unit", 1, {}, {"data": {"train": str(file), "valid_fraction": 0.2}})
+    assert cell_logits.valid_rows(cell, tmp_path)
+    file.write_text(json.dumps(sample.rows("train", 59, 0), ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(MtlReError, match=r"train\.json has changed since the run"):
+        cell_logits.valid_rows(cell, tmp_path)
+
+
+def test_cells_of_different_data_are_not_compared(made):
+    for cell, digest in zip(made.cells()[:2], "ab", strict=True):
+        parts = {"train": {"source": "train.json", "sha256": digest}, "valid": {"source": "", "sha256": None}}
+        (made.run_dir(cell) / "manifest.json").write_text(json.dumps({"data": parts}))
+    with pytest.raises(MtlReError, match=r"train\.json was changed between the trainings of unit-s1 and c2-s1"):
+        ablation_report.write_report(made, {}, 20)
+
+
 def test_the_independent_score_of_a_submission_agrees(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
     from experiments.score_submission import ORDER, score
@@ -457,6 +479,10 @@ def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path)
     shares = [groups.count(group) / len(groups) for group in klue.groups]
     assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
     assert not {example.sentence for example in train} & {example.sentence for example in test}
+    again = subprocess.run(script, capture_output=True, text=True)
+    assert "out/train.json exists, and this command did not write it" in again.stderr
+    onto_itself = subprocess.run([*script[:-1], str(tmp_path), "--overwrite"], capture_output=True, text=True)
+    assert "is an input of this command" in onto_itself.stderr
     everything = load_examples(str(tmp_path / "train.json"), klue)[0]
     assert {example.key for example in [*train, *test]} < {example.key for example in everything}
 

@@ -1,5 +1,6 @@
 """Studies: what a study file may say, and that workers share its cells whatever becomes of them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from optuna.trial import TrialState
 
 from mtl_re.config import AblateConfig
+from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.study import cell_process, cell_queue, workers
 from mtl_re.study.cell_queue import CellQueue
@@ -106,6 +108,10 @@ WRONG = {
     "data": ({"overrides": {"data": {"train": "nowhere.json"}}}, "data.train: nowhere.json is not a file"),
     "test": ({"test": "nowhere.json"}, "test: nowhere.json is not a file"),
     "leak": ({"test": "sample:train"}, "data.train: sample:train is also test"),
+    "leak under another name": (
+        {"test": "train.json", "overrides": {"data": {"valid": "./train.json"}}},
+        "is also test, on which no cell may train",
+    ),
     "seeds": ({"seeds": [1, 1]}, r"seeds: \[1, 1\]"),
     "no seeds": ({"seeds": None}, "seeds: is missing"),
     "seed type": ({"seeds": ["one"]}, "seeds: "),
@@ -229,6 +235,39 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(write, tmp_path, monkeyp
         ablate(path, AblateConfig(launch=launcher(tmp_path, "quick")))
     assert events(tmp_path, "end") == ["b-s1", "b-s2"]  # not again, unless asked
     ablate(path, AblateConfig(launch=launcher(tmp_path, "quick"), retry=True))
+    assert events(tmp_path, "end") == CELLS
+
+
+def test_where_all_cells_fail_the_reasons_are_told(write, tmp_path):
+    path = write()
+    told = r"4 of the study's cells failed \(--retry runs them again\): a-s1: the moon"
+    for launch in ("fail:", "quick"):  # the second time nothing runs: failed cells wait to be asked for
+        with pytest.raises(MtlReError, match=told):
+            ablate(path, AblateConfig(launch=launcher(tmp_path, launch)))
+
+
+def test_other_choices_of_a_search_are_another_search(write, tmp_path):
+    """Optuna stores a choice by its number, which would name another value of a changed list."""
+    axes = {"arms": None, "axes": {"optim.lr": [0.01, 0.02]}, "trials": 2, "seeds": [1]}
+    work(write(**axes), launcher(tmp_path, "quick"))
+    changed = axes | {"axes": {"optim.lr": [0.03, 0.02]}}
+    with pytest.raises(MtlReError, match="its options have changed since the study began"):
+        CellQueue(load_study(write(**changed))).enqueue()
+    CellQueue(load_study(write(**axes | {"trials": 3}))).enqueue()
+
+
+def test_test_rows_are_read_as_the_cells_read_theirs_and_before_any_training(write, tmp_path, monkeypatch):
+    made = sample.rows("test", 30, 0)
+    for row in made:
+        for role in ("subject_entity", "object_entity"):
+            row[role]["end_idx"] += 1
+    (tmp_path / "test.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    monkeypatch.setattr("mtl_re.study.report.write_report", lambda *given: Path("report.md"))
+    keys = {"test": str(tmp_path / "test.json")}
+    with pytest.raises(MtlReError, match="spell their words if spans are read with --span_ends exclusive"):
+        ablate(write(**keys), AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert events(tmp_path, "begin") == []
+    ablate(write(overrides={"data.span_ends": "exclusive"}, **keys), AblateConfig(launch=launcher(tmp_path, "quick")))
     assert events(tmp_path, "end") == CELLS
 
 

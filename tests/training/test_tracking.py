@@ -292,6 +292,25 @@ def test_a_dashboard_that_fails_does_not_end_the_training(no_wandb, tmp_path, ca
     assert accelerator.ended
 
 
+def test_figures_that_cannot_be_sent_do_not_end_the_training(no_wandb, tmp_path, capsys, monkeypatch):
+    """The service of wandb has died: metrics.jsonl has the figures, and the run goes on."""
+
+    def fail(*rest, **named):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    accelerator = FakeAccelerator()
+    trackers = wandb_to(accelerator, tmp_path)
+    monkeypatch.setattr(accelerator, "log", fail)
+    for tracker in accelerator.trackers:
+        monkeypatch.setattr(tracker, "finish", fail)
+    for step in (1, 2):
+        trackers.log({"loss": 1.0}, step)
+    trackers.finish({}, 2, True)
+    said = capsys.readouterr().err
+    assert said.count("trackers: figures could not be sent") == 1
+    assert "trackers: the end of the run could not be sent" in said
+
+
 def test_wandb_without_validation_rows_ends_well(no_wandb, tmp_path):
     accelerator = FakeAccelerator()
     wandb_to(accelerator, tmp_path).finish({}, 9, True)
