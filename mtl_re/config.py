@@ -308,6 +308,9 @@ class Config:
         if self.data.query and self.data.markers == "levitated":
             what = "levitated markers leave the text the same for all pairs, and the question would name one of them"
             raise MtlReError(f"data.query: {what}; leave it out")
+        if self.model.pooling == "cls" and self.data.markers == "levitated":
+            what = "the first token reads the text alone, which is the same for all pairs of a sentence"
+            raise MtlReError(f"model.pooling: cls with levitated markers: {what}; take one that reads the markers")
         if self.train.early_stop is not None and not self.data.validated:
             raise MtlReError("train.early_stop: there are no validation rows to stop by; give data.valid_fraction")
 

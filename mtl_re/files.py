@@ -226,6 +226,18 @@ def seal_weights(folder: Path) -> None:
     (folder / WEIGHTS_SEAL).write_text(f"{digest(folder / WEIGHTS)}  {WEIGHTS}\n", encoding="ascii")
 
 
+def sealed_digest(folder: Path) -> str:
+    """Return the SHA-256 that `seal_weights` has noted of a model's weights.
+
+    Raises:
+        MtlReError: There is none.
+    """
+    try:
+        return (folder / WEIGHTS_SEAL).read_text(encoding="ascii").split()[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise MtlReError(f"{folder / WEIGHTS_SEAL}: cannot be read ({error})") from error
+
+
 def check_weights(folder: Path) -> None:
     """Compare a model's weights with their seal; a folder without one (of the hub, say) is taken as it is.
 

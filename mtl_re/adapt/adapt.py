@@ -51,7 +51,9 @@ def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
         run = prepare_adaptation(config, name, resources)
         state, log = resume_adaptation(run)
         on_main(run.accelerator, lambda: write_adaptation_records(run))
-        return live(run, state, AdaptLoop(run, state, log).fit, lambda: _conclude(run, state))
+        return live(
+            run, state, AdaptLoop(run, state, log).fit, lambda: on_main(run.accelerator, lambda: _conclude(run, state))
+        )
 
 
 class AdaptLoop(Loop):

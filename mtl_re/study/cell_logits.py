@@ -22,7 +22,7 @@ import torch
 from mtl_re.config import OnBadRow, ReadingConfig
 from mtl_re.data.splits import check_unchanged, load_splits, without_rejected
 from mtl_re.errors import MtlReError
-from mtl_re.files import WEIGHTS, digest
+from mtl_re.files import WEIGHTS, digest, read_json
 from mtl_re.model.network import split_heads
 from mtl_re.scoring.calibration import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
@@ -140,11 +140,12 @@ def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
     for head, part in parts.items():
         if part.taxonomy.heads != first.taxonomy.heads or part.rows != first.rows:
             raise MtlReError(f"composition: the network for {head} has other heads or was scored on other rows")
+    calibrated = all(head in parts[head].fitted for head in heads)
     return replace(
         first,
         logits={head: parts[head].logits[head] for head in heads},
         temperatures={head: parts[head].temperatures.get(head, 1.0) for head in heads},
-        fitted={head: parts[head].fitted[head] for head in heads if head in parts[head].fitted},
+        fitted={head: parts[head].fitted[head] for head in heads} if calibrated else {},
         trained=parts[first.taxonomy.root.name].trained,
     )
 
@@ -185,7 +186,10 @@ def _logits(run_dir: Path, cell: Cell, which: str, examples: Sequence[Example]) 
             )
         logits = _computed(run_dir, examples, cell, mark["rows"])
         _cache(cache, mark, logits)
-    return logits
+    if not weights.is_file():
+        return logits
+    stored = read_json(run_dir / "model" / "config.json")  # `calibrate` may have fitted temperatures since
+    return replace(logits, temperatures=stored.get("temperatures") or {}, trained=stored.get("training_prior"))
 
 
 def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:

@@ -22,7 +22,7 @@ from mtl_re.study.cell_process import finished
 from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
 from mtl_re.study.optimum import find_optimum
-from mtl_re.study.plan import Study, check_study
+from mtl_re.study.plan import Study, check_study, checked_config
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 
 FIRST_SEED = 10_001
@@ -94,7 +94,10 @@ def _confirming(study: Study, optimum: dict[str, float], pairs: int, prediction:
 
 
 def _predicted(study: Study) -> dict[str, Any]:
-    """Return the optimum and, by response, the difference that the surface predicts between it and the baseline."""
+    """Return the optimum and, by response, the difference that the surface predicts between it and the baseline.
+
+    `selected_by` is the score that `selection` is, where it is one that the pairs can have without validation rows.
+    """
     assert study.design is not None
     assert study.confirmation is not None
     cells = {(cell.arm, cell.seed): cell for cell in study.cells() if (cell.arm, cell.seed) in study.runs}
@@ -116,7 +119,15 @@ def _predicted(study: Study) -> dict[str, Any]:
         if not table_.flat(name)
     }
     tell(f"study {study.name}: the optimum is {point_text(heads, optimum)} ({rounded})")
-    return {"optimum": rounded, "response": options.response, "model": options.model, "differences": differences}
+    config = checked_config(next(iter(cells.values())).config)
+    selected_by = config.eval.metric if config.eval.target_prior is None else None
+    return {
+        "optimum": rounded,
+        "response": options.response,
+        "model": options.model,
+        "selected_by": selected_by,
+        "differences": differences,
+    }
 
 
 def predicted_difference(
@@ -156,10 +167,11 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
     arms = {entry.arm: entry for entry in entries if entry.reading == reading}
     if set(arms) != {"optimum", "baseline"}:
         return []
+    selected_by = study.prediction.get("selected_by", "micro_f1")
     rows = [
         row
         for response, predicted in study.prediction["differences"].items()
-        if (row := _confirmed(response, predicted, arms["optimum"], arms["baseline"]))
+        if (row := _confirmed(response, predicted, arms["optimum"], arms["baseline"], selected_by))
     ]
     heads = list(study.prediction["optimum"])
     shares = np.array(list(study.prediction["optimum"].values()))
@@ -182,12 +194,14 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
 
 
 def _confirmed(
-    response: str, predicted: Mapping[str, float], optimum: ScoredArm, baseline: ScoredArm
+    response: str, predicted: Mapping[str, float], optimum: ScoredArm, baseline: ScoredArm, selected_by: str | None
 ) -> list[str] | None:
     """Return one row of the table; None where the pairs have no such score."""
     measured = response
     if response == "selection" and not optimum.selection:
-        measured = "micro_f1"
+        if selected_by not in RESPONSES:
+            return None
+        measured = selected_by
     seeds = sorted(set(optimum.metrics) & set(baseline.metrics))
     pairs = [_score(optimum, seed, measured) - _score(baseline, seed, measured) for seed in seeds]
     if not pairs or not all(map(math.isfinite, pairs)):

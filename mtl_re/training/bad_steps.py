@@ -72,7 +72,7 @@ def roll_back(run: TrainRun, state: State, log: MetricsLog | None, bad: BadStepE
         raise bad
     if len(state.left_out) >= options.max_rollbacks:
         raise MtlReError(f"{bad} (train.max_rollbacks: {options.max_rollbacks} steps were left out already)") from bad
-    path, left_out = on_main(run.accelerator, lambda: _newest(run)), [*state.left_out, bad.step]
+    path, left_out = on_main(run.accelerator, lambda: _newest(run, bad.step)), [*state.left_out, bad.step]
     run.optimizer.zero_grad()
     if run.accelerator.scaler is not None:
         run.accelerator.scaler.update()  # ends the step it has begun; its scale comes from the checkpoint
@@ -82,8 +82,8 @@ def roll_back(run: TrainRun, state: State, log: MetricsLog | None, bad: BadStepE
     run.say(f"{bad}\nwent back to {path}; the rows of step {bad.step + 1} will be left out")
 
 
-def _newest(run: TrainRun) -> Path:
-    found, faults = checkpoint.newest(run.run_dir / "checkpoints")
+def _newest(run: TrainRun, step: int) -> Path:
+    found, faults = checkpoint.newest(run.run_dir / "checkpoints", step)
     if found is None:
         raise MtlReError(f"{run.run_dir / 'checkpoints'}: no whole checkpoint to go back to ({'; '.join(faults)})")
     return found.path

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -92,11 +93,24 @@ def _prune(folder: Path, final: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, and what was wrong with each newer one."""
+def forget(folder: Path, step: int) -> None:
+    """Remove the checkpoints behind a step: of a future that a run which goes on from there will not have."""
+    for path in whole_names(folder):
+        if step_of(path) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(folder: Path, most: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that verifies, and what was wrong with each newer one.
+
+    Args:
+        most: Only those up to this step count.
+    """
     faults: list[str] = []
     recover(folder)
     for path in whole_names(folder):
+        if step_of(path) > most:
+            continue
         try:
             return read_checkpoint(path), faults
         except MtlReError as error:
@@ -153,6 +167,11 @@ def whole_names(folder: Path) -> list[Path]:
     """Return the directories that carry a checkpoint's name, the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _seal(step: int, files: Mapping[str, Any]) -> str:

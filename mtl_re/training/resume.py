@@ -178,8 +178,17 @@ def restore_run(run: Run, found: checkpoint.Checkpoint) -> None:
 
 
 def open_log(run: Run, step: int) -> MetricsLog | None:
-    """Open metrics.jsonl, without the lines behind a step, on the main process; None on the others."""
-    log = on_main(run.accelerator, lambda: MetricsLog(run.run_dir / "metrics.jsonl", step))
+    """Open metrics.jsonl, without the lines behind a step, on the main process; None on the others.
+
+    Where a checkpoint was named, later ones go too: they are of a future that this run will not have.
+    """
+
+    def begin_log() -> MetricsLog:
+        if run.options.resume not in (None, "auto"):
+            checkpoint.forget(run.run_dir / "checkpoints", step)
+        return MetricsLog(run.run_dir / "metrics.jsonl", step)
+
+    log = on_main(run.accelerator, begin_log)
     return log if run.main else None
 
 

@@ -161,11 +161,11 @@ def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], d
     """Train, write the results on the main process if the run came to its end, and leave; return the run directory.
 
     Args:
-        fit: Whether all steps were taken. conclude: Writes the results and returns the final scores.
+        fit: Whether all steps were taken. conclude: Writes the results and returns the final scores; on all processes.
     """
     with peers_named(run.accelerator):
         finished = fit()
-        scores = on_main(run.accelerator, conclude) if finished else {}
+        scores = conclude() if finished else {}
         run.accelerator.wait_for_everyone()
     run.trackers.finish(scores, state.step, finished)
     leave(run)

@@ -34,7 +34,9 @@ from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator_hint, speed_up
 from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, parameter_count
 from mtl_re.model.pooling import POOLINGS
-from mtl_re.taxonomy import Taxonomy
+from mtl_re.scoring.evaluation import gold_indices
+from mtl_re.scoring.metrics import prior_weights
+from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
 from mtl_re.training.optimizer import make_optimizer
@@ -108,7 +110,9 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)
     for head, weight in weights.items():
         model.heads[head].requires_grad_(weight > 0)  # weight 0: no gradient, no decay, no momentum
+    _check_shares(config, taxonomy, rows)
     of_classes = class_weights(config.loss.class_weights, taxonomy, train_table.targets)
+    model.config.training_prior = training_prior(train_table.targets, taxonomy, of_classes)
     same = identity(config, weights, of_classes, train_table, valid_table)
     check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
@@ -257,7 +261,6 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         pooling=config.model.pooling,
         dropout=config.model.dropout,
         gate=config.eval.gate,
-        training_prior=training_prior(rows.train, taxonomy),
         **{name: value for name, value in heads.items() if value != getattr(MtlReConfig, name)},
     )
     torch.manual_seed(seed)
@@ -295,10 +298,31 @@ def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
     model.heads.load_state_dict(source.heads.state_dict())
 
 
-def training_prior(examples: Sequence[Example], taxonomy: Taxonomy) -> list[float]:
-    """Return the shares of the coarse classes among rows, in taxonomy order: the prior of a model trained on them."""
-    counts = Counter(taxonomy.coarse_of(example.label) for example in examples if example.label is not None)
-    return [counts[name] / counts.total() for name in taxonomy.groups]
+def training_prior(targets: np.ndarray, taxonomy: Taxonomy, of_classes: Mapping[str, torch.Tensor]) -> list[float]:
+    """Return the prior of the coarse classes under which a model is trained, in taxonomy order.
+
+    It is their shares of the training rows, each row weighted as the root head's loss weights its class: a head that
+    minimises a weighted cross-entropy gives p(c | x) of rows with these shares (Elkan 2001).
+
+    Args:
+        targets: (rows, heads), as in the feature table.
+    """
+    root = taxonomy.root
+    labelled = targets[:, 0][targets[:, 0] != IGNORE]
+    mass = np.bincount(labelled, minlength=len(root.classes)).astype(np.float64)
+    if root.name in of_classes:
+        mass *= of_classes[root.name].double().numpy()
+    groups = np.array([name if name in taxonomy.groups else taxonomy.coarse_of(name) for name in root.classes])
+    return [float(mass[groups == group].sum() / mass.sum()) for group in taxonomy.groups]
+
+
+def _check_shares(config: Config, taxonomy: Taxonomy, rows: Splits) -> None:
+    """Raise MtlReError, before anything is trained, if the validation rows cannot be re-weighted as asked for."""
+    if config.eval.target_prior is not None and len(rows.valid):
+        try:
+            prior_weights(gold_indices(rows.valid, taxonomy), taxonomy, config.eval.target_prior)
+        except MtlReError as error:
+            raise MtlReError(f"eval.target_prior: {error} (of the validation rows)") from error
 
 
 def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence[str]) -> Any:

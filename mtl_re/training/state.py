@@ -34,13 +34,14 @@ class State(LoopState):
     """Where a training stands.
 
     Attributes:
-        best_score, evaluations_without_gain: Of model selection.
+        best_score, evaluations_without_gain: Of model selection. best_weights: SHA-256 of the best model's weights.
         left_out: Steps whose rows a rollback left out, by number. norms: The last steps' gradient norms, where
             `train.spike` asks for them.
         window: Sums since the last line of metrics.jsonl.
     """
 
     best_score: float | None = None
+    best_weights: str | None = None
     evaluations_without_gain: int = 0
     left_out: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)

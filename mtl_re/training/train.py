@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +36,7 @@ from mtl_re.training.loop import BadStepError, Clock, Loop
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
+from mtl_re.training.resume import network_tensors
 from mtl_re.training.run import live, write_network
 from mtl_re.training.setup import TrainRun, prepare_training, write_training_records
 from mtl_re.training.state import State, resume_training, save_training
@@ -259,7 +261,7 @@ def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
         if len(run.valid_table):
             _score_and_select(run, state, log)
         else:
-            on_main(run.accelerator, lambda: keep_model(run))
+            state.best_weights = on_main(run.accelerator, lambda: keep_model(run))
 
 
 def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> None:
@@ -282,15 +284,11 @@ def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> No
         f"{figures['gate']['f1'] or 0:.2f}, {options.metric} for selection {score:.2f}{' (best)' if better else ''}"
     )
     if better:
-        on_main(run.accelerator, lambda: keep_model(run))
+        state.best_weights = on_main(run.accelerator, lambda: keep_model(run))
 
 
-def _score_valid(run: TrainRun, accelerator: Any = None) -> tuple[Decoded, np.ndarray]:
-    """Decode the validation rows; also return their gold labels (rows,).
-
-    Args:
-        accelerator: Of all processes, which then share the work; None: this one does it all.
-    """
+def _score_valid(run: TrainRun, accelerator: Any) -> tuple[Decoded, np.ndarray]:
+    """Decode the validation rows, all processes together; also return their gold labels (rows,)."""
     logits = inference.all_logits(
         run.plain_model,
         run.valid_table,
@@ -303,23 +301,45 @@ def _score_valid(run: TrainRun, accelerator: Any = None) -> tuple[Decoded, np.nd
     return decoded, evaluation.gold_indices(run.rows.valid, run.taxonomy)
 
 
-def keep_model(run: TrainRun) -> None:
-    """Write the present model as a CKPT directory in `model/`."""
+def keep_model(run: TrainRun) -> str:
+    """Write the present model as a CKPT directory in `model/`; return the SHA-256 of its weights file."""
     write_network(run.run_dir, "model", run.plain_model, run.tokenizer)
+    return files.sealed_digest(run.run_dir / "model")
 
 
 def _conclude(run: TrainRun, state: State) -> dict[str, Any]:
-    """Write valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report.
+    """Score the best model on the validation rows, all processes together, and write down what it reaches.
 
     Returns:
         The best model's validation scores; empty without validation rows.
     """
+    if not len(run.valid_table):
+        return on_main(run.accelerator, lambda: _write_results(run, state, None))
+    on_main(run.accelerator, lambda: _load_best(run, state))
+    for tensor in network_tensors(run.plain_model).values():
+        broadcast(tensor)
+    scored = _score_valid(run, run.accelerator)
+    return on_main(run.accelerator, lambda: _write_results(run, state, scored))
+
+
+def _load_best(run: TrainRun, state: State) -> None:
+    """Load the best model; where `model/` is of a future that a resume has forgotten, the last one takes its place."""
+    files.check_weights(run.run_dir / "model")  # it may be of a step long before a kill
+    if state.best_weights not in (None, files.sealed_digest(run.run_dir / "model")):
+        run.say(
+            f"model/ was of a step that this run has not taken; the last model, of step {state.step}, is kept instead"
+        )
+        with run.averaged():
+            state.best_weights, state.best_step, state.best_score = keep_model(run), state.step, None
+    weights = checkpoint.load_weights(run.run_dir / "model" / files.WEIGHTS)
+    run.plain_model.load_state_dict(weights)
+
+
+def _write_results(run: TrainRun, state: State, scored: tuple[Decoded, np.ndarray] | None) -> dict[str, Any]:
+    """Write valid_metrics.json of the best model, with intervals, its charts for the trackers, and the run's report."""
     figures: dict[str, Any] = {}
-    if len(run.valid_table):
-        files.check_weights(run.run_dir / "model")  # it may be of a step long before a kill
-        weights = checkpoint.load_weights(run.run_dir / "model" / files.WEIGHTS)
-        run.plain_model.load_state_dict(weights)
-        decoded, gold = _score_valid(run)
+    if scored is not None:
+        decoded, gold = scored
         taxonomy = run.taxonomy
         figures = evaluation.score_decoded(decoded, gold, resamples=1000)
         files.write_json(run.run_dir / "valid_metrics.json", {**figures, "step": state.best_step})

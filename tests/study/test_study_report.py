@@ -430,6 +430,16 @@ def test_two_arms_are_paired(made, tmp_path, monkeypatch, capsys):
     assert "c2/wide: no such arm/reading is finished; there are unit/hard" in capsys.readouterr().err
 
 
+def test_a_composition_is_calibrated_whole_or_not_at_all():
+    taxonomy = Taxonomy.from_prefixes()
+    logits = {head.name: np.zeros((2, len(head.classes)), np.float32) for head in taxonomy.heads}
+    gold = np.zeros(2, np.int64)
+    part = CellLogits(logits, gold, ["PER"] * 2, taxonomy, (0.3, 0.3, 0.4), {}, "rows", fitted={"coarse": 2.0})
+    others = replace(part, fitted={"org": 3.0, "per": 4.0})
+    assert compose({"coarse": part, "org": others, "per": others}).fitted == {"coarse": 2.0, "org": 3.0, "per": 4.0}
+    assert compose({"coarse": part, "org": others, "per": replace(others, fitted={})}).fitted == {}
+
+
 def test_validation_rows_of_a_changed_file_are_not_scored(tmp_path):
     """Split off a file that was edited since, most of them were trained on."""
     file = tmp_path / "train.json"

@@ -548,6 +548,28 @@ def test_a_checkpoint_goes_on_in_its_own_run(job, reference, tmp_path):
     assert (other / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_named_checkpoint_forgets_what_came_after_it(job, reference, tmp_path, capsys):
+    """Later checkpoints would be gone on from, or gone back to; a later best model would stand for this run's."""
+    scores = {str(step): float(step) for step in range(1, 9)}
+    options = EVERY | {"eval.every": 1, "train.keep": 8}
+    run_dir = copy_run(reference(**options, scores=scores), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:  # nothing reaches step 3's score again
+        score_by_step(patch, {str(step): -float(step) for step in range(1, 9)})
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        resume(job, **options, **{"train.resume": str(run_dir / "checkpoints" / "step-000003")})
+        gc.collect()
+        assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [
+            f"step-00000{step}" for step in range(1, 6)
+        ]
+        patch.undo()
+        score_by_step(patch, {str(step): -float(step) for step in range(1, 9)})
+        shrink(patch)
+        resume(job, **options)
+    assert "model/ was of a step that this run has not taken" in capsys.readouterr().err
+    assert json.loads((run_dir / "valid_metrics.json").read_text())["step"] == 8
+    assert_same_tensors(weights(run_dir), last_checkpoint(run_dir).tensors["model"])
+
+
 @pytest.mark.parametrize("name", ["evaluate_now", "save_training"])
 def test_a_kill_at_the_very_end_writes_no_line_twice(job, reference, monkeypatch, name):
     """After the last evaluation and before or after the checkpoint that knows of it."""

@@ -455,6 +455,31 @@ def test_folds_are_validation_rows(go, rows):
 
 
 @pytest.mark.parametrize("heads", ["hierarchical", "flat"])
+def test_the_training_prior_is_what_class_weights_make_of_it(go, heads):
+    """A balanced loss teaches posteriors of balanced classes: dividing by the rows' own shares would shift them so."""
+    run_dir = go(**{"model.heads": heads, "loss.class_weights": "balanced"})
+    prior = json.loads((run_dir / "model" / "config.json").read_text())["training_prior"]
+    taxonomy = Taxonomy.from_option(heads)
+    logged = json.loads((run_dir / "manifest.json").read_text())["data"]["train"]["labels"]
+    groups = list(taxonomy.groups)
+    classes = [taxonomy.coarse_of(label) for label in logged] if heads == "flat" else groups
+    assert prior == pytest.approx([classes.count(group) / len(classes) for group in groups])
+
+
+def test_validation_rows_that_cannot_be_reweighted_are_told_before_training(go, tmp_path):
+    made = [row for row in sample.rows("valid", 60, 0) if row["label"].startswith("per:")]
+    (tmp_path / "valid.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    options = {"data.valid": str(tmp_path / "valid.json"), "eval.target_prior": [0.6, 0.17, 0.23]}
+    with pytest.raises(MtlReError, match=r"eval\.target_prior: target prior: no row of coarse class 'no_relation'"):
+        go(**options)
+
+
+def test_the_first_token_says_nothing_of_a_levitated_pair(go):
+    with pytest.raises(MtlReError, match=r"model\.pooling: cls with levitated markers"):
+        go(**{"data.markers": "levitated", "model.pooling": "cls"})
+
+
+@pytest.mark.parametrize("heads", ["hierarchical", "flat"])
 def test_the_training_prior_is_the_coarse_shares_of_the_rows(go, rows, heads):
     labels = [row["label"] for row in json.loads(rows.read_text(encoding="utf-8"))]
     coarse = ["no_relation" if label == "no_relation" else label.split(":")[0] for label in labels]
