@@ -15,7 +15,7 @@ from distributed_worker import rows_file, shrink
 from hostile import FILE_FAULTS, ROW_FAULTS, write_hostile
 
 import mtl_re
-from mtl_re import cli
+from mtl_re import cli, commands
 from mtl_re.cli import main
 from mtl_re.model import network as model
 from mtl_re.scoring import evaluation
@@ -78,9 +78,9 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"mtl-re {mtl_re.__version__}\n"
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", commands.COMMANDS)
 def test_a_row_of_the_table_names_a_function_that_takes_its_arguments(name):
-    command = cli.COMMANDS[name]
+    command = commands.COMMANDS[name]
     module, _, function = command.run.partition(":")
     values = [*command.arguments, *([command.options] if command.options else [])]
     values += ["name"] if command.starts_run else []
@@ -101,7 +101,7 @@ def test_help_of_train_names_every_option_with_its_text(capsys):
 
     call("train", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    for name, group in cli.config.GROUPS.items():
+    for name, group in commands.config.GROUPS.items():
         for field in fields(group):
             assert f"--{name}.{field.name}" in text
     assert "Gradients are clipped to this global norm" in text
@@ -173,7 +173,7 @@ def resolved(capsys, *arguments):
 
 def test_print_config_is_the_whole_tree_and_a_config_file(capsys, tmp_path):
     tree = resolved(capsys)
-    assert set(cli.config.GROUPS) <= set(tree)
+    assert set(commands.config.GROUPS) <= set(tree)
     assert tree["optim"]["lr"] == 2e-5
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -406,9 +406,9 @@ def test_reader_that_leaves_early(tmp_path):
 def test_waiting_threads_sleep_unless_told_otherwise(given, expected):
     """Torch reads it when it is imported, so it is set before."""
     program = (
-        "import os, sys\nfrom mtl_re import cli\n"
-        "cli.Command.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
-        "cli.Command.remember_files = lambda *_: None\n"
+        "import os, sys\nfrom mtl_re import cli, commands\n"
+        "commands.Command.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "commands.Command.remember_files = lambda *_: None\n"
         "sys.exit(cli.main(['heads', 'sample:train', '--output', '/dev/null']))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtl_re import cli, quickstart
+from mtl_re.commands import COMMANDS
 
 SMALL = {"sample": ["--train", "200", "--valid", "30", "--test", "30"], "train": ["--train.max_steps", "2"]}
 
@@ -36,7 +37,7 @@ def test_it_trains_as_the_shipped_config_says():
     parser = cli.build_parser()
     config = Path(__file__).parents[1] / "experiments" / "configs" / "sample.yaml"
     spelled, shipped = (
-        cli.COMMANDS["train"].made(parser.parse_args(["train", *arguments]).train)
+        COMMANDS["train"].made(parser.parse_args(["train", *arguments]).train)
         for arguments in (shlex.split(quickstart.TRAINING), ["--config", str(config)])
     )
     assert spelled == shipped

@@ -8,6 +8,7 @@ from families import make_family
 
 from mtl_re import cli
 from mtl_re.adapt.adapt import adapt
+from mtl_re.commands import COMMANDS
 from mtl_re.training.train import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "experiments" / "configs").rglob("*.y*ml"))
@@ -35,7 +36,7 @@ def parsed(parser, path: Path, monkeypatch, *more: str):
     module = import_module({"train": "mtl_re.training.train", "adapt": "mtl_re.adapt.adapt"}[command])
     monkeypatch.setattr(module, command, lambda config, name: taken.append((config, name)))
     given = parser.parse_args([command, "--config", str(path), *more])[command]
-    row = cli.COMMANDS[command]
+    row = COMMANDS[command]
     row.call(given, row.made(given))
     return taken[0]
 
