@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import sample_examples
+from jsonargparse import Namespace
 
 from mtl_re import cli
+from mtl_re.commands import COMMANDS
+from mtl_re.errors import MtlReError
 from mtl_re.files import protect
 
 
@@ -29,6 +33,69 @@ def rows(tmp_path):
 def refused(capsys, *words: str) -> str:
     assert cli.main([*map(str, words)]) == 1
     return capsys.readouterr().err
+
+
+WRITES = {
+    "sample": {"directory"},
+    "convert": {"output"},
+    "heads": {"output"},
+    "explore": {"output"},
+    "evaluate": {"output", "predictions"},
+    "predict": {"output"},
+    "vote": {"output"},
+    "extract": {"output"},
+    "calibrate": {"output"},
+    "errors": {"output"},
+    "cooccurrence": {"output"},
+}
+"""Command → what it writes under a name of the user's. (train, adapt, trim, export and ablate write whole directories,
+which they check themselves.)"""
+
+
+def parsed(name: str, **values):
+    """Arguments of a command as the parser would give them: all absent but these."""
+    command = COMMANDS[name]
+    names = {argument.name.lstrip("-") for argument in command.arguments} | {*command.reads, *command.writes, "config"}
+    return Namespace(**dict.fromkeys(names) | {"overwrite": False} | values)
+
+
+def options_of(name: str):
+    """Stands in for the options, where the names of the outputs follow from them."""
+    return SimpleNamespace(engine="local", data=None, output=None, ray=SimpleNamespace(format=None))
+
+
+def test_every_command_says_what_it_writes():
+    assert {name: {*command.writes} for name, command in COMMANDS.items() if command.writes} == WRITES
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, options in WRITES.items() for option in options])
+def test_no_command_replaces_a_strangers_file(tmp_path, name, option):
+    names = COMMANDS[name].written(options_of(name))[option]
+    target = tmp_path / "out.csv"
+    if names:  # a directory, and its files
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / names[0].replace("*", "x")).write_text("mine")
+    else:
+        target.write_text("mine")
+    with pytest.raises(MtlReError, match="exists, and this command did not write it"):
+        COMMANDS[name].check_files(parsed(name, **{option: str(target)}), options_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in WRITES for option in COMMANDS[name].reads if name != "sample"]
+)
+def test_no_command_replaces_what_it_reads(tmp_path, name, option):
+    output = next(iter(WRITES[name]))
+    names = COMMANDS[name].written(options_of(name))[output]
+    target = tmp_path / "file.csv"
+    given, read = str(target), target
+    if names:
+        given, read = str(tmp_path), tmp_path / names[0].replace("*", "x")
+    read.write_text("mine")
+    values = {output: given, option: [str(read)] if option in ("files", "specs") else str(read)}
+    with pytest.raises(MtlReError, match="is an input of this command"):
+        COMMANDS[name].check_files(parsed(name, **values), options_of(name))
 
 
 @pytest.mark.parametrize("kind", ["path", "link", "inode"])

@@ -1,5 +1,6 @@
 """Label ↔ targets for every label of every taxonomy, and maps that must be refused."""
 
+import hashlib
 import json
 
 import pytest
@@ -88,6 +89,25 @@ def test_both_orders_hold_the_same_thirty_labels():
     assert len(KLUE) == len(BOOSTCAMP) == 30
     assert set(KLUE) == set(BOOSTCAMP)
     assert KLUE != BOOSTCAMP
+
+
+@pytest.mark.parametrize(
+    ("order", "digest"),
+    [
+        (KLUE, "352668993ae90d8a851a98a1636bf043465881a1fa345ec61d4a80feb9f7aecf"),
+        (BOOSTCAMP, "59b0dbac4916f0cdb8d44a972d59a0445b2c594c37ef03de7ccfbc2fb4e41153"),
+    ],
+    ids=["klue", "boostcamp"],
+)
+def test_the_orders_are_those_of_the_data_sets(order, digest):
+    """By their sums, which were taken where the official lists lie: one swapped pair makes every file wrong."""
+    assert hashlib.sha256(" ".join(order).encode()).hexdigest() == digest
+
+
+def test_the_contest_s_order_is_that_of_the_independent_scorer():
+    from experiments.score_submission import ORDER
+
+    assert list(BOOSTCAMP) == list(ORDER)
 
 
 def test_klue_order_is_the_official_one(shared):

@@ -1,6 +1,7 @@
 """The cache gives what tokenising gives, notices every change, and is never needed."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import fields, replace
 
 import numpy as np
@@ -42,24 +43,25 @@ def test_the_second_time_nothing_is_tokenised(featurizer, examples, monkeypatch)
 
 
 def test_the_key_notices_rows_and_settings(featurizer, examples, tokenizer):
-    keys = {feature_cache.table_key(featurizer, examples)}
-    keys.add(feature_cache.table_key(featurizer, examples[::-1]))
-    keys.add(feature_cache.table_key(featurizer, [replace(examples[0], label=None), *examples[1:]]))
-    moved = replace(examples[0].subject, type="LOC")
-    keys.add(feature_cache.table_key(featurizer, [replace(examples[0], subject=moved), *examples[1:]]))
-    flat = Taxonomy.from_prefixes(layout="flat")
-    for taxonomy, scheme, query, length in (
-        (flat, "typed_punct_ko", False, 128),
-        (featurizer.taxonomy, "typed_punct", False, 128),
-        (featurizer.taxonomy, "typed_punct_ko", True, 128),
-        (featurizer.taxonomy, "typed_punct_ko", False, 127),
+    first, rest = examples[0], examples[1:]
+    subject, apart = first.subject, deepcopy(tokenizer)
+    apart.add_tokens("쀍")
+    rows = [
+        examples,
+        examples[::-1],
+        [replace(first, label=None), *rest],
+        [replace(first, subject=replace(subject, type="LOC")), *rest],
+        [replace(first, subject=replace(subject, start=subject.start + 1, word=subject.word[1:])), *rest],
+        [replace(first, subject=replace(subject, end=subject.end - 1, word=subject.word[:-1])), *rest],
+    ]
+    keys = [feature_cache.table_key(featurizer, changed) for changed in rows]
+    plain = (tokenizer, featurizer.taxonomy, "typed_punct_ko", False, 128, TYPES)
+    for place, other in enumerate(
+        (apart, Taxonomy.from_prefixes(layout="flat"), "entity_punct", True, 127, TYPES[:-1])
     ):
-        try:
-            other = Featurizer(tokenizer, taxonomy, scheme, query, length, TYPES)
-        except Exception:  # this vocabulary may lack English type words
-            continue
-        keys.add(feature_cache.table_key(other, examples))
-    assert len(keys) >= 7
+        changed = Featurizer(*plain[:place], other, *plain[place + 1 :])
+        keys.append(feature_cache.table_key(changed, examples))
+    assert len({*keys}) == len(keys) == 12
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "starts.npy", "sha256.json"])

@@ -100,6 +100,28 @@ def interrupt(patch, windows, error=Kill):
     return predicted
 
 
+def test_rows_are_read_a_window_at_a_time(run, monkeypatch):
+    """Once to look at them all, then again as they are needed: memory does not grow with the input."""
+    read, seen, job = [0], [], predict_run.PredictionJob
+    rows, answer = job.rows, job.answer
+
+    def counted(self):
+        read[0] = 0
+        for row in rows(self):
+            read[0] += 1
+            yield row
+
+    def watched(self, given, tick):
+        seen.append(read[0])
+        return answer(self, given, tick)
+
+    monkeypatch.setattr(job, "rows", counted)
+    monkeypatch.setattr(job, "answer", watched)
+    run()
+    assert len(seen) > 3
+    assert all(count <= (number + 1) * WINDOW for number, count in enumerate(seen)), seen
+
+
 @pytest.fixture
 def stopped(run):
     """Begin a prediction that ends after so many windows."""

@@ -11,11 +11,11 @@ from mtl_re.config import CalibrateConfig, EvaluateConfig
 from mtl_re.data.readers import file_digest
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
-from mtl_re.scoring import gating
+from mtl_re.scoring import calibration, gating, metrics
 from mtl_re.scoring.calibrate import calibrate, reliability
 from mtl_re.scoring.composed import ComposedModel, parse_compose
 from mtl_re.scoring.decoding import Decoding
-from mtl_re.scoring.evaluation import evaluate
+from mtl_re.scoring.evaluation import evaluate, gold_indices
 from mtl_re.taxonomy import Taxonomy
 
 PRIOR = [0.3, 0.3, 0.4]
@@ -153,6 +153,39 @@ def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path):
     assert stored["threshold"] == result["threshold"]["value"]
     again = calibrate(ckpt, options)
     assert again["temperatures"] == pytest.approx(result["temperatures"])  # fitted from the raw logits, not on top
+
+
+def test_thresholds_are_fitted_under_the_target_prior(ckpt, data, rows, monkeypatch):
+    """Temperatures first, then the prior, rows weighted to its shares; without the weights other values come out."""
+    shares, passed, real = [0.7, 0.1, 0.2], [], calibration.fit_relation_thresholds
+    monkeypatch.setattr(calibration, "fit_relation_thresholds", lambda *given: (passed.append(given), real(*given))[1])
+    options = CalibrateConfig(data=data, store=False, prior="0.7,0.1,0.2", unlabelled=None, precision=0.02)
+    found = calibrate(ckpt, options)
+    model = ComposedModel.load(ckpt)
+    model.root.config.temperatures = found["temperatures"]
+    taxonomy, gold = model.taxonomy, gold_indices(rows, model.taxonomy)
+    logits = model.logits(rows, 128)
+    decoded = model.decode(logits, rows, Decoding(model.config.gate, "0.7,0.1,0.2"))
+    best = gating.labels(decoded.probs, taxonomy, model.config.gate, threshold=-1.0).numpy()
+    weights = metrics.prior_weights(gold, taxonomy, shares)
+    fitted, plain = (
+        calibration.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, each) for each in (weights, None)
+    )
+    assert found["threshold"]["value"] == pytest.approx(fitted.value)
+    assert (fitted.value, fitted.f1) != pytest.approx((plain.value, plain.f1))
+    relations, scores = (part.numpy() for part in gating.best_relation(decoded.probs, taxonomy))
+    ((*arrays, _, wanted, given),) = passed
+    assert wanted == 0.02
+    for one, other in zip((*arrays, given), (relations, scores, gold, weights), strict=True):
+        assert np.allclose(one, other)
+
+
+def test_the_prior_is_estimated_from_calibrated_posteriors(ckpt, data, rows):
+    found = calibrate(ckpt, CalibrateConfig(data=data, store=False, unlabelled=data))
+    model = ComposedModel.load(ckpt)
+    model.root.config.temperatures = found["temperatures"]
+    decoded = model.decode(model.logits(rows, 128), rows, Decoding(prior="em"))
+    assert found["prior"]["target"] == pytest.approx(decoded.shares)
 
 
 def test_calibrate_can_leave_the_checkpoint_alone(ckpt, data):

@@ -150,16 +150,25 @@ def test_intervals_hold_the_score_are_seeded_and_narrow_with_rows():
     assert metrics.bootstrap_intervals(gold, pred, probs, SMALL, resamples=0) == {"micro_f1": None, "auprc": None}
 
 
+def test_intervals_are_the_quantiles_of_the_draws():
+    gold, probs, pred = draw(5, rows=300, classes=5)
+    score = metrics.Resampled(gold, pred, probs, SMALL)
+    pairs = [score(chunk) for chunk in metrics.multiplicities(len(gold), 200, 3)]
+    found = metrics.bootstrap_intervals(gold, pred, probs, SMALL, resamples=200, seed=3)
+    for name, values in zip(("micro_f1", "auprc"), zip(*pairs, strict=True), strict=True):
+        assert found[name] == pytest.approx(np.quantile(np.concatenate(values), [0.025, 0.975]).tolist(), abs=1e-12)
+
+
 def test_intervals_cover_the_population_score():
     gold, probs, pred = draw(5, rows=100_000, classes=5)
     truth = {"micro_f1": metrics.micro_f1(gold, pred, SMALL), "auprc": metrics.auprc(gold, probs)}
     generator, covered = np.random.default_rng(0), {"micro_f1": 0, "auprc": 0}
-    for seed in range(100):
+    for seed in range(40):
         rows = generator.integers(len(gold), size=400)
         found = metrics.bootstrap_intervals(gold[rows], pred[rows], probs[rows], SMALL, resamples=200, seed=seed)
         for name, (low, high) in found.items():
             covered[name] += low <= truth[name] <= high
-    assert all(88 <= count <= 100 for count in covered.values()), covered
+    assert all(35 <= count <= 40 for count in covered.values()), covered
 
 
 REPORT_KEYS = [

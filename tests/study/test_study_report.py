@@ -181,6 +181,21 @@ def test_holm_runs_over_the_comparisons_of_one_score():
     assert [d.verdict for d in result] == ["better", "better", "no difference shown", "no difference shown"]
 
 
+@pytest.mark.parametrize(
+    ("rows_holm", "seeds_ci", "verdict"),
+    [
+        (0.001, (0.1, 2.0), "better"),
+        (0.001, (-0.1, 2.0), "no difference shown"),
+        (0.2, (0.1, 2.0), "no difference shown"),
+        (0.001, None, "no difference shown"),
+    ],
+)
+def test_a_difference_is_shown_over_rows_and_over_seeds_or_not_at_all(rows_holm, seeds_ci, verdict):
+    values = {"rows_ci": (0.5, 1.5), "rows_p": 0.001, "seeds_p": 0.06, "smallest_p": 0.06}
+    made = Difference("b", "hard", "a", "micro_f1", 5, 1.0, seeds_ci=seeds_ci, rows_holm=rows_holm, **values)
+    assert made.verdict == verdict
+
+
 def test_draws_are_kept_and_read_again(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     gold = golds(generator, 80)

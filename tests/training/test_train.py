@@ -1,5 +1,6 @@
 """A run from options to run directory: what it writes, what it keeps, when it stops, and the algebra of a step."""
 
+import gc
 import json
 import re
 import time
@@ -35,6 +36,7 @@ from mtl_re.training import train as train_module
 from mtl_re.training.processes import overruled_precision
 from mtl_re.training.setup import warnings_of
 from mtl_re.training.train import train
+from mtl_re.training.weighting import WEIGHTINGS, Uncertainty
 
 
 @pytest.fixture(autouse=True)
@@ -543,8 +545,70 @@ def test_option_changes_the_run(plain_run, go, options):
         assert any(t.shape != after[n].shape or not torch.equal(t, after[n]) for n, t in before.items())
 
 
-def test_gradient_checkpointing_computes_the_same(plain_run, go):
+def test_gradient_checkpointing_computes_the_same(plain_run, go, monkeypatch):
+    real, asked = prepare_module.make_optimizer, []
+
+    def watched(model, options):
+        asked.append(model.encoder.is_gradient_checkpointing)
+        return real(model, options)
+
+    monkeypatch.setattr(prepare_module, "make_optimizer", watched)
     assert_same_tensors(weights(plain_run), weights(go(**{"train.gradient_checkpointing": True})), 1e-6)
+    assert asked == [True]
+
+
+@pytest.mark.parametrize("options", [{"loss.class_weights": "balanced"}, {"optim.beta2": 0.9}], ids=" ".join)
+def test_an_option_that_changes_the_weights(plain_run, go, options):
+    before, after = weights(plain_run), weights(go(**options))
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_gradients_are_clipped(go, monkeypatch):
+    """To a norm far below what is logged, that of the gradient before."""
+    clipped, real = [], train_module._clip
+
+    def watched(run):
+        norm = real(run)
+        grads = [parameter.grad for parameter in run.plain_model.parameters() if parameter.grad is not None]
+        clipped.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+        return norm
+
+    monkeypatch.setattr(train_module, "_clip", watched)
+    run_dir = go(**{"optim.max_grad_norm": 0.01, "train.max_steps": 3})
+    assert clipped == pytest.approx([0.01] * 3, rel=1e-3)
+    assert min(line["grad_norm"] for line in lines(run_dir, "train")) > 0.1
+
+
+def test_the_best_model_is_chosen_by_the_gate_asked_for(go):
+    run_dir = go(**{"eval.gate": "soft", "train.max_steps": 2})
+    assert json.loads((run_dir / "valid_metrics.json").read_text())["gate_mode"] == "soft"
+    assert {line["gate_mode"] for line in lines(run_dir, "valid")} == {"soft"}
+
+
+def test_moving_weights_reach_the_loss(plain_run, go):
+    """Those of a step are the weighting's own, and the model that they train is another one."""
+    run_dir = go(**{"loss.weighting": "rlw"})
+    heads = ("coarse", "org", "per")
+    weighting = WEIGHTINGS["rlw"](heads, 42)
+    for line in lines(run_dir, "train"):
+        wanted = losses.normalise(weighting.factors(line["step"] - 1), heads)
+        assert line["weights"] == pytest.approx(wanted)
+    before, after = weights(plain_run), weights(run_dir)
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_weighting_sees_mean_losses_and_survives_a_resume(go, monkeypatch):
+    seen, real = [], Uncertainty.update
+    monkeypatch.setattr(Uncertainty, "update", lambda self, now, after: (seen.append(now), real(self, now, after)))
+    options = {"loss.weighting": "uncertainty", "train.save_every": 1}
+    whole = go("whole", **options)
+    for line, means in zip(lines(whole, "train"), seen, strict=True):
+        assert means == pytest.approx({name: value for name, value in line["loss"].items() if name in means}, rel=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "agreed_to_stop", lambda run, state, stopped: state.step == 5)
+        go("cut", **options)
+    gc.collect()
+    assert_same_run(go("cut", **options, **{"train.resume": "auto"}), whole)
 
 
 def test_schedule_rises_and_falls_to_the_end(go):
