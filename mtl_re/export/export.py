@@ -269,6 +269,21 @@ def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
     return kept
 
 
+EXPORTED = [
+    *("config.json", "export.json", "*.safetensors*", "*.onnx", "*.onnx.data", "predict_onnx.py", "modeling_mtl_re.py"),
+    *(
+        "mtl_re_input/*",
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "spiece.model",
+    ),
+]
+"""What an export may hold: of an earlier one nothing stays on the hub, such as a graph of other weights."""
+
+
 def push(folder: Path, name: str, private: bool) -> str:
     """Upload an exported directory to the hub, and return its address.
 
@@ -280,7 +295,10 @@ def push(folder: Path, name: str, private: bool) -> str:
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"mtl-re {__version__}")
+        if private and not api.repo_info(name).private:  # `create_repo` leaves one that exists as it is
+            raise MtlReError("this repository is public already; make it private first, or leave --private out")
+        message = f"mtl-re {__version__}"
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=EXPORTED)
     except Exception as error:  # the hub client raises dozens of kinds
         raise MtlReError(f"--push_to_hub: {name}: {first_line(error)}; {folder} is complete, push it again") from error
     return str(address)

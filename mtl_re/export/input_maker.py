@@ -111,8 +111,10 @@ class InputMaker:
             token_types: whether the graph has the input `token_type_ids`.
 
         Raises:
-            MtlReError: the two entities of a row do not fit the model's longest input.
+            MtlReError: the two entities of a row do not fit the model's longest input, or the size is below 1.
         """
+        if batch_size < 1:
+            raise MtlReError(f"batch size {batch_size}; expected 1 or more rows")
         rows = self.featurizer.stream(examples)
         while chunk := list(islice(rows, batch_size)):
             features, pad = [row for _, row in chunk], pad_pairs if self.config["markers"] == LEVITATED else pad_batch

@@ -100,17 +100,17 @@ def render_card(model: MtlReModel, report: Mapping[str, Any], known: Known) -> s
 
     parts = [
         _what(model, known),
-        _scores(known, report),
+        _scores(model, known, report),
         _use(model, report),
         _limits(model, known),
         _training(model, report, known),
         _licence(known),
     ]
-    text = f"---\n{_head(known, report).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    text = f"---\n{_head(model, known, report).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
     return str(ModelCard(text))  # parses the metadata, so that a fault shows here and not on the hub
 
 
-def _head(known: Known, report: Mapping[str, Any]) -> Any:
+def _head(model: MtlReModel, known: Known, report: Mapping[str, Any]) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -127,11 +127,12 @@ def _head(known: Known, report: Mapping[str, Any]) -> Any:
         for key, (kind, title) in HUB_METRICS.items()
         if values.get(key) is not None
     ]
+    kinds = [] if len(model.taxonomy.heads) == 1 else ["multi-task", "hierarchical"]
     return ModelCardData(
         language="ko",
         license=_weights_licence(known),
         library_name="transformers",
-        tags=["relation-extraction", "multi-task", "hierarchical", *(["onnx"] if "onnx" in report else [])],
+        tags=["relation-extraction", *kinds, *(["onnx"] if "onnx" in report else [])],
         datasets=["klue"] if known.klue else None,
         base_model=_hub_encoder(known),
         model_name="mtl-re relation extraction",
@@ -155,21 +156,29 @@ def _what(model: MtlReModel, known: Known) -> str:
     taxonomy = model.taxonomy
     heads = ", ".join(f"`{head.name}` ({len(head.classes)})" for head in taxonomy.heads)
     encoder = public_name(str(known.options.get("model", {}).get("encoder", model.encoder.config.model_type)))
+    title, trained = (
+        "# Relation extraction with one encoder and gated heads",
+        "and the heads {heads} were trained jointly",
+    )
+    probabilities = f"the product p(coarse)·p(fine | coarse); the `{model.config.gate}` gate chooses the label"
+    if len(taxonomy.heads) == 1:
+        title, trained = "# Relation extraction with one encoder and a flat head", "and one head, {heads}, were trained"
+        probabilities = "one softmax over all labels; the most probable label is chosen"
     return (
-        "# Relation extraction with one encoder and gated heads\n\n"
+        f"{title}\n\n"
         f"From a sentence, a subject and an object to one of {len(taxonomy.labels)} labels. One shared encoder "
-        f"({encoder}) and the heads {heads} were trained jointly with mtl-re {__version__}. Probabilities are the "
-        f"product p(coarse)·p(fine | coarse); the `{model.config.gate}` gate chooses the label.\n\n"
+        f"({encoder}) {trained.format(heads=heads)} with mtl-re {__version__}. Probabilities are {probabilities}.\n\n"
         f"Labels, in the order of the probabilities: {', '.join(f'`{label}`' for label in taxonomy.labels)}."
     )
 
 
-def _scores(known: Known, report: Mapping[str, Any]) -> str:
+def _scores(model: MtlReModel, known: Known, report: Mapping[str, Any]) -> str:
     lines = ["## Scores", ""]
     if known.scores:
         lines += ["| rows | n | micro-F1 | AUPRC | decoding |", "|---|---|---|---|---|"]
         lines += [_score_row(rows, values) for rows, values in known.scores]
-        lines += ["", "In %, with 95 % bootstrap intervals over the rows; micro-F1 excludes `no_relation`."]
+        left_out = "" if model.taxonomy.no_relation is None else f"; micro-F1 excludes `{model.taxonomy.no_relation}`"
+        lines += ["", f"In %, with 95 % bootstrap intervals over the rows{left_out}."]
     else:
         lines.append("Not measured for these weights (`mtl-re evaluate`, then `mtl-re export --metrics`).")
     if "onnx" in report:
@@ -191,7 +200,14 @@ def _score_row(rows: str, values: Mapping[str, Any]) -> str:
         interval = (values.get("ci") or {}).get(key)
         shown = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
         cells.append("–" if values.get(key) is None else f"{values[key]:.1f}{shown}")
-    decoding = f"{values.get('gate_mode', '?')} gate, prior {values.get('prior', 'none')}"
+    applied = [f"{values.get('gate_mode', '?')} gate", f"prior {values.get('prior', 'none')}"]
+    if values.get("restrict", "none") != "none":
+        applied.append(f"restricted by {values['restrict']}")
+    if values.get("threshold") is not None:
+        applied.append(f"threshold {values['threshold']:.3g}")
+    if temperatures := values.get("temperatures"):
+        applied.append("temperatures " + " ".join(f"{name} {value:.3g}" for name, value in temperatures.items()))
+    decoding = ", ".join(applied)
     return f"| {_cell(rows)} | {values.get('n', '–')} | {' | '.join(cells)} | {_cell(decoding)} |"
 
 
@@ -229,7 +245,8 @@ def _limits(model: MtlReModel, known: Known) -> str:
     origin = "KLUE-RE's sentences come from encyclopedia and news articles. " if known.klue else ""
     return f"""## Limits
 
-* **Prior shift.** Shares of the coarse classes in training: {prior}. {klue_shift}Where shares differ, probabilities \
+* **Prior shift.** Prior of the coarse classes in training: {prior} (their shares of the rows, as the \
+loss weights them). {klue_shift}Where shares differ, probabilities \
 are miscalibrated, and text with more unrelated pairs gets too many relations. mtl-re can shift the prior (`--prior`).
 * **False relations.** {_cooccurrence(known.cooccurrence)}{_precision(model)}
 * Entities must be given, with types that occur in training ({", ".join(model.config.entity_types) or "any"}); the \

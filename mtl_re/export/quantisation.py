@@ -77,6 +77,8 @@ def write_int8(
     tried: dict[str, Any] = {}
     over: list[str] = []
     for recipe in RECIPES:
+        for old in target.parent.glob(f"{target.name}*"):  # onnx writes behind the weights of the recipe before
+            old.unlink()
         quantise(source, target, recipe)
         changed = graph_outputs(OnnxModel(target, model.config), table, pad_id, BATCH_SIZES[0], target.name)
         tried[recipe] = quantisation_cost(gold, outputs, changed, model.taxonomy)

@@ -40,7 +40,7 @@ def with_fine_evidence(logits: Mapping[str, Tensor], taxonomy: Taxonomy) -> dict
     root = taxonomy.root
     own = logits[root.name]
     evidence = [
-        logits[name].logsumexp(-1) - math.log(len(branch)) if len(branch) > 1 else own.new_zeros(len(own))
+        logits[name].logsumexp(-1) - math.log(len(branch)) if len(branch) > 1 else torch.zeros_like(own[:, 0])
         for name, branch in zip(root.classes, taxonomy.branches, strict=True)
     ]
     return {**logits, root.name: own + torch.stack(evidence, dim=-1)}

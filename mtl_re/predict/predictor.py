@@ -64,6 +64,10 @@ class Predictor:
             raise MtlReError("--prior em reads all rows before it answers; give shares, or see `mtl-re evaluate`")
         if self.decoding.prior != "none":
             parse_shares("--prior", self.decoding.prior)
+            divided = [[(name, {*labels}) for name, labels in one.taxonomy.groups.items()] for one in members]
+            if any(other != divided[0] for other in divided[1:]):
+                what = "these checkpoints divide the labels into coarse classes, or order these, differently"
+                raise MtlReError(f"--prior: {what}; leave it out")
         self.batch_size, self.precision = batch_size, resolve_precision(precision)
         self.weights = None if weights is None else vote_shares(weights, len(self.members))
 

@@ -6,9 +6,10 @@ weighted mean of the probabilities and the most probable label. No model is load
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,17 @@ def vote_shares(weights: str | None, members: int) -> np.ndarray:
     return given / given.sum()
 
 
+def _agreed_gold(lines: Sequence[tuple[str, dict[str, Any]]], index: Mapping[str, int]) -> str | None:
+    """Return the gold label of a row that those files give which have any."""
+    given = [(where, row["gold"]) for where, row in lines if row.get("gold") is not None]
+    for where, gold in given:
+        if gold not in index:
+            raise MtlReError(f"{where}: gold: {gold!r} is not one of the {len(index)} labels")
+        if gold != given[0][1]:
+            raise MtlReError(f"{where}: gold: {gold!r}, but {given[0][0]} has {given[0][1]!r}")
+    return None if not given else str(given[0][1])
+
+
 def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read: Sequence[str]) -> Iterator[Prediction]:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     for number, lines in enumerate(zip_longest(*(prediction_rows(path, read) for path in paths)), start=1):
@@ -73,5 +85,5 @@ def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read:
                 raise MtlReError(f"{where}: id: {what}; all files must hold the same rows in the same order")
         probs = weights @ np.stack([values for _, _, values in rows])
         probs = probs / probs.sum()
-        gold = next((row["gold"] for _, row in lines if row.get("gold") is not None), None)
+        gold = _agreed_gold(lines, index)
         yield Prediction.of(rows[0][0], probs, int(probs.argmax()), taxonomy, gold)

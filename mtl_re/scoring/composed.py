@@ -48,7 +48,7 @@ class ComposedModel:
     def __init__(self, networks: Mapping[str, tuple[MtlReModel, Any]]) -> None:
         self.networks = dict(networks)
         first = next(iter(self.networks.values()))[0]
-        self.taxonomy, self.config = first.taxonomy, first.config
+        self.taxonomy = first.taxonomy
         heads = [head.name for head in self.taxonomy.heads]
         if set(self.networks) != set(heads):
             raise MtlReError(f"--compose: the heads are {', '.join(heads)}; given were {', '.join(self.networks)}")
@@ -56,6 +56,7 @@ class ComposedModel:
             if model.taxonomy.heads != self.taxonomy.heads:
                 raise MtlReError("--compose: these checkpoints have different labels or heads")
         self.root = self.networks[self.taxonomy.root.name][0]
+        self.config = self.root.config
         pairs = {id(pair[0]): pair for pair in self.networks.values()}
         self.featurizers = {key: featurizer_of(*pair) for key, pair in pairs.items()}
         self.told = False

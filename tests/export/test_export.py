@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from safetensors import SafetensorError
 from mtl_re import cli
 from mtl_re.config import ExportConfig
 from mtl_re.errors import MtlReError
-from mtl_re.export import export, input_maker, shipped_code
+from mtl_re.export import export, input_maker, model_card, shipped_code
 from mtl_re.export.remote import modeling_mtl_re as remote
 from mtl_re.features import featurizer as features
 from mtl_re.features.collate import Collator
@@ -190,6 +192,19 @@ def test_the_folders_of_a_machine_may_be_called_as_ours(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"name": "/data/run1"}')
     with pytest.raises(MtlReError, match=r"config\.json: names /data/"):
         export.refuse_machine_paths(tmp_path, ["/data/run1"])
+
+
+def test_the_card_says_what_was_applied_and_what_heads_there_are(tmp_path, saved):
+    scores = {"n": 9, "micro_f1": 50.0, "auprc": 40.0, "gate_mode": "hard", "prior": "none", "restrict": "subject_type"}
+    (tmp_path / "m.json").write_text(json.dumps(scores | {"threshold": 0.25, "temperatures": {"coarse": 1.5}}))
+    export.export(str(saved), str(tmp_path / "out"), ExportConfig(metrics=str(tmp_path / "m.json")))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "hard gate, prior none, restricted by subject_type, threshold 0.25, temperatures coarse 1.5" in card
+    assert "gated heads" in card
+    flat = small_model("bert", taxonomy=Taxonomy.from_prefixes(layout="flat").to_dict())
+    text = model_card._what(flat, model_card.Known())
+    assert "a flat head" in text
+    assert "p(coarse)" not in text
 
 
 @pytest.mark.parametrize("options", [{"prior": "0.6,0.2,0.2"}, {"threshold": "stored"}])
@@ -430,6 +445,8 @@ class Hub:
 
     calls: list = []  # noqa: RUF012 - shared with the test on purpose
     fault: Exception | None = None
+    public = False
+    deleted: list = []  # noqa: RUF012
 
     def create_repo(self, name, private, exist_ok):
         Hub.calls.append(("create", name, private, exist_ok))
@@ -437,7 +454,11 @@ class Hub:
             raise Hub.fault
         return f"https://hub/{name}"
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def repo_info(self, name):
+        return SimpleNamespace(private=not Hub.public)
+
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
+        Hub.deleted = delete_patterns
         Hub.calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
@@ -449,6 +470,16 @@ def test_pushing(tmp_path, saved, monkeypatch):
     assert created == ("create", "me/re", True, True)
     assert uploaded[:2] == ("upload", "me/re")
     assert {"README.md", "config.json", "model.safetensors", "modeling_mtl_re.py", "mtl_re_input"} <= set(uploaded[2])
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    kept = [name for name in names if not any(fnmatch(name, pattern) for pattern in Hub.deleted)]
+    assert kept == ["README.md"]  # of an earlier export nothing else stays, and nothing of the user's goes
+    assert all(
+        any(fnmatch(name, pattern) for pattern in Hub.deleted) for name in ("model.onnx", "model.int8.onnx.data")
+    )
+    assert not any(fnmatch("LICENSE", pattern) for pattern in Hub.deleted)
+    monkeypatch.setattr(Hub, "public", True)
+    with pytest.raises(MtlReError, match="this repository is public already"):
+        export.export(str(saved), str(tmp_path / "three"), ExportConfig(push_to_hub="me/re", private=True))
     monkeypatch.setattr(Hub, "fault", OSError("401 Client Error\nno token"))
     with pytest.raises(MtlReError, match=r"me/re: 401 Client Error no token; .* is complete, push it again"):
         export.export(str(saved), str(tmp_path / "two"), ExportConfig(push_to_hub="me/re"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, MAX_LENGTH, SCHEME, TAXONOMIES, TYPES, enliven, sample_examples, small_config
+from conftest import ENCODERS, MAX_LENGTH, SCHEME, TAXONOMIES, TYPES, enliven, sample_examples, small_config, tiny_model
 from test_export import SECRETS, elsewhere
 
 from mtl_re import cli
@@ -94,7 +94,7 @@ def test_a_directory_without_a_graph_says_how_to_make_one(saved):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_missing_packages_are_named(tmp_path, saved, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MtlReError, match=r"pip install 'mtl-re\[onnx\]'"):
+    with pytest.raises(MtlReError, match=r"pip install -e '\.\[onnx\]'"):
         export.export(str(saved), str(tmp_path / "out"), ExportConfig(onnx=True))
     assert not list(tmp_path.iterdir())
 
@@ -120,6 +120,33 @@ def test_options_that_a_graph_cannot_take(tmp_path, saved):
         with pytest.raises(MtlReError, match=message):
             export.export(str(saved), str(tmp_path / "out"), options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_graph_of_a_gate_that_reads_the_fine_heads_takes_any_number_of_rows(tmp_path, tokenizer):
+    """A class with one label has no fine head, and nothing to add: not even the number of rows of the traced batch."""
+    tiny_model(tokenizer, gate_evidence="fine", head_layers=1).save_pretrained(tmp_path / "ckpt")
+    tokenizer.save_pretrained(tmp_path / "ckpt")
+    options = ExportConfig(onnx=True, check_data="sample:valid")
+    found = export.export(str(tmp_path / "ckpt"), str(tmp_path / "out"), options)
+    assert found["onnx"]["check"]["equal_labels"] > 0.99
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_the_bounds_and_force_reach_the_quantiser(tmp_path, saved, monkeypatch, force):
+    passed = []
+
+    def quantiser(*given):
+        passed.append(given[-2:])
+        raise MtlReError("stopped by the test")
+
+    monkeypatch.setattr(onnx_graph, "write_graph", lambda *given: {})
+    monkeypatch.setattr(onnx_graph, "check_graph", lambda *given: ({}, {}))
+    monkeypatch.setattr(quantisation, "write_int8", quantiser)
+    options = ExportConfig(int8=True, int8_bound=1.5, int8_changed=3.0, force=force)
+    with pytest.raises(MtlReError, match="stopped by the test"):
+        export.export(str(saved), str(tmp_path / "out"), options)
+    assert passed == [(Bounds(1.5, 3.0), force)]
 
 
 # ---- one exported directory ----------------------------------------------------------------------------------------

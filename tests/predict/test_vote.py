@@ -49,6 +49,21 @@ def test_the_weighted_mean(tmp_path, members, suffix):
         assert row.get("gold") == (None if suffix == ".csv" else TAXONOMY.labels[3])
 
 
+@pytest.mark.parametrize(
+    ("gold", "fault"),
+    [(TAXONOMY.labels[5], r"b\.jsonl:1: gold: .* but .*a\.jsonl:1 has"), (17, "17 is not one of the 30 labels")],
+)
+def test_files_that_disagree_on_gold_are_not_voted(tmp_path, gold, fault):
+    probs = np.full(30, 1 / 30)
+    for name, label in (("a", TAXONOMY.labels[3]), ("b", gold)):
+        row = {"id": "r", "label": TAXONOMY.labels[0], "gold": label, "score": 1 / 30, "coarse": {}}
+        row["probs"] = dict(zip(TAXONOMY.labels, probs.tolist(), strict=True))
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with pytest.raises(MtlReError, match=fault):
+        vote_files(files, TAXONOMY, VoteConfig(output=str(tmp_path / "out.jsonl")))
+
+
 def test_the_command(tmp_path, members, capsys):
     output = tmp_path / "out.csv"
     files = members[0][:2]

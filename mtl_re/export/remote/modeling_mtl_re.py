@@ -13,8 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+if int(transformers.__version__.split(".")[0]) < 5:  # older ones read the configs of some encoders in part, in silence
+    raise ImportError("this model needs transformers 5 or later")
 
 
 class MtlReConfig(PretrainedConfig):

@@ -27,6 +27,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         maker = InputMaker(HERE)
+        if not (HERE / options.model).is_file():
+            raise MtlReError(f"--model {options.model}: no such file in {HERE}")
         session = onnxruntime.InferenceSession(str(HERE / options.model), providers=["CPUExecutionProvider"])
         inputs = [one.name for one in session.get_inputs()]
         rows = maker.read(options.data)
@@ -36,7 +38,7 @@ def main() -> None:
             for example, row, label in zip(examples, probabilities.tolist(), labels.tolist(), strict=True):
                 probs = dict(zip(maker.labels, row, strict=True))
                 print(json.dumps({"id": example.id, "label": maker.labels[label], "probs": probs}, ensure_ascii=False))
-    except MtlReError as error:
+    except (MtlReError, ImportError) as error:  # another package's file format, which this directory cannot read
         sys.exit(f"predict_onnx: error: {error}")
 
 
