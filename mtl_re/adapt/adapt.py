@@ -114,8 +114,9 @@ def _step(run: AdaptRun, state: AdaptState, rows: np.ndarray, total: int) -> Non
     state.step += 1
     state.skipped += not finite  # fp16: the scaler has left this step out and halves its scale
     state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
-    state.loss += float(accelerator.reduce(loss_sum, "sum"))
-    state.hidden += masked
+    if finite:
+        state.loss += float(accelerator.reduce(loss_sum, "sum"))
+        state.hidden += masked
     state.tokens += int(lengths.sum())
 
 
@@ -144,13 +145,14 @@ def _evaluate(run: AdaptRun, state: AdaptState, log: MetricsLog | None) -> None:
 def held_out_loss(run: AdaptRun) -> float:
     """Return the mean loss over the masked tokens of the held-out texts; all processes share the work."""
     accelerator, device = run.accelerator, run.accelerator.device
-    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    sums = torch.zeros(2, device=device, dtype=exact)
     batches = sorted_batches(run.held_out.blocks.lengths, run.config.train.batch_size)
     run.plain_model.eval()
     with torch.no_grad(), autocast(device, run.precision):
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
             batch = {name: tensor.to(device) for name, tensor in run.held_out.batch(rows, 0).items()}
-            sums += torch.stack([run.plain_model(**batch).double(), (batch["targets"] >= 0).sum().double()])
+            sums += torch.stack([run.plain_model(**batch).to(exact), (batch["targets"] >= 0).sum().to(exact)])
     run.plain_model.train()
     total, masked = accelerator.reduce(sums, "sum").tolist()
     return float(total / max(masked, 1))

@@ -25,7 +25,7 @@ from mtl_re.features.markers import LEVITATED
 from mtl_re.model.classifier_heads import classifier, with_fine_evidence
 from mtl_re.model.levitated import check_family, levitated_states, pair_states
 from mtl_re.model.pooling import POOLINGS
-from mtl_re.model.trust import check_shapes, checked
+from mtl_re.model.trust import CODE_KEYS, check_shapes, checked
 from mtl_re.taxonomy import Taxonomy
 
 hf_logging.disable_progress_bar()  # its bars for loading and saving weights would break into ours
@@ -226,8 +226,8 @@ def from_encoder(encoder: Any, config: MtlReConfig) -> MtlReModel:
         config: its `encoder` is overwritten by the encoder's own config.
     """
     values = encoder.config.to_dict()
-    for private in ("_name_or_path", "architectures", "transformers_version"):
-        values.pop(private, None)  # no path of the training machine in a checkpoint
+    for private in ("_name_or_path", "architectures", "transformers_version", *CODE_KEYS):
+        values.pop(private, None)  # no path of the training machine in a checkpoint, and nothing that `load` refuses
     values.pop("dtype", None)
     config.encoder = values
     model = MtlReModel(config)

@@ -68,7 +68,7 @@ class Predictor:
             if any(other != divided[0] for other in divided[1:]):
                 what = "these checkpoints divide the labels into coarse classes, or order these, differently"
                 raise MtlReError(f"--prior: {what}; leave it out")
-        self.batch_size, self.precision = batch_size, resolve_precision(precision)
+        self.batch_size, self.precision = batch_size, resolve_precision(precision, members[0].device)
         self.weights = None if weights is None else vote_shares(weights, len(self.members))
 
     @classmethod

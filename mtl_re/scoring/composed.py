@@ -85,6 +85,11 @@ class ComposedModel:
         return cls({head: loaded[name] for head, name in checkpoint.items()})
 
     @property
+    def device(self) -> torch.device:
+        """Where the root head's network computes."""
+        return next((parameter.device for parameter in self.root.parameters()), torch.device("cpu"))
+
+    @property
     def temperatures(self) -> dict[str, float]:
         """By head, from the network that the head comes from; 1 is left out."""
         stored = {name: model.config.temperatures.get(name, 1.0) for name, (model, _) in self.networks.items()}
@@ -116,7 +121,7 @@ class ComposedModel:
                 table = self.featurizers[id(model)].table(examples)
                 self._tell_unknown(self.featurizers[id(model)].unknown_share(table))
                 title = progress if not by_network or not progress else f"{progress} ({head})"
-                pad_id, arithmetic = tokenizer.pad_token_id, resolve_precision(precision)
+                pad_id, arithmetic = tokenizer.pad_token_id, resolve_precision(precision, self.device)
                 side_by_side = all_logits(model, table, pad_id, batch_size, arithmetic, None, title, tick)
                 by_network[id(model)] = split_heads(side_by_side, self.taxonomy)
         parts = {name: by_network[id(model)][name] for name, (model, _) in self.networks.items()}

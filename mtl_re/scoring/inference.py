@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mtl_re.errors import MtlReError
 from mtl_re.features.collate import Collator, sorted_batches, text_batches
 from mtl_re.features.featurizer import FeatureTable
 from mtl_re.model.device import autocast
@@ -66,7 +67,13 @@ def table_logits(
             if tick is not None:
                 tick(len(batch_rows))
     model.train(was_training)
-    return torch.cat(rows), torch.cat(parts)
+    numbers, logits = torch.cat(rows), torch.cat(parts)
+    if odd := int((~torch.isfinite(logits)).any(dim=1).sum()):
+        cure = "take bf16 or no" if precision == "fp16" else "the weights are damaged, or their training broke"
+        raise MtlReError(
+            f"{odd} of {len(numbers)} rows have logits that are not finite (precision {precision}); {cure}"
+        )
+    return numbers, logits
 
 
 def all_logits(

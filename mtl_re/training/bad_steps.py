@@ -36,7 +36,7 @@ def check_step(run: TrainRun, state: State, norm: Tensor, sums: dict[str, Tensor
         BadStepError: The step is bad; its rows are named.
     """
     if not torch.isfinite(norm):
-        if run.precision == "fp16" and state.skipped_in_a_row < MAX_SKIPPED:
+        if run.accelerator.scaler is not None and state.skipped_in_a_row < MAX_SKIPPED:
             return True
         what = "the loss or its gradient is not finite"
     elif run.config.train.spike is None or not _spikes(state, float(norm), run.config.train.spike):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, parse_flag_from_env
 
 from mtl_re.config import Precision
 from mtl_re.errors import MtlReError
@@ -34,10 +34,12 @@ def make_accelerator(precision: Precision, trackers: Sequence[str]) -> Accelerat
     for name in trackers:
         if find_spec(name) is None:
             raise MtlReError(f"tracking.trackers: {name} is not installed (pip install -c constraints.txt {name})")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     AcceleratorState._reset_state()  # it outlives a run of this process and would refuse another precision
     accelerator = Accelerator(
         mixed_precision=resolve_precision(precision, device),
+        dynamo_backend="no",  # one of accelerate's own config would rename the weights; see train.compile
         log_with=list(trackers) or None,
         project_dir="." if trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],

@@ -44,6 +44,7 @@ def save_run(run: Run, state: Any, tensors: Mapping[str, Mapping[str, Tensor]], 
     whole = {
         "state": asdict(state),
         "processes": run.accelerator.num_processes,
+        "arithmetic": [run.accelerator.device.type, run.precision],
         "scaler": None if scaler is None else scaler.state_dict(),
         **record,
         "identity": run.identity,
@@ -172,6 +173,11 @@ def restore_run(run: Run, found: checkpoint.Checkpoint) -> None:
     put_optimizer(run.optimizer, found.tensors["optimizer"])
     if run.accelerator.scaler is not None and found.state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
+    now, then = [run.accelerator.device.type, run.precision], found.state.get("arithmetic")
+    if then not in (None, now):
+        run.say(
+            f"this run was on {then[0]} in precision {then[1]}, and is on {now[0]} in {now[1]} now: not bit for bit"
+        )
     if not put_random(run.accelerator, found):
         run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
         seed_process(run.accelerator, run.options.seed, found.state["state"]["step"])

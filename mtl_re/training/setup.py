@@ -41,6 +41,7 @@ from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all, on_main, overruled_precision
+from mtl_re.training.resume import planned_steps, rows_of_a_step
 from mtl_re.training.run import (
     Run,
     begin,
@@ -169,6 +170,8 @@ def _placed(config: Config, model: MtlReModel, accelerator: Accelerator) -> tupl
     if config.train.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     if config.train.compile:
+        if accelerator.num_processes > 1:  # DDP's own cutting of graphs specialises every length
+            torch._dynamo.config.optimize_ddp = False
         model.encoder.compile(dynamic=True)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
     model.dropout_samples = config.model.dropout_samples
@@ -420,13 +423,14 @@ def _announce(run: TrainRun) -> None:
     heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
     parameters = parameter_count(run.plain_model)
+    planned, _ = planned_steps(run.options.epochs, run.options.max_steps, rows_of_a_step(run), len(table))
     run.say(
         f"{len(rows.train)} training rows ({table.lengths.mean():.0f} tokens on average, {table.lengths.max()} at "
         f"most), {len(rows.valid)} validation rows\n"
         f"{parameters / 1e6:.1f} M parameters, heads {heads}; weights {weights} "
         f"(they sum to {len(run.weights)}), {run.config.loss.weighting}; {run.config.loss.reduction} reduction\n"
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}, precision {run.precision}; "
-        f"run directory {run.run_dir}"
+        f"{rows_of_a_step(run)} rows a step, {planned} steps; run directory {run.run_dir}"
     )
     if hint := allocator_hint(run.accelerator.device.type, parameters):
         run.say(hint)

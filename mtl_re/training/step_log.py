@@ -17,15 +17,24 @@ from mtl_re.training.tracking import MetricsLog
 
 
 def add_step(
-    run: TrainRun, window: Window, sums: dict[str, Tensor], counts: dict[str, int], rows: np.ndarray, norm: Tensor
+    run: TrainRun,
+    window: Window,
+    sums: dict[str, Tensor],
+    counts: dict[str, int],
+    rows: np.ndarray,
+    norm: Tensor,
+    skipped: bool,
 ) -> None:
-    """Count a step into the window; its tensors stay on the device until the line is written."""
+    """Count a step into the window; its tensors stay on the device until the line is written.
+
+    Of a step that fp16's scaler skipped, whose losses may be infinite, only the rows and tokens count.
+    """
     for name in run.trained_heads:  # another head's rows need not have been read: it has no loss to speak of
-        window.losses[name] = window.losses.get(name, 0.0) + sums[name]
-        window.counts[name] = window.counts.get(name, 0) + counts[name]
+        window.losses[name] = window.losses.get(name, 0.0) + (0.0 if skipped else sums[name])
+        window.counts[name] = window.counts.get(name, 0) + (0 if skipped else counts[name])
     window.rows += len(rows)
     window.tokens += int(run.train_table.lengths[rows].sum())
-    window.norm = norm
+    window.norm = window.norm if skipped else norm
 
 
 def write_window(run: TrainRun, state: State, log: MetricsLog | None, clock: Clock, bar: Any) -> None:

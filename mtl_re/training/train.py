@@ -182,8 +182,9 @@ def step(run: TrainRun, state: State, rows: np.ndarray, batches: Sequence[Batch]
     state.step += 1
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
     state.skipped += skipped
-    _update_weighting(run, batches, sums, counts)
-    add_step(run, state.window, sums, counts, rows, norm)
+    if not skipped:  # its losses may be infinite, and no weighting may learn from such
+        _update_weighting(run, batches, sums, counts)
+    add_step(run, state.window, sums, counts, rows, norm, skipped)
     if run.config.loss.weighting != "fixed":
         state.window.weights.append(weights)
 
@@ -267,7 +268,7 @@ def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
 def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     options = run.config.eval
     decoded, gold = _score_valid(run, run.accelerator)
-    score = evaluation.selection_score(decoded, gold, options)
+    score = on_main(run.accelerator, lambda: evaluation.selection_score(decoded, gold, options))  # one decides for all
     figures = evaluation.score_decoded(decoded, gold, resamples=0)
     better = state.best_score is None or score > state.best_score
     if better:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 
 import pytest
 import torch
@@ -222,6 +223,27 @@ def test_fp16_overflow_is_skipped_and_counted(go, as_fp16, monkeypatch):
     assert found["scaler"]["scale"] == 2.0**14
     assert found["state"]["skipped_in_a_row"] == 0
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_dir).values())
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "dwa", "famo"])
+def test_a_skipped_step_teaches_no_weighting(go, monkeypatch, weighting):
+    """Under fp16 the loss itself may overflow: infinite losses would make all weights NaN, for ever."""
+    real, skipped = train_module.check_step, []
+
+    def skips(run, state, norm, sums, rows):
+        if state.step == 2:
+            skipped.append(True)
+            for name in sums:
+                sums[name] = sums[name] * float("inf")
+            return True
+        return real(run, state, norm, sums, rows)
+
+    monkeypatch.setattr(train_module, "check_step", skips)
+    run_dir = go("run", **{"loss.weighting": weighting, "train.epochs": 3})
+    assert skipped
+    for line in lines(run_dir, "train"):
+        values = [*line["loss"].values(), *line["weights"].values(), line["grad_norm"]]
+        assert all(map(math.isfinite, values)), line
 
 
 @pytest.mark.slow
