@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ConvertConfig
+from mtl_re.data.readers import one_line
 from mtl_re.data.tool_records import FORMATS, Columns, Conversion, Dropped, Format, Record, Row
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
@@ -77,7 +78,8 @@ def converted(records: Iterable[tuple[int, Record]], name: str, options: Convers
         for made in _safely(FORMATS[name], record, options):
             if isinstance(made, Dropped):
                 report.dropped[made.what] += 1
-                report.first.setdefault(made.what, f"record {number}{': ' if made.where else ''}{made.where}")
+                where = one_line(f"record {number}{': ' if made.where else ''}{made.where}")
+                report.first.setdefault(made.what, where)
                 continue
             if made["guid"] is None:
                 made["guid"] = str(number)

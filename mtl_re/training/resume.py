@@ -175,9 +175,8 @@ def restore_run(run: Run, found: checkpoint.Checkpoint) -> None:
         run.accelerator.scaler.load_state_dict(found.state["scaler"])
     now, then = [run.accelerator.device.type, run.precision], found.state.get("arithmetic")
     if then not in (None, now):
-        run.say(
-            f"this run was on {then[0]} in precision {then[1]}, and is on {now[0]} in {now[1]} now: not bit for bit"
-        )
+        what = f"this run was on {then[0]} in precision {then[1]}, and is on {now[0]} in {now[1]} now"
+        run.say(f"{what}: going on, but not bit for bit")
     if not put_random(run.accelerator, found):
         run.say(f"this run had {found.state['processes']} processes: going on, but not bit for bit")
         seed_process(run.accelerator, run.options.seed, found.state["state"]["step"])

@@ -19,6 +19,7 @@ from mtl_re.predict.predict import predict
 from mtl_re.predict.predictor import Predictor
 from mtl_re.scoring import composed, evaluation, gating, writers
 from mtl_re.scoring.composed import ComposedModel
+from mtl_re.scoring.decoding import Decoding
 from mtl_re.scoring.writers import Prediction, check_file, label_order, write_predictions
 from mtl_re.taxonomy import BOOSTCAMP, KLUE, Taxonomy
 
@@ -100,6 +101,28 @@ def test_stream_reads_one_window_ahead_at_most(ckpts, few):
     stream = Predictor.from_pretrained(ckpts[0]).predict_stream(rows(), 4)
     next(stream)
     assert len(read) == 4
+
+
+def test_logits_that_are_not_finite_are_told(tokenizer, few):
+    """`extract` would leave the pairs out: a score that is no number reaches no threshold."""
+    model = tiny_model(tokenizer)
+    with torch.no_grad():
+        next(model.heads.parameters()).fill_(float("nan"))
+    predictor = Predictor([ComposedModel.of(model, tokenizer)])
+    with pytest.raises(MtlReError, match=r"\d+ of \d+ rows have logits that are not finite"):
+        predictor.predict(few)
+
+
+def test_a_prior_needs_members_with_the_same_coarse_classes(tokenizer):
+    other = {"no_relation": "no_relation", "groups": {}}
+    groups = Taxonomy.from_prefixes().groups
+    other["groups"] = {name: list(groups[name]) for name in reversed(groups)}
+    models = [tiny_model(tokenizer, training_prior=PRIOR) for _ in range(2)]
+    models[1] = tiny_model(tokenizer, training_prior=PRIOR, taxonomy=Taxonomy.from_dict(other).to_dict())
+    members = [ComposedModel.of(model, tokenizer) for model in models]
+    Predictor(members)
+    with pytest.raises(MtlReError, match="--prior: these checkpoints divide the labels into coarse classes, or order"):
+        Predictor(members, Decoding(prior="0.6,0.2,0.2"))
 
 
 def test_rows_may_be_maps_in_klues_form(ckpts, few):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.utils import DynamoBackend
 from conftest import sample_examples
 from distributed_worker import (
     assert_same_run,
@@ -30,10 +31,11 @@ from mtl_re.model.network import MtlReModel, load
 from mtl_re.scoring import evaluation, gating
 from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training import loop, losses, step_log
+from mtl_re.training import resume as resume_module
 from mtl_re.training import setup as prepare_module
 from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
-from mtl_re.training.processes import overruled_precision
+from mtl_re.training.processes import make_accelerator, overruled_precision
 from mtl_re.training.setup import warnings_of
 from mtl_re.training.train import train
 from mtl_re.training.weighting import WEIGHTINGS, Uncertainty
@@ -504,6 +506,36 @@ def test_a_checkpoint_older_than_an_option_is_resumed_where_the_option_has_its_d
     assert go(**{"train.epochs": 1, "train.resume": "auto"}).is_dir()
     with pytest.raises(MtlReError, match=r"options loss.rdrop \(0.0 then, 1.0 now\)"):
         go(**{"train.epochs": 1, "train.resume": "auto", "loss.rdrop": 1.0})
+
+
+def test_a_dynamo_of_accelerate_s_own_config_is_overruled(monkeypatch):
+    """It would wrap the model and put `_orig_mod.` before the name of every weight."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert make_accelerator("no", []).state.dynamo_plugin.backend == DynamoBackend.NO
+
+
+def test_the_precision_is_that_of_the_device_that_computes(monkeypatch):
+    """Two processes on the CPU of a machine with an old GPU: fp16 would have no scaler there."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (7, 0))
+    accelerator = make_accelerator("auto", [])
+    assert accelerator.device.type == "cpu"
+    assert accelerator.mixed_precision in ("no", "bf16")
+
+
+def test_a_resume_in_another_precision_says_so(go, monkeypatch, capsys):
+    real = resume_module.checkpoint.save
+    monkeypatch.setattr(
+        resume_module.checkpoint,
+        "save",
+        lambda folder, step, tensors, state, keep: real(
+            folder, step, tensors, {**state, "arithmetic": ["cuda", "bf16"]}, keep
+        ),
+    )
+    go(**{"train.epochs": 1})
+    go(**{"train.epochs": 2, "train.resume": "auto"})
+    assert "this run was on cuda in precision bf16, and is on cpu in no now: going on, but" in capsys.readouterr().err
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_the_work(go, monkeypatch):
