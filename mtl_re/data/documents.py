@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ReadingConfig
-from mtl_re.data.readers import CHUNK, RawRow, file_digest, one_line, read_rows
+from mtl_re.data.readers import CHUNK, TEXTS, RawRow, file_digest, one_line, read_rows
 from mtl_re.data.unicode_form import compose_spans
 from mtl_re.data.validation import (
     AS_KLUE,
@@ -39,7 +39,7 @@ MAX_DOCUMENT = 4 << 20
 """Longest document, in characters."""
 FIELDS: Mapping[str, Sequence[str]] = {
     "id": ("id", "guid", "doc_id", "document_id", "docid"),
-    "text": ("text", "sentence", "document", "content", "body"),
+    "text": TEXTS,
     "entities": ("entities", "entity", "ents", "spans", "labels", "label"),
 }
 """Field of a document → the names that it goes by."""

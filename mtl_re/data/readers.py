@@ -340,14 +340,14 @@ _PARTS = {"result", "start", "start_idx", "start_offset", "start_char", "begin",
 """Keys of annotations, entities and relations in the records that `convert` and `extract` read."""
 
 
-_TEXTS = ("sentence", "text", "document", "content", "body")
-"""What a row calls its text, in the formats that are read."""
+TEXTS = ("text", "sentence", "document", "content", "body")
+"""What a row or a document calls its text."""
 _EMPTY = object()
 
 
 def _has_text(fields: dict[str, Any]) -> bool:
     """Return whether an object is a row and no wrapper of rows, whatever lists it holds."""
-    return "sentence" in fields or any(isinstance(fields.get(name), str) for name in _TEXTS)
+    return "sentence" in fields or any(isinstance(fields.get(name), str) for name in TEXTS)
 
 
 def _columns(source: str, columns: dict[str, Any]) -> Iterator[RawRow]:

@@ -135,13 +135,14 @@ class CellQueue:
     def _enqueue(self, retry_failed: bool = False) -> None:
         self._fail_silent()
         counted = self.counted()
+        searched: tuple[str, ...] = () if self.study.search is None else self._search_digests()
         for key, cell in self.planned.items():
             trial = counted.get(key)
-            digest = cell.digest if cell else self._search_digest()
+            digests = (cell.digest,) if cell else searched
             if trial is None:
-                attributes = {"job": key, "digest": digest} | ({"arm": cell.arm, "seed": cell.seed} if cell else {})
+                attributes = {"job": key, "digest": digests[0]} | ({"arm": cell.arm, "seed": cell.seed} if cell else {})
                 self.trials.enqueue_trial({}, user_attrs=attributes)
-            elif trial.user_attrs.get("digest") not in (digest, cell.digest if cell else self._options_digest()):
+            elif trial.user_attrs.get("digest") not in digests:
                 raise MtlReError(
                     f"{key}: its options have changed since the study began in {self.study.output}; give the changed "
                     "arm another name, or the study another output"
@@ -149,16 +150,13 @@ class CellQueue:
             elif _interrupted(trial) or (retry_failed and trial.state.name == "FAIL"):
                 self._retry(self.trials, trial)
 
-    def _search_digest(self) -> str:
-        """Return the digest of a search's options and of its lists of choices, which Optuna stores by their numbers."""
+    def _search_digests(self) -> tuple[str, str]:
+        """Return the digest of a search's options with its lists of choices, which Optuna stores by their numbers; and
+        that of the options alone, which older versions kept."""
         assert self.study.search is not None
         lists = {name: axis for name, axis in self.study.search.axes.items() if isinstance(axis, list)}
-        digest = self._options_digest()
-        return digest if not lists else hashlib.sha256(f"{digest}{lists!r}".encode()).hexdigest()
-
-    def _options_digest(self) -> str:
-        """Return the digest of a search's options alone, which older versions kept."""
-        return self.study.cell("search", {}, self.study.seeds[0]).digest
+        digest = self.study.cell("search", {}, self.study.seeds[0]).digest
+        return digest if not lists else hashlib.sha256(f"{digest}{lists!r}".encode()).hexdigest(), digest
 
     def _fail_silent(self) -> None:
         """Fail the trials whose workers are dead."""
