@@ -83,7 +83,7 @@ def _on_ray(ckpt: str, options: ExtractConfig) -> int:
         there = replace(there, entities=f"{kind}{colon}{absolute(model)}")
     if options.ner_types is not None:
         there = replace(there, ner_types=absolute(options.ner_types))
-    return run_folder("extract", partial(_jobs, absolute(ckpt), there), options, [ckpt, options.ner_types])
+    return run_folder(ExtractionJob, partial(_jobs, absolute(ckpt), there), options, [ckpt, options.ner_types])
 
 
 def _jobs(ckpt: str, options: ExtractConfig, device: str | None) -> MakeJob:

@@ -55,7 +55,7 @@ def _on_ray(checkpoints: Sequence[str], options: PredictConfig) -> int:
     composed = [f"{head}{equals}{absolute(path)}" for head, equals, path in heads]
     there = replace(options, compose=composed or None)
     load = partial(_jobs, [absolute(checkpoint) for checkpoint in checkpoints], there)
-    return run_folder("predict", load, options, [*checkpoints, *composed])
+    return run_folder(PredictionJob, load, options, [*checkpoints, *composed])
 
 
 def _jobs(checkpoints: Sequence[str], options: PredictConfig, device: str | None) -> MakeJob:

@@ -66,11 +66,13 @@ class Assignment:
     workers: int
 
 
-def run_folder(command: str, load: LoadJobs, options: PredictConfig | ExtractConfig, reads: Sequence[Any]) -> int:
+def run_folder(
+    job: type[WindowJob[Any]], load: LoadJobs, options: PredictConfig | ExtractConfig, reads: Sequence[Any]
+) -> int:
     """Make all outputs of a folder.
 
     Args:
-        command: The command's name, for messages.
+        job: What is run on each file; its names stand in messages.
         load: Loads what the options name; its paths are absolute (see `absolute`).
         reads: The values of the options that name inputs, beside the data.
 
@@ -83,13 +85,13 @@ def run_folder(command: str, load: LoadJobs, options: PredictConfig | ExtractCon
     """
     check_launch()
     units = units_of(options)
-    with _held(Path(units[0].folder), command):
+    with _held(Path(units[0].folder), job.command):
         made = _plan(load, options, units)
         with cluster(options.ray), stop_signals(interrupt=True):
             workers, reserved = pool(options.ray, len(units))
             folder = units[0].folder
             assignment = Assignment(load, options, made, input_files(reads), folder, workers)
-            return _run(command, assignment, units, reserved)
+            return _run(job, assignment, units, reserved)
 
 
 def absolute(path: str) -> str:
@@ -230,7 +232,7 @@ def _counted(file: Path, most: int, what: str) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def _run(command: str, assignment: Assignment, units: Sequence[Unit], reserved: Mapping[str, Any]) -> int:
+def _run(job: type[WindowJob[Any]], assignment: Assignment, units: Sequence[Unit], reserved: Mapping[str, Any]) -> int:
     """Give the units to workers, show the progress, and return the number of rows in all outputs.
 
     Raises:
@@ -240,7 +242,7 @@ def _run(command: str, assignment: Assignment, units: Sequence[Unit], reserved: 
 
     rows = 0
     try:
-        with _Bar(command, len(units)) as bar:
+        with _Bar(job, len(units)) as bar:
             for result in _results(assignment, units, reserved):
                 bar.add(result)
                 if result["fault"]:
@@ -287,8 +289,9 @@ def _kept(units: Sequence[Unit]) -> str:
 class _Bar:
     """Progress over the files, with the rows read and their rate; rows of files that were finished before count not."""
 
-    def __init__(self, command: str, files: int) -> None:
-        self._bar = tqdm(total=files, desc=command, unit="file", file=sys.stderr)
+    def __init__(self, job: type[WindowJob[Any]], files: int) -> None:
+        self._bar = tqdm(total=files, desc=job.command, unit="file", file=sys.stderr)
+        self._left_out_name = job.left_out_name
         self._rows, self._left_out, self._notes, self._start = 0, 0, 0, time.monotonic()
 
     def __enter__(self) -> _Bar:
@@ -297,7 +300,7 @@ class _Bar:
     def __exit__(self, *fault: object) -> None:
         self._bar.close()
         if self._left_out:
-            tell(f"{self._left_out:,} bad rows left out, listed in the folder _rejected of the output")
+            tell(f"{self._left_out:,} {self._left_out_name} left out, listed in the folder _rejected of the output")
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Count one finished file, and show what its worker said."""

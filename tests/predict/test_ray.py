@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def run(saved, inputs, tmp_path):
         given = {"data": str(inputs), "output": str(tmp_path / "out"), "engine": "ray", "ray": RayConfig(workers=2)}
         settings = PredictConfig(**given | OPTIONS | options)
         load = partial(ray_jobs.watched, [str(ckpt)], settings, str(log), fatal, once)
-        rows = ray_engine.run_folder("predict", load, settings, [str(ckpt)])
+        rows = ray_engine.run_folder(predict_run.PredictionJob, load, settings, [str(ckpt)])
         return rows, Counter(log.read_text().splitlines())
 
     return call
@@ -156,14 +157,18 @@ def test_a_vote_into_parquet(cluster, saved, inputs, tmp_path):
     assert (tmp_path / "out" / "d.parquet").read_bytes() == (tmp_path / "d.parquet").read_bytes()
 
 
-def test_documents_go_the_same_way(cluster, saved, inputs, tmp_path):
-    options = {"threshold": 0.0, "batch_size": 4, "window": WINDOW}
-    given = ExtractConfig(data=str(inputs), output=str(tmp_path / "out"), engine="ray", **options)
+def test_documents_go_the_same_way(cluster, saved, inputs, tmp_path, capsys):
+    folder = shutil.copytree(inputs, tmp_path / "in")
+    with (folder / f"{NAMES[0]}.jsonl").open("a") as file:
+        print(json.dumps({"id": "blank", "sentence": ""}), file=file)
+    options = {"threshold": 0.0, "batch_size": 4, "window": WINDOW, "on_bad_row": "skip"}
+    given = ExtractConfig(data=str(folder), output=str(tmp_path / "out"), engine="ray", **options)
     total = extract_run.extract(str(saved), given)
+    assert "1 bad documents, sentences or pairs left out" in capsys.readouterr().err
     rows = 0
     for name in NAMES:
         alone = tmp_path / f"{name}.jsonl"
-        made = ExtractConfig(data=str(inputs / alone.name), output=str(alone), **options)
+        made = ExtractConfig(data=str(folder / alone.name), output=str(alone), **options)
         rows += extract_run.extract(str(saved), made)
         assert (tmp_path / "out" / alone.name).read_bytes() == alone.read_bytes()
     assert total == rows > 0
