@@ -402,19 +402,24 @@ def test_reader_that_leaves_early(tmp_path):
     assert said == ""
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_waiting_threads_sleep_unless_told_otherwise(given, expected):
-    """Torch reads it when it is imported, so it is set before."""
+CPU_SETTINGS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [((), ["passive", cli.KERNELS, cli.KERNELS]), (("active", "7", "8"), ["active", "7", "8"])]
+)
+def test_settings_of_the_cpu_are_made_before_torch_reads_them(given, expected):
+    """Waiting threads sleep, and few kernels are kept, unless the environment says otherwise."""
     program = (
         "import os, sys\nfrom mtl_re import cli, commands\n"
-        "commands.Command.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        f"commands.Command.call = lambda *_: print(*map(os.environ.get, {CPU_SETTINGS}), 'torch' in sys.modules)\n"
         "commands.Command.remember_files = lambda *_: None\n"
         "sys.exit(cli.main(['heads', 'sample:train', '--output', '/dev/null']))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    environment = {name: value for name, value in os.environ.items() if name not in CPU_SETTINGS}
+    environment |= dict(zip(CPU_SETTINGS, given, strict=False))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.stdout.split()[:2] == [expected, "False"], done.stderr
+    assert done.stdout.split()[:4] == [*expected, "False"], done.stderr
 
 
 # ---- hostile files -------------------------------------------------------------------------------------------------
