@@ -118,19 +118,21 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, split, size in (("train", "train", 400), ("dev", "valid", 60)):
         Path(f"{name}.json").write_text(json.dumps(list(sample.rows(split, size))), encoding="utf-8")
+    write_contest_csv(Path("train.csv"), sample.rows("train", 400), labelled=True)
     write_contest_csv(Path("test_data.csv"), sample.rows("test", 20))
     Path("texts").mkdir()
     Path("texts/one.txt").write_text(next(iter(sample.rows("test", 1)))["sentence"], encoding="utf-8")
     write_entity_finder(Path("MODEL"))
     make_family("xlm-roberta", "FacebookAI/xlm-roberta-large")
-    configs = (f"experiments/configs/{name}.yaml" for name in ("klue-roberta-large", "multilingual-e5-small"))
-    for name in ("F.yaml", *configs):
+    encoders = ("klue-roberta-base", "klue-roberta-large", "multilingual-e5-small")
+    for name in ("F.yaml", *(f"experiments/configs/{encoder}.yaml" for encoder in encoders)):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(TINY, encoding="utf-8")
     run, done = "", []
     for command in commands("README.md"):
         name = command.split()[0]
-        if name == "demo" or "--engine ray" in command:  # tests/page/test_page.py, tests/predict/test_ray.py
+        # tests/page/test_page.py, tests/predict/test_ray.py; a study that needs the hub, see tests/study/test_workers.py
+        if name in ("demo", "ablate") or "--engine ray" in command:
             continue
         arguments = shlex.split(command.replace("runs/NAME", run or "runs/NAME"))
         assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
@@ -174,11 +176,11 @@ def write_entity_finder(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_contest_csv(path: Path, rows) -> None:
-    """The contest's test file: entities are Python dicts as text, labels are not told."""
+def write_contest_csv(path: Path, rows, labelled: bool = False) -> None:
+    """A file of the contest: entities are Python dicts as text; the labels of its test rows are not told."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "sentence", "subject_entity", "object_entity", "label", "source"])
         for number, row in enumerate(rows):
             entities = [str(row[f"{role}_entity"]) for role in ("subject", "object")]
-            writer.writerow([number, row["sentence"], *entities, "100", "wikipedia"])
+            writer.writerow([number, row["sentence"], *entities, row["label"] if labelled else "100", "wikipedia"])
