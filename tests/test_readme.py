@@ -81,6 +81,7 @@ MADE_BY_A_RUN = {
     "model/",
     "report/",
     "runs/NAME",
+    "runs/base/report/",
     "klue/roberta-large",
     "results/DATE_name/",
     "experiments/results/DATE_name/",
