@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mtl_re import __version__, files
 from mtl_re.config import ExportConfig
+from mtl_re.data.loading import load_examples
 from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.export import model_card
 from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
@@ -31,9 +33,6 @@ from mtl_re.model.pooling import POOLINGS
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding, decoding_of
 from mtl_re.training import checkpoint
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 REPORT = "export.json"
 
@@ -255,8 +254,6 @@ def _write_graphs(source: Source, decoding: Decoding, build: Path, options: Expo
 
 
 def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
-    from mtl_re.data.loading import load_examples
-
     try:
         examples, _ = load_examples(spec, model.taxonomy, "error")
         refused: list[str] = []

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtl_re.config import parse_shares
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.collate import Collator, sorted_batches, text_batches
 from mtl_re.features.featurizer import Features, FeatureTable
@@ -31,9 +32,6 @@ from mtl_re.model.onnx_model import OUTPUTS, OnnxModel
 from mtl_re.scoring import gating
 from mtl_re.scoring.composed import ComposedModel, featurizer_of
 from mtl_re.scoring.decoding import Decoding
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 LARGEST_DIFFERENCE = 1e-4
 """Allowed difference of a probability from PyTorch's; another order of operations in fp32 causes about 1e-6."""

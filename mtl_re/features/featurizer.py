@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features import markers
 from mtl_re.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 """Columns of `positions`: the token of each entity's first marker piece and of its last one."""
@@ -29,7 +27,7 @@ POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 READ_AHEAD = 1024
 """Rows that are tokenised in one call."""
 
-Reject = Callable[[int, "Example", RowError], None]
+Reject = Callable[[int, Example, RowError], None]
 """Called for a row that does not fit: its index among the rows given, the row, and the reason."""
 
 
