@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mtl_re.config import EvalConfig, EvaluateConfig, OnBadRow, ReadingConfig
-from mtl_re.data.check import SubjectTypes
 from mtl_re.data.loading import load_examples
+from mtl_re.data.subject_types import SubjectTypes
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, tell
 from mtl_re.files import write_json

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data.check import SubjectTypes
 from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
+from mtl_re.data.subject_types import SubjectTypes
 from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
