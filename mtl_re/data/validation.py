@@ -186,7 +186,7 @@ def span_clash(one: tuple[int, int], other: tuple[int, int]) -> Literal["same", 
     return "crossing" if first[0] < second[0] <= first[1] < second[1] else None
 
 
-def check_spans(subject: Any, object: Any) -> None:
+def check_spans(subject: Entity, object: Entity) -> None:
     """Raise RowError where `span_clash` finds a reason."""
     clash = span_clash((subject.start, subject.end), (object.start, object.end))
     spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
