@@ -118,7 +118,6 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
     seed_process(accelerator, config.train.seed)
-    no_targets = list(taxonomy.targets(None).values())
     make_weighting = entry("loss.weighting", config.loss.weighting, WEIGHTINGS)
     run = TrainRun(
         options=config.train,
@@ -140,9 +139,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         weights=weights,
         weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
         class_weights={name: tensor.to(accelerator.device) for name, tensor in of_classes.items()},
-        collate=Collator(
-            train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP, model.levitated
-        ),
+        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, LENGTH_STEP, model.levitated),
     )
     _announce(run)
     return run
