@@ -28,8 +28,9 @@ from mtl_re.errors import MtlReError, first_line
 from mtl_re.export import model_card
 from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
 from mtl_re.files import write_json
-from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count
+from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count, save
 from mtl_re.model.pooling import POOLINGS
+from mtl_re.outputs import check_new_folder
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding, decoding_of
 from mtl_re.training import checkpoint
@@ -61,7 +62,7 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
         MtlReError: CKPT or DIR cannot be used, a check failed, or the hub refused the upload.
     """
     final = Path(folder)
-    _check_target(final, ckpt, options.overwrite)
+    check_new_folder(final, options.overwrite, REPORT, "an exported directory", ckpt, "checkpoint that is exported")
     source = _load_source(ckpt, options.average)
     decoding = _decoding(source.model, options)
     with _building(final) as build:
@@ -149,20 +150,6 @@ def _decoding(model: MtlReModel, options: ExportConfig) -> Decoding:
 # ---- the directory -----------------------------------------------------------------------------------------------
 
 
-def _check_target(final: Path, ckpt: str, overwrite: bool) -> None:
-    """Raise MtlReError if DIR is not empty, unless it is an older export and `overwrite` is set."""
-    if final.exists() and not final.is_dir():
-        raise MtlReError(f"{final}: is a file; give a directory")
-    if not final.is_dir() or not any(final.iterdir()):
-        return
-    if not overwrite:
-        raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
-    if not (final / REPORT).is_file():
-        raise MtlReError(f"{final}: is not an exported directory (it has no {REPORT}); --overwrite replaces only those")
-    if Path(ckpt).exists() and final.resolve() in {Path(ckpt).resolve(), *Path(ckpt).resolve().parents}:
-        raise MtlReError(f"{final}: holds the checkpoint that is exported; give another directory")
-
-
 @contextmanager
 def _building(final: Path) -> Iterator[Path]:
     """Give a directory that takes the final one's place when the block ends."""
@@ -186,9 +173,7 @@ def write_checkpoint(source: Source, build: Path) -> None:
         raise MtlReError(f"pooling {pooling!r} has no counterpart in {REMOTE.name}/modeling_mtl_re.py; add it there")
     source.model.config.auto_map = {f"Auto{kind}": f"modeling_mtl_re.MtlRe{kind}" for kind in ("Config", "Model")}
     try:
-        source.model.save_pretrained(build)
-        files.seal_weights(build)
-        source.tokenizer.save_pretrained(build)
+        save(source.model, source.tokenizer, build)
     except Exception as error:  # for a full disk, safetensors and tokenizers raise kinds of their own
         raise OSError(None, first_line(error)) from error
     settings = build / "tokenizer_config.json"

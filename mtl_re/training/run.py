@@ -23,7 +23,8 @@ from mtl_re.config import RunConfig, TrackingConfig
 from mtl_re.data.loading import write_rejected
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
-from mtl_re.files import seal_weights, whole_folder, write_json, write_yaml
+from mtl_re.files import whole_folder, write_json, write_yaml
+from mtl_re.model.network import save
 from mtl_re.training.processes import make_accelerator, on_main
 from mtl_re.training.run_dir import claim_run_dir
 from mtl_re.training.tracking import Trackers, manifest
@@ -149,9 +150,7 @@ def write_network(run_dir: Path, what: str, network: Any, tokenizer: Any) -> Non
     """
     try:
         with whole_folder(run_dir / "model") as build:
-            network.save_pretrained(build)
-            seal_weights(build)
-            tokenizer.save_pretrained(build)
+            save(network, tokenizer, build)
     except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
         fault = f"the {what} cannot be written ({first_line(error)}); the old one stands"
         raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
