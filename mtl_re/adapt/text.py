@@ -24,7 +24,7 @@ from mtl_re.data.readers import one_line, read_rows
 from mtl_re.data.validation import BadRow, parse_row, shown
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.features.featurizer import Frame
+from mtl_re.features.featurizer import Frame, encode_with_offsets
 from mtl_re.taxonomy import Taxonomy
 
 _CHUNK = 1024  # texts tokenised at once
@@ -299,14 +299,7 @@ def _tokenised(
 ) -> Iterator[tuple[np.ndarray, Units]]:
     for begin in range(0, len(texts), _CHUNK):
         chunk = texts[begin : begin + _CHUNK]
-        coded = tokenizer(
-            [text.text for text in chunk],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        coded = encode_with_offsets(tokenizer, [text.text for text in chunk])
         for text, ids, offsets in zip(chunk, coded["input_ids"], coded["offset_mapping"], strict=True):
             spans = text.spans if entities else ()
             yield np.array(ids, np.int32), text_units(text.text, offsets, kind, spans)

@@ -219,25 +219,15 @@ class Featurizer:
         if not marked:
             return
         texts = {text: place for place, text in enumerate(dict.fromkeys(text.text for _, _, text in marked))}
-        coded = self._encode(list(texts))
+        coded = encode_with_offsets(self.tokenizer, list(texts))
         questions: list[list[int]] = [[]] * len(marked)
         if self.query:
             asked = [markers.question(example.subject, example.object) for _, example, _ in marked]
-            questions = self._encode(asked)["input_ids"]
+            questions = encode_with_offsets(self.tokenizer, asked)["input_ids"]
         for index, (number, example, text) in enumerate(marked):
             with _named(number, example, reject):
                 ids, offsets = (coded[key][texts[text.text]] for key in ("input_ids", "offset_mapping"))
                 yield example, self._features(example, text, ids, offsets, questions[index])
-
-    def _encode(self, texts: list[str]) -> Any:
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
 
     def _features(
         self,
@@ -321,6 +311,18 @@ def _covered(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: s
     if not inside:
         raise RowError(field, "the tokenizer drops all of its characters")
     return inside[0], inside[-1] + 1
+
+
+def encode_with_offsets(tokenizer: Any, texts: list[str]) -> Any:
+    """Return `input_ids` and `offset_mapping` (characters [start, stop)) of texts, without special tokens."""
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
 
 
 def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:
