@@ -9,6 +9,7 @@ family keeps its own frame (`[CLS] a [SEP] b [SEP]`, `<s> a </s></s> b </s>`, ..
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -277,21 +278,15 @@ class Featurizer:
                     raise RowError(f"{role}_entity.type", f"{entity.type!r} is unknown to this model (known: {known})")
 
 
-class _named:  # noqa: N801 - used as a statement
+@contextmanager
+def _named(number: int, example: Example, reject: Reject | None) -> Iterator[None]:
     """Give a RowError its row: hand both to `reject`, or raise a `MtlReError` that names it."""
-
-    def __init__(self, number: int, example: Example, reject: Reject | None) -> None:
-        self.number, self.example, self.reject = number, example, reject
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, RowError):
-            return False
-        if self.reject is None:
-            raise MtlReError(f"{self.example.where}: {error}") from error
-        self.reject(self.number, self.example, error)
-        return True
+    try:
+        yield
+    except RowError as error:
+        if reject is None:
+            raise MtlReError(f"{example.where}: {error}") from error
+        reject(number, example, error)
 
 
 def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
