@@ -30,11 +30,11 @@ from mtl_re.features.collate import epoch_steps, pass_cost, sorted_batches, step
 from mtl_re.files import write_json
 from mtl_re.model.device import autocast
 from mtl_re.training.loop import MAX_SKIPPED, Clock, Loop, epoch_reached, show
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
 from mtl_re.training.resume import save_run
 from mtl_re.training.run import live, write_network
-from mtl_re.training.tracking import MetricsLog
 
 
 def adapt(config: AdaptConfig, name: str = "adapt") -> Path:

@@ -26,6 +26,7 @@ from mtl_re.model.cpu import allocator_hint
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training.loop import LoopState
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all
 from mtl_re.training.resume import (
@@ -44,7 +45,7 @@ from mtl_re.training.run import (
     seed_process,
     write_run_records,
 )
-from mtl_re.training.tracking import MetricsLog, Trackers
+from mtl_re.training.tracking import Trackers
 
 _ROOM = 512  # positions of a new encoder at least, so that a later training may read longer rows
 MASKED_STEP = 64

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtl_re.config import Config
 from mtl_re.training.loop import LoopState
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.resume import (
     chosen_checkpoint,
     loaded_checkpoint,
@@ -26,7 +27,6 @@ from mtl_re.training.resume import (
     taken_for_a_run,
 )
 from mtl_re.training.setup import TrainRun
-from mtl_re.training.tracking import MetricsLog
 
 
 @dataclass

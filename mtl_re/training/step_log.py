@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from mtl_re.training.loop import Clock, epoch_reached, show
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.setup import TrainRun
 from mtl_re.training.state import State, Window, settle
-from mtl_re.training.tracking import MetricsLog
 
 
 def add_step(
