@@ -36,7 +36,7 @@ from mtl_re.training import setup as prepare_module
 from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
 from mtl_re.training.processes import make_accelerator, overruled_precision
-from mtl_re.training.setup import warnings_of
+from mtl_re.training.row_warnings import warnings_of
 from mtl_re.training.train import train
 from mtl_re.training.weighting import WEIGHTINGS, Uncertainty
 
