@@ -252,16 +252,20 @@ def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
 
 
 EXPORTED = [
-    *("config.json", "export.json", "*.safetensors*", "*.onnx", "*.onnx.data", "predict_onnx.py", "modeling_mtl_re.py"),
-    *(
-        "mtl_re_input/*",
-        "tokenizer*",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "spiece.model",
-    ),
+    "config.json",
+    "export.json",
+    "*.safetensors*",
+    "*.onnx",
+    "*.onnx.data",
+    "predict_onnx.py",
+    "modeling_mtl_re.py",
+    "mtl_re_input/*",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
 ]
 """What an export may hold: of an earlier one nothing stays on the hub, such as a graph of other weights."""
 
