@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from mtl_re import __version__
 from mtl_re.commands import COMMANDS
-from mtl_re.errors import MtlReError, speaks, tell
+from mtl_re.errors import MtlReError, is_first_process, tell
 
 
 def build_parser(words: Collection[str] = tuple(COMMANDS)) -> ArgumentParser:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _yield_cores()
         command.check_files(parsed, options)
         result = command.call(parsed, options)
-        if speaks():
+        if is_first_process():
             command.remember_files(parsed)
             command.show(result, options)
         sys.stdout.flush()

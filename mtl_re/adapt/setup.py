@@ -39,10 +39,10 @@ from mtl_re.training.resume import (
 )
 from mtl_re.training.run import (
     Run,
-    begin,
     check_ranks_agree,
     identity_of_options,
     seed_process,
+    start_run,
     write_run_records,
 )
 from mtl_re.training.tracking import Trackers
@@ -160,7 +160,7 @@ def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> 
         MtlReError: Anything at fault in the options, the text, the encoder or the directory.
     """
     options = config.train
-    accelerator, run_dir = begin(options, config.tracking, name, resources)
+    accelerator, run_dir = start_run(options, config.tracking, name, resources)
     texts = on_all(accelerator, lambda: select_texts(config))
     network, tokenizer = on_all(accelerator, lambda: _network(config, texts))
     blocks = [make_blocks(part, tokenizer, config) for part in (texts.train, texts.held_out)]

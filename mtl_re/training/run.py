@@ -65,7 +65,9 @@ class Run:
 # ---- beginning ---------------------------------------------------------------------------------------------------
 
 
-def begin(options: RunConfig, tracking: TrackingConfig, name: str, resources: ExitStack) -> tuple[Accelerator, Path]:
+def start_run(
+    options: RunConfig, tracking: TrackingConfig, name: str, resources: ExitStack
+) -> tuple[Accelerator, Path]:
     """Give the accelerator, and the run directory, locked until `resources` is closed.
 
     Args:
@@ -156,7 +158,7 @@ def write_network(run_dir: Path, what: str, network: Any, tokenizer: Any) -> Non
         raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
 
 
-def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], dict[str, Any]]) -> Path:
+def fit_and_conclude(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], dict[str, Any]]) -> Path:
     """Train, write the results on the main process if the run came to its end, and leave; return the run directory.
 
     Args:
@@ -167,7 +169,7 @@ def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], d
         scores = conclude() if finished else {}
         run.accelerator.wait_for_everyone()
     run.trackers.finish(scores, state.step, finished)
-    leave(run)
+    destroy_process_group(run)
     return run.run_dir
 
 
@@ -184,7 +186,7 @@ def peers_named(accelerator: Accelerator) -> Iterator[None]:
         raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
 
 
-def leave(run: Run) -> None:
+def destroy_process_group(run: Run) -> None:
     """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
     if run.accelerator.num_processes > 1:
         run.model = run.optimizer = None

@@ -43,10 +43,10 @@ from mtl_re.training.resume import planned_steps, rows_of_a_step
 from mtl_re.training.row_warnings import refuse_unknown, warnings_of
 from mtl_re.training.run import (
     Run,
-    begin,
     check_ranks_agree,
     identity_of_options,
     seed_process,
+    start_run,
     write_run_records,
 )
 from mtl_re.training.tracking import Trackers
@@ -102,7 +102,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
     check_evidence(config, weights)
-    accelerator, run_dir = begin(config.train, config.tracking, name, resources)
+    accelerator, run_dir = start_run(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
     train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)

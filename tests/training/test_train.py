@@ -171,7 +171,7 @@ def test_rates_count_the_time_of_all_their_rows(go, monkeypatch):
 def test_rates_after_a_resume_leave_out_what_was_counted_before():
     """On the progress bar too, which once showed all tokens over the time of the last few."""
     shown, written = {}, []
-    window = state_module.Window(losses={"coarse": 4.0}, counts={"coarse": 2}, rows=30, tokens=3000, norm=1.0)
+    window = state_module.StepSums(losses={"coarse": 4.0}, counts={"coarse": 2}, rows=30, tokens=3000, norm=1.0)
     run = SimpleNamespace(
         train_table=range(100),
         weights={"coarse": 1.0},
