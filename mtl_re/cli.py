@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from mtl_re import __version__
 from mtl_re.commands import COMMANDS
-from mtl_re.errors import MtlReError, speaks, tell
+from mtl_re.errors import MtlReError, is_first_process, tell
 
 KERNELS = "256"
 """Kernels that oneDNN keeps. With 64 of them training ko-mini takes 4 % more CPU time, with 256 under 3 %."""
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _bound_kernel_caches()
         command.check_files(parsed, options)
         result = command.call(parsed, options)
-        if speaks():
+        if is_first_process():
             command.remember_files(parsed)
             command.show(result, options)
         sys.stdout.flush()

@@ -405,7 +405,7 @@ def groups(options: type) -> dict[str, Any]:
     return {field.name: field.default_factory for field in fields(options) if is_dataclass(field.default_factory)}
 
 
-GROUPS, ADAPT_GROUPS = groups(Config), groups(AdaptConfig)
+GROUPS = groups(Config)
 
 
 @dataclass

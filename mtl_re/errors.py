@@ -49,12 +49,12 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:300] + "..."
 
 
-def speaks() -> bool:
+def is_first_process() -> bool:
     """Return whether this process prints: under a launcher only the first one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def tell(message: str) -> None:
     """Print a note or a warning on stderr, once for all processes of a launcher."""
-    if speaks():
+    if is_first_process():
         print(message, file=sys.stderr)

@@ -69,6 +69,29 @@ def check_directory(
         check_outputs({option: path}, inputs, overwrite)
 
 
+def check_new_folder(folder: Path, overwrite: bool, report: str, result: str, source: str, role: str) -> None:
+    """Refuse a directory that a command would write as a whole.
+
+    Args:
+        overwrite: whether an older result may be replaced.
+        report: name of a file that only such a result has. result: what one is called.
+        source: what the command reads. role: what that is called.
+
+    Raises:
+        MtlReError: it is a file, holds `source`, or is neither empty nor an older result that may be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MtlReError(f"{folder}: is a file; give a directory")
+    if Path(source).exists() and folder.resolve() in {Path(source).resolve(), *Path(source).resolve().parents}:
+        raise MtlReError(f"{folder}: holds the {role}; give another directory")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise MtlReError(f"{folder}: is not empty; give another directory, or --overwrite to replace it as a whole")
+    if not (folder / report).is_file():
+        raise MtlReError(f"{folder}: is not {result} (it has no {report}); --overwrite replaces only those")
+
+
 def files_in(folder: str | Path, names: Iterable[str]) -> list[Path]:
     """Return the files of a directory that have these names, or fit these patterns."""
     return sorted({path for name in names for path in Path(folder).glob(name)})

@@ -78,9 +78,9 @@ class RelationExtractionPipeline(Pipeline):
         example = input_tensors["example"]
         examples = example if isinstance(example, list) else [example]
         (featurizer,) = self.composed.featurizers.values()
-        root, heads = self.composed.root, len(self.composed.taxonomy.heads)
+        root = self.composed.root
         table = featurizer.table(examples)
-        collate = Collator(table, self.pad_id, root.takes_types, [0] * heads, levitated=root.levitated)
+        collate = Collator(table, self.pad_id, root.takes_types, levitated=root.levitated)
         batch = self._ensure_tensor_on_device(dict(collate(range(len(examples)))), self.device)
         batch.pop("targets")
         return {"logits": join_heads(self.model(**batch), self.composed.taxonomy).float(), "example": example}

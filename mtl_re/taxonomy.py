@@ -191,24 +191,18 @@ class Taxonomy:
     # ---- making one ------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_prefixes(
-        cls,
-        labels: Sequence[str] = KLUE,
-        layout: Layout = "hierarchical",
-        no_relation: str | None = NO_RELATION,
-        separator: str = ":",
-    ) -> Taxonomy:
-        """Group labels by their prefix before `separator` (`org:founded` → `org`); a label without one is alone.
+    def from_prefixes(cls, labels: Sequence[str] = KLUE, layout: Layout = "hierarchical") -> Taxonomy:
+        """Group labels by their prefix before the colon (`org:founded` → `org`); a label without one is alone.
 
         The subject of a group is expected to be of the type that the prefix names (`org` → `ORG`). That holds on
         KLUE-RE (13 exceptions in dev) and on TACRED-like label sets.
         """
         groups: dict[str, list[str]] = {}
         for label in labels:
-            groups.setdefault(label.split(separator)[0], []).append(label)
+            groups.setdefault(label.split(":")[0], []).append(label)
         types = {name: (name.upper(),) for name, group in groups.items() if group != [name]}
-        known = no_relation if no_relation in labels else None
-        return cls(tuple(labels), {k: tuple(v) for k, v in groups.items()}, layout, known, types)
+        none = NO_RELATION if NO_RELATION in labels else None
+        return cls(tuple(labels), {k: tuple(v) for k, v in groups.items()}, layout, none, types)
 
     @classmethod
     def from_option(cls, option: str) -> Taxonomy:

@@ -27,8 +27,8 @@ from mtl_re.model.device import autocast, default_device, resolve_precision
 from mtl_re.model.network import drop_pooler
 from mtl_re.training import setup as prepare
 from mtl_re.training import train
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.state import State
-from mtl_re.training.tracking import MetricsLog
 
 NEVER = 1_000_000_000
 

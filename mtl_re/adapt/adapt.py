@@ -30,11 +30,11 @@ from mtl_re.features.collate import epoch_steps, pass_cost, sorted_batches, step
 from mtl_re.files import write_json
 from mtl_re.model.device import autocast
 from mtl_re.training.loop import MAX_SKIPPED, Clock, Loop, epoch_reached, show
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
 from mtl_re.training.resume import save_run
-from mtl_re.training.run import live, write_network
-from mtl_re.training.tracking import MetricsLog
+from mtl_re.training.run import fit_and_conclude, write_network
 
 
 def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
@@ -51,7 +51,7 @@ def adapt(config: AdaptConfig, name: str = "adapt") -> Path:
         run = prepare_adaptation(config, name, resources)
         state, log = resume_adaptation(run)
         on_main(run.accelerator, lambda: write_adaptation_records(run))
-        return live(
+        return fit_and_conclude(
             run, state, AdaptLoop(run, state, log).fit, lambda: on_main(run.accelerator, lambda: _conclude(run, state))
         )
 

@@ -26,6 +26,7 @@ from mtl_re.model.cpu import allocator_hint
 from mtl_re.model.network import parameter_count
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training.loop import LoopState
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all
 from mtl_re.training.resume import (
@@ -38,13 +39,13 @@ from mtl_re.training.resume import (
 )
 from mtl_re.training.run import (
     Run,
-    begin,
     check_ranks_agree,
     identity_of_options,
     seed_process,
+    start_run,
     write_run_records,
 )
-from mtl_re.training.tracking import MetricsLog, Trackers
+from mtl_re.training.tracking import Trackers
 
 _ROOM = 512  # positions of a new encoder at least, so that a later training may read longer rows
 MASKED_STEP = 64
@@ -159,7 +160,7 @@ def prepare_adaptation(config: AdaptConfig, name: str, resources: ExitStack) -> 
         MtlReError: Anything at fault in the options, the text, the encoder or the directory.
     """
     options = config.train
-    accelerator, run_dir = begin(options, config.tracking, name, resources)
+    accelerator, run_dir = start_run(options, config.tracking, name, resources)
     texts = on_all(accelerator, lambda: select_texts(config))
     network, tokenizer = on_all(accelerator, lambda: _network(config, texts))
     blocks = [make_blocks(part, tokenizer, config) for part in (texts.train, texts.held_out)]

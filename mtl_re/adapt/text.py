@@ -21,10 +21,10 @@ import numpy as np
 from mtl_re.adapt.masking import UnitKind, Units, text_units
 from mtl_re.config import AdaptConfig
 from mtl_re.data.readers import one_line, read_rows
-from mtl_re.data.validation import BadRow, parse_row, shown
+from mtl_re.data.validation import BadRow, encodable, parse_row, shown
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
-from mtl_re.features.featurizer import Frame
+from mtl_re.features.featurizer import Frame, encode_with_offsets
 from mtl_re.taxonomy import Taxonomy
 
 _CHUNK = 1024  # texts tokenised at once
@@ -142,14 +142,8 @@ def _row_texts(fields: Mapping[str, Any], taxonomy: Taxonomy, spans: bool) -> It
     name = next((name for name in names if name in fields), None)
     if name is None:
         raise RowError("text", f"missing (nor is there a sentence); the row has {shown(list(fields))}")
-    value = fields[name]
-    if not isinstance(value, str):
-        raise RowError(name, f"expected text, found {shown(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(name, f"half a surrogate pair at character {error.start}; export the text again") from error
-    yield from (Text(line.strip()) for line in value.splitlines() if line.strip())
+    lines = encodable(fields[name], name).splitlines()
+    yield from (Text(line.strip()) for line in lines if line.strip())
 
 
 def merged(texts: Iterable[Text]) -> list[Text]:
@@ -299,14 +293,7 @@ def _tokenised(
 ) -> Iterator[tuple[np.ndarray, Units]]:
     for begin in range(0, len(texts), _CHUNK):
         chunk = texts[begin : begin + _CHUNK]
-        coded = tokenizer(
-            [text.text for text in chunk],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        coded = encode_with_offsets(tokenizer, [text.text for text in chunk])
         for text, ids, offsets in zip(chunk, coded["input_ids"], coded["offset_mapping"], strict=True):
             spans = text.spans if entities else ()
             yield np.array(ids, np.int32), text_units(text.text, offsets, kind, spans)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ConvertConfig
-from mtl_re.data.readers import one_line
+from mtl_re.data.readers import one_line, read_rows
 from mtl_re.data.tool_records import FORMATS, Columns, Conversion, Dropped, Format, Record, Row
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.files import whole_file
 
 # ---- a whole file ----------------------------------------------------------------------------------------------------
 
@@ -117,9 +118,6 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
     Raises:
         MtlReError: the file cannot be read, the format or an option is unknown, or no record could be converted.
     """
-    from mtl_re.data.readers import read_rows
-    from mtl_re.files import whole_file
-
     columns = None if options.columns is None else Columns.from_yaml(Path(options.columns))
     made = Conversion(_types(options.types), options.no_relation.split(","), options.pairs, columns)
     report = Report()

@@ -20,6 +20,7 @@ from mtl_re.config import HeadsConfig
 from mtl_re.data.readers import read_rows
 from mtl_re.data.validation import UNLABELLED, WITHHELD, is_absent, literal
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.files import write_text
 from mtl_re.taxonomy import NO_RELATION, ROOT_NAMES, Taxonomy
 
 RARE = 10
@@ -105,8 +106,6 @@ def write_heads(spec: str, options: HeadsConfig) -> str:
     Raises:
         MtlReError: see `heads_yaml`; or the file cannot be written.
     """
-    from mtl_re.files import write_text
-
     write_text(Path(options.output), heads_yaml(spec))
     return options.output
 

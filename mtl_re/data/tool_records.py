@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from mtl_re.data.validation import literal, parse_row, shown, span_clash, string_of
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.files import read_yaml
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
 Record = Mapping[str, Any]
@@ -357,8 +358,6 @@ class Columns:
         Raises:
             MtlReError: the file cannot be read, or a key is missing, unknown or of the wrong type.
         """
-        from mtl_re.files import read_yaml
-
         given = read_yaml(path)
         try:
             entities = {name: EntityColumns(**given.pop(name)) for name in ("subject", "object")}

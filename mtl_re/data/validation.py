@@ -186,7 +186,7 @@ def span_clash(one: tuple[int, int], other: tuple[int, int]) -> Literal["same", 
     return "crossing" if first[0] < second[0] <= first[1] < second[1] else None
 
 
-def check_spans(subject: Any, object: Any) -> None:
+def check_spans(subject: Entity, object: Entity) -> None:
     """Raise RowError where `span_clash` finds a reason."""
     clash = span_clash((subject.start, subject.end), (object.start, object.end))
     spans = f"{subject.start}..{subject.end} and {object.start}..{object.end}"
@@ -276,15 +276,20 @@ def whole_number(value: Any) -> int | None:
 def string_of(fields: Mapping[str, Any], key: str, parent: str = "") -> str:
     """Return a field's text; it must be encodable and hold a visible character."""
     path = f"{parent}.{key}" if parent else key
-    value = _present(fields, key, path)
+    value = encodable(_present(fields, key, path), path)
+    if is_blank(value):
+        raise RowError(path, f"is blank: {shown(value)}")
+    return value
+
+
+def encodable(value: Any, path: str) -> str:
+    """Return a value that is text and can be written as UTF-8; raise RowError for any other."""
     if not isinstance(value, str):
         raise RowError(path, f"expected text, found {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise RowError(path, f"half a surrogate pair at character {error.start}; export the text again") from error
-    if is_blank(value):
-        raise RowError(path, f"is blank: {shown(value)}")
     return value
 
 

@@ -15,25 +15,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mtl_re import __version__, files
 from mtl_re.config import ExportConfig
+from mtl_re.data.loading import load_examples
 from mtl_re.data.readers import file_digest
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.export import model_card
 from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
 from mtl_re.files import write_json
-from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count
+from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count, save
 from mtl_re.model.pooling import POOLINGS
+from mtl_re.outputs import check_new_folder
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding, decoding_of
 from mtl_re.training import checkpoint
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 REPORT = "export.json"
 
@@ -62,7 +62,7 @@ def export(ckpt: str, folder: str, options: ExportConfig) -> dict[str, Any]:
         MtlReError: CKPT or DIR cannot be used, a check failed, or the hub refused the upload.
     """
     final = Path(folder)
-    _check_target(final, ckpt, options.overwrite)
+    check_new_folder(final, options.overwrite, REPORT, "an exported directory", ckpt, "checkpoint that is exported")
     source = _load_source(ckpt, options.average)
     decoding = _decoding(source.model, options)
     with _building(final) as build:
@@ -150,20 +150,6 @@ def _decoding(model: MtlReModel, options: ExportConfig) -> Decoding:
 # ---- the directory -----------------------------------------------------------------------------------------------
 
 
-def _check_target(final: Path, ckpt: str, overwrite: bool) -> None:
-    """Raise MtlReError if DIR is not empty, unless it is an older export and `overwrite` is set."""
-    if final.exists() and not final.is_dir():
-        raise MtlReError(f"{final}: is a file; give a directory")
-    if not final.is_dir() or not any(final.iterdir()):
-        return
-    if not overwrite:
-        raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
-    if not (final / REPORT).is_file():
-        raise MtlReError(f"{final}: is not an exported directory (it has no {REPORT}); --overwrite replaces only those")
-    if Path(ckpt).exists() and final.resolve() in {Path(ckpt).resolve(), *Path(ckpt).resolve().parents}:
-        raise MtlReError(f"{final}: holds the checkpoint that is exported; give another directory")
-
-
 @contextmanager
 def _building(final: Path) -> Iterator[Path]:
     """Give a directory that takes the final one's place when the block ends."""
@@ -187,9 +173,7 @@ def write_checkpoint(source: Source, build: Path) -> None:
         raise MtlReError(f"pooling {pooling!r} has no counterpart in {REMOTE.name}/modeling_mtl_re.py; add it there")
     source.model.config.auto_map = {f"Auto{kind}": f"modeling_mtl_re.MtlRe{kind}" for kind in ("Config", "Model")}
     try:
-        source.model.save_pretrained(build)
-        files.seal_weights(build)
-        source.tokenizer.save_pretrained(build)
+        save(source.model, source.tokenizer, build)
     except Exception as error:  # for a full disk, safetensors and tokenizers raise kinds of their own
         raise OSError(None, first_line(error)) from error
     settings = build / "tokenizer_config.json"
@@ -255,8 +239,6 @@ def _write_graphs(source: Source, decoding: Decoding, build: Path, options: Expo
 
 
 def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
-    from mtl_re.data.loading import load_examples
-
     try:
         examples, _ = load_examples(spec, model.taxonomy, "error")
         refused: list[str] = []
@@ -270,16 +252,20 @@ def _check_rows(spec: str, model: MtlReModel, tokenizer: Any) -> list[Example]:
 
 
 EXPORTED = [
-    *("config.json", "export.json", "*.safetensors*", "*.onnx", "*.onnx.data", "predict_onnx.py", "modeling_mtl_re.py"),
-    *(
-        "mtl_re_input/*",
-        "tokenizer*",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "spiece.model",
-    ),
+    "config.json",
+    "export.json",
+    "*.safetensors*",
+    "*.onnx",
+    "*.onnx.data",
+    "predict_onnx.py",
+    "modeling_mtl_re.py",
+    "mtl_re_input/*",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
 ]
 """What an export may hold: of an earlier one nothing stays on the hub, such as a graph of other weights."""
 

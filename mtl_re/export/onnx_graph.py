@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtl_re.config import parse_shares
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.collate import Collator, sorted_batches, text_batches
 from mtl_re.features.featurizer import Features, FeatureTable
@@ -31,9 +32,6 @@ from mtl_re.model.onnx_model import OUTPUTS, OnnxModel
 from mtl_re.scoring import gating
 from mtl_re.scoring.composed import ComposedModel, featurizer_of
 from mtl_re.scoring.decoding import Decoding
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 LARGEST_DIFFERENCE = 1e-4
 """Allowed difference of a probability from PyTorch's; another order of operations in fp32 causes about 1e-6."""
@@ -182,7 +180,7 @@ def check_graph(
     table = featurizer_of(model, tokenizer).table(examples)
     outputs = graph_outputs(graph, table, tokenizer.pad_token_id, BATCH_SIZES[0], path.name)
     seen = [_differences(expected, outputs)]
-    collate = _collator(graph, table, tokenizer.pad_token_id)
+    collate = Collator(table, tokenizer.pad_token_id, graph.takes_types, levitated=graph.levitated)
     for size in BATCH_SIZES[1:]:
         for start in range(0, min(len(table), MIXED_ROWS), size):
             rows = np.arange(start, min(start + size, len(table)))
@@ -215,7 +213,7 @@ def graph_outputs(
     graph: OnnxModel, table: FeatureTable, pad_id: int, batch_size: int, title: str
 ) -> dict[str, np.ndarray]:
     """Return all outputs of a graph for the rows of a table, in the order of the table."""
-    collate = _collator(graph, table, pad_id)
+    collate = Collator(table, pad_id, graph.takes_types, levitated=graph.levitated)
     parts: list[dict[str, np.ndarray]] = []
     batches = text_batches(table, batch_size) if graph.levitated else sorted_batches(table.lengths, batch_size)
     with tqdm(total=len(table), desc=title, unit="row", file=sys.stderr) as bar:
@@ -224,11 +222,6 @@ def graph_outputs(
             bar.update(len(rows))
     back = np.argsort(np.concatenate(batches))
     return {name: np.concatenate([part[name] for part in parts])[back] for name in OUTPUTS}
-
-
-def _collator(graph: OnnxModel, table: FeatureTable, pad_id: int) -> Collator:
-    heads = len(graph.taxonomy.heads)
-    return Collator(table, pad_id, graph.takes_types, [0] * heads, levitated=graph.levitated)
 
 
 def _differences(expected: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, first_line
 from mtl_re.export.onnx_graph import BATCH_SIZES, graph_outputs, quiet
 from mtl_re.model.network import MtlReModel
@@ -24,9 +25,6 @@ from mtl_re.scoring.composed import featurizer_of
 from mtl_re.scoring.evaluation import gold_indices
 from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 RECIPES: dict[str, list[str]] = {"weights and embeddings": ["MatMul", "Gather"], "weights": ["MatMul"]}
 """Name → operators that are quantised. The pair layer and the heads (`Gemm`) stay fp32: they are a thousandth of the

@@ -17,6 +17,7 @@ import torch
 
 from mtl_re.features.featurizer import FeatureTable, pad_batch
 from mtl_re.features.levitated import pad_pairs, same_text
+from mtl_re.taxonomy import IGNORE
 
 PASS_COST = {"cpu": 64, "cuda": 2048}
 """Cost of one more forward pass, in tokens that take as long, by device type: low on a CPU, high on a GPU, which a pass
@@ -140,8 +141,9 @@ class Collator:
         pad_id: token id of the padding.
         token_types: whether the encoder takes `token_type_ids`.
         levitated: whether the rows' markers stand behind their text; rows of the same text then share a sequence.
-        no_targets: (heads,) targets of a row that trains nothing. An empty batch is filled with row 0 under these
-            targets, so that a process without rows still takes part in the step and adds exactly nothing.
+
+    An empty batch is filled with row 0 under no target, so that a process without rows still takes part in the step and
+    adds exactly nothing.
     """
 
     def __init__(
@@ -149,13 +151,11 @@ class Collator:
         table: FeatureTable,
         pad_id: int,
         token_types: bool,
-        no_targets: Sequence[int],
         length_step: int = 1,
         levitated: bool = False,
     ) -> None:
         self.levitated = levitated
         self.table, self.pad_id, self.token_types, self.length_step = table, pad_id, token_types, length_step
-        self.no_targets = np.array([no_targets], np.int64)
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> Batch:
         chosen, lengths = np.asarray(rows if len(rows) else [0], np.int64), self.table.lengths
@@ -165,5 +165,7 @@ class Collator:
         else:
             rounded = -(-int(lengths[chosen].max()) // self.length_step) * self.length_step
             arrays = pad_batch(features, self.pad_id, self.token_types, min(rounded, int(lengths.max())))
-        arrays["targets"] = self.table.targets[chosen] if len(rows) else self.no_targets.copy()
+        arrays["targets"] = (
+            self.table.targets[chosen] if len(rows) else np.full((1, self.table.targets.shape[1]), IGNORE)
+        )
         return cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -18,16 +18,13 @@ from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl_re import files
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.features.featurizer import FeatureTable, Featurizer, Reject
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 VERSION = 1
 """Part of the key: raise it whenever the same rows and settings give other features."""

@@ -9,19 +9,18 @@ family keeps its own frame (`[CLS] a [SEP] b [SEP]`, `<s> a </s></s> b </s>`, ..
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features import markers
 from mtl_re.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 """Columns of `positions`: the token of each entity's first marker piece and of its last one."""
@@ -29,7 +28,7 @@ POSITIONS = ("subject_start", "subject_end", "object_start", "object_end")
 READ_AHEAD = 1024
 """Rows that are tokenised in one call."""
 
-Reject = Callable[[int, "Example", RowError], None]
+Reject = Callable[[int, Example, RowError], None]
 """Called for a row that does not fit: its index among the rows given, the row, and the reason."""
 
 
@@ -221,25 +220,15 @@ class Featurizer:
         if not marked:
             return
         texts = {text: place for place, text in enumerate(dict.fromkeys(text.text for _, _, text in marked))}
-        coded = self._encode(list(texts))
+        coded = encode_with_offsets(self.tokenizer, list(texts))
         questions: list[list[int]] = [[]] * len(marked)
         if self.query:
             asked = [markers.question(example.subject, example.object) for _, example, _ in marked]
-            questions = self._encode(asked)["input_ids"]
+            questions = encode_with_offsets(self.tokenizer, asked)["input_ids"]
         for index, (number, example, text) in enumerate(marked):
             with _named(number, example, reject):
                 ids, offsets = (coded[key][texts[text.text]] for key in ("input_ids", "offset_mapping"))
                 yield example, self._features(example, text, ids, offsets, questions[index])
-
-    def _encode(self, texts: list[str]) -> Any:
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
 
     def _features(
         self,
@@ -289,21 +278,15 @@ class Featurizer:
                     raise RowError(f"{role}_entity.type", f"{entity.type!r} is unknown to this model (known: {known})")
 
 
-class _named:  # noqa: N801 - used as a statement
+@contextmanager
+def _named(number: int, example: Example, reject: Reject | None) -> Iterator[None]:
     """Give a RowError its row: hand both to `reject`, or raise a `MtlReError` that names it."""
-
-    def __init__(self, number: int, example: Example, reject: Reject | None) -> None:
-        self.number, self.example, self.reject = number, example, reject
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, RowError):
-            return False
-        if self.reject is None:
-            raise MtlReError(f"{self.example.where}: {error}") from error
-        self.reject(self.number, self.example, error)
-        return True
+    try:
+        yield
+    except RowError as error:
+        if reject is None:
+            raise MtlReError(f"{example.where}: {error}") from error
+        reject(number, example, error)
 
 
 def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: str) -> tuple[int, int]:
@@ -323,6 +306,18 @@ def _covered(offsets: Sequence[tuple[int, int]], span: tuple[int, int], field: s
     if not inside:
         raise RowError(field, "the tokenizer drops all of its characters")
     return inside[0], inside[-1] + 1
+
+
+def encode_with_offsets(tokenizer: Any, texts: list[str]) -> Any:
+    """Return `input_ids` and `offset_mapping` (characters [start, stop)) of texts, without special tokens."""
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
 
 
 def check_known(tokenizer: Any, scheme: str, types: Sequence[str]) -> None:

@@ -15,28 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from mtl_re.data.validation import check_spans
+from mtl_re.data.validation import Entity, check_spans
 from mtl_re.errors import RowError, entry
 
 Role = Literal["subject", "object"]
+ROLES: tuple[Role, Role] = ("subject", "object")
 
 TYPE_WORDS = {"PER": "사람", "ORG": "단체", "LOC": "장소", "DAT": "날짜", "POH": "기타", "NOH": "숫자"}
 """KLUE's entity types in Korean, as one common word each."""
-
-
-class Span(Protocol):
-    """An entity: its word, its inclusive character span, its type."""
-
-    @property
-    def word(self) -> str: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def type(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -111,15 +99,14 @@ ADDS_TOKENS = frozenset({"special", "typed_special", LEVITATED})
 
 def pieces(name: str, types: Sequence[str]) -> list[str]:
     """Return every space-separated piece that the scheme writes for these entity types, each once, in a fixed order."""
-    roles: tuple[Role, Role] = ("subject", "object")
-    texts = [text for role in roles for kind in types for text in entry("data.markers", name, MARKERS)(role, kind)]
+    texts = [text for role in ROLES for kind in types for text in entry("data.markers", name, MARKERS)(role, kind)]
     return list(dict.fromkeys(piece for text in texts for piece in text.split()))
 
 
 # ---- marking -------------------------------------------------------------------------------------------------
 
 
-def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
+def mark(sentence: str, subject: Entity, object: Entity, name: str) -> Marked:
     """Insert the markers of scheme `name` around two entities; the words themselves do not change.
 
     One entity may lie inside the other; its markers then stand inside the other's.
@@ -128,7 +115,7 @@ def mark(sentence: str, subject: Span, object: Span, name: str) -> Marked:
         RowError: the spans are equal, cross, or exceed the sentence, or the scheme does not know a type.
     """
     scheme = entry("data.markers", name, MARKERS)
-    roles: list[tuple[Role, Span]] = [("subject", subject), ("object", object)]
+    roles = list(zip(ROLES, (subject, object), strict=True))
     for role, entity in roles:
         if not 0 <= entity.start <= entity.end < len(sentence):
             raise RowError(f"{role}_entity", f"span {entity.start}..{entity.end} leaves the sentence")
@@ -180,7 +167,7 @@ def unmark(marked: Marked) -> tuple[str, tuple[int, int], tuple[int, int]]:
     return sentence, subject, object
 
 
-def question(subject: Span, object: Span) -> str:
+def question(subject: Entity, object: Entity) -> str:
     """Return the query for the second segment: what relation holds between the two entities?"""
     return f"이 문장에서 {subject.word}{_particle(subject.word, '과', '와')} {object.word}의 관계는 무엇인가?"
 

@@ -28,7 +28,7 @@ from transformers import (
 from mtl_re import files
 from mtl_re.errors import MtlReError, first_line, tell
 from mtl_re.features.featurizer import add_marker_tokens
-from mtl_re.features.markers import LEVITATED, TYPE_WORDS, Role, typed_punct, typed_punct_ko, typed_special
+from mtl_re.features.markers import LEVITATED, ROLES, TYPE_WORDS, typed_punct, typed_punct_ko, typed_special
 from mtl_re.model.network import MtlReConfig, MtlReModel, load
 
 SCRATCH = "scratch:"
@@ -116,8 +116,7 @@ def _start_from_words(encoder: Any, tokenizer: Any, types: Sequence[str], known:
         known: pieces that the tokenizer had before; their rows of the embedding table are left alone.
     """
     table = encoder.get_input_embeddings().weight
-    roles: tuple[Role, Role] = ("subject", "object")
-    for role, kind in product(roles, types):
+    for role, kind in product(ROLES, types):
         named = kind in TYPE_WORDS
         start, end = (typed_punct_ko if named else typed_punct)(role, kind)
         words = (start, f"{TYPE_WORDS[kind] if named else kind.lower()} {end}")

@@ -291,6 +291,13 @@ def load(path: str) -> tuple[MtlReModel, Any]:
     return model, tokenizer
 
 
+def save(network: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a network, the SHA-256 of its weights, and its tokenizer: of an `MtlReModel`, the inverse of `load`."""
+    network.save_pretrained(folder)
+    files.seal_weights(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Of the tensors that a config asks for; none is allocated."""
     with torch.device("meta"):

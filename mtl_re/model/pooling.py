@@ -46,26 +46,11 @@ def markers_both(hidden: Tensor, positions: Tensor) -> Tensor:
     return _tokens(hidden, positions)
 
 
-def cls_markers_both(hidden: Tensor, positions: Tensor) -> Tensor:
-    """The first token, and first and last marker of the subject and of the object: 5 × dim."""
-    return torch.cat([cls(hidden, positions), markers_both(hidden, positions)], dim=-1)
-
-
 def mean(hidden: Tensor, positions: Tensor) -> Tensor:
     """Means over subject and object: 2 × dim."""
     subject = _span_mean(hidden, positions[:, 0], positions[:, 1])
     object_ = _span_mean(hidden, positions[:, 2], positions[:, 3])
     return torch.cat([subject, object_], dim=-1)
-
-
-def cls_markers(hidden: Tensor, positions: Tensor) -> Tensor:
-    """The first token and both first markers: 3 × dim."""
-    return torch.cat([cls(hidden, positions), markers(hidden, positions)], dim=-1)
-
-
-def cls_mean(hidden: Tensor, positions: Tensor) -> Tensor:
-    """The first token and the means over subject and object: 3 × dim."""
-    return torch.cat([cls(hidden, positions), mean(hidden, positions)], dim=-1)
 
 
 class Pooling(NamedTuple):
@@ -75,12 +60,22 @@ class Pooling(NamedTuple):
     width: int
 
 
+def beside(*poolings: Pooling) -> Pooling:
+    """Return a pooling whose result is those of others, side by side."""
+
+    def function(hidden: Tensor, positions: Tensor) -> Tensor:
+        return torch.cat([pooling.function(hidden, positions) for pooling in poolings], dim=-1)
+
+    return Pooling(function, sum(pooling.width for pooling in poolings))
+
+
+CLS, MARKERS, MARKERS_BOTH, MEAN = Pooling(cls, 1), Pooling(markers, 2), Pooling(markers_both, 4), Pooling(mean, 2)
 POOLINGS: dict[str, Pooling] = {
-    "cls": Pooling(cls, 1),
-    "markers": Pooling(markers, 2),
-    "cls_markers": Pooling(cls_markers, 3),
-    "markers_both": Pooling(markers_both, 4),
-    "cls_markers_both": Pooling(cls_markers_both, 5),
-    "mean": Pooling(mean, 2),
-    "cls_mean": Pooling(cls_mean, 3),
+    "cls": CLS,
+    "markers": MARKERS,
+    "cls_markers": beside(CLS, MARKERS),
+    "markers_both": MARKERS_BOTH,
+    "cls_markers_both": beside(CLS, MARKERS_BOTH),
+    "mean": MEAN,
+    "cls_mean": beside(CLS, MEAN),
 }

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from mtl_re.config import Evidence, Gate
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, first_line
 from mtl_re.features.markers import MARKERS
 from mtl_re.files import WEIGHTS
 from mtl_re.model.pooling import POOLINGS
@@ -177,8 +177,7 @@ def _stored(weights: Path) -> Shapes:
         with safe_open(weights, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise MtlReError(f"{weights}: not loadable as an mtl-re checkpoint ({what})") from error
+        raise MtlReError(f"{weights}: not loadable as an mtl-re checkpoint ({first_line(error)})") from error
 
 
 def _shown(value: Any) -> str:

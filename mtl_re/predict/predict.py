@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtl_re import __version__
 from mtl_re.config import PredictConfig, RayConfig
 from mtl_re.data.loading import parsed, tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
+from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predictor import Predictor
@@ -21,9 +22,6 @@ from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
 from mtl_re.scoring.decoding import decoding_of
 from mtl_re.scoring.writers import IdDigest, check_suffix, encode_rows, label_order, publish
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import BadRow, Example
 
 
 def predict(checkpoints: Sequence[str], options: PredictConfig) -> int:

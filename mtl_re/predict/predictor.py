@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ from mtl_re.data.validation import Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.model.device import resolve_precision
 from mtl_re.predict import triples
+from mtl_re.predict.triples import EntityLike, Triple
 from mtl_re.predict.vote import vote_shares
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, Decoding, stored_thresholds
 from mtl_re.scoring.inference import Tick
 from mtl_re.scoring.writers import Prediction, predictions_of
-
-if TYPE_CHECKING:
-    from mtl_re.predict.triples import EntityLike, Triple
 
 
 class Predictor:

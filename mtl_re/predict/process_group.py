@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from mtl_re.errors import MtlReError
+from mtl_re.errors import MtlReError, first_line
 
 T = TypeVar("T")
 _START = timedelta(minutes=10)  # until all processes must have met
@@ -60,8 +60,8 @@ class ProcessGroup:
             self._group = distributed.new_group(backend="gloo", timeout=_DECISION)
         except (RuntimeError, ValueError) as error:
             self._leave()
-            text = " ".join(str(error).split())[:200]
-            raise MtlReError(f"WORLD_SIZE is {self.size}, but the processes do not meet ({text})") from error
+            what = f"WORLD_SIZE is {self.size}, but the processes do not meet ({first_line(error)})"
+            raise MtlReError(what) from error
         return self
 
     def __exit__(self, *fault: object) -> None:

@@ -71,7 +71,7 @@ def fit_temperatures(
     return {name: fit_temperature(scores, np.array([row[name] for row in targets])) for name, scores in logits.items()}
 
 
-def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, tolerance: float = 1e-8) -> list[float]:
+def em_prior(coarse: Floats, trained: Sequence[float]) -> list[float]:
     """Estimate the class shares of a set of unlabelled rows by EM on their posteriors.
 
     Args:
@@ -88,12 +88,12 @@ def em_prior(coarse: Floats, trained: Sequence[float], rounds: int = 1000, toler
     if (old <= 0).any():
         raise MtlReError("prior: a coarse class had no training row, so its share cannot be estimated")
     share = old / old.sum()
-    for _ in range(rounds):
+    for _ in range(1000):
         joint = coarse * (share / old)
         updated = (joint / joint.sum(axis=1, keepdims=True)).mean(axis=0)
         moved = np.abs(updated - share).max()
         share = updated
-        if moved < tolerance:
+        if moved < 1e-8:
             break
     return [float(value) for value in share / share.sum()]
 

@@ -8,12 +8,13 @@ done to the logits is `decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtl_re.config import Backend
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.features.featurizer import Featurizer
 from mtl_re.model.cpu import speed_up
@@ -21,10 +22,6 @@ from mtl_re.model.device import default_device, resolve_precision
 from mtl_re.model.network import MtlReModel, join_heads, load, split_heads
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
 from mtl_re.scoring.inference import Tick, all_logits
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
-
 
 UNKNOWN = 0.1
 """Share of unknown tokens from which on a warning says so."""

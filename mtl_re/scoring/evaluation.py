@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mtl_re.config import EvalConfig, EvaluateConfig, OnBadRow, ReadingConfig
+from mtl_re.data.loading import load_examples
+from mtl_re.data.subject_types import SubjectTypes
+from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError, tell
 from mtl_re.files import write_json
 from mtl_re.scoring import metrics
@@ -21,9 +24,6 @@ from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
 from mtl_re.scoring.decoding import Decoded, decoding_of
 from mtl_re.scoring.writers import check_suffix, predictions_of, write_predictions
 from mtl_re.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import Example
 
 
 def score_decoded(decoded: Decoded, gold: np.ndarray, resamples: int) -> dict[str, Any]:
@@ -98,9 +98,6 @@ def labelled_examples(
     Raises:
         MtlReError: there are no rows, or one is bad and `on_bad_row` is `error`.
     """
-    from mtl_re.data.check import SubjectTypes
-    from mtl_re.data.loading import load_examples
-
     examples, bad = load_examples(spec, model.taxonomy, on_bad_row, reading or ReadingConfig())
     lost = len(bad)
     if on_bad_row == "skip":

@@ -50,7 +50,7 @@ def table_logits(
     """
     device = next(model.parameters()).device
     levitated = model.levitated
-    collate = Collator(table, pad_id, model.takes_types, [0] * len(model.taxonomy.heads), levitated=levitated)
+    collate = Collator(table, pad_id, model.takes_types, levitated=levitated)
     batches = text_batches(table, batch_size) if levitated else sorted_batches(table.lengths, batch_size)
     batches = batches[share[0] :: share[1]]
     rows = [torch.zeros(0, dtype=torch.int64)]

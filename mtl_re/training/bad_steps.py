@@ -18,10 +18,10 @@ from torch import Tensor
 from mtl_re.errors import MtlReError
 from mtl_re.training import checkpoint
 from mtl_re.training.loop import MAX_SKIPPED, BadStepError
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.processes import on_main
 from mtl_re.training.setup import TrainRun
 from mtl_re.training.state import State, restore_training
-from mtl_re.training.tracking import MetricsLog
 
 _KNOWN, _ENOUGH = 50, 20  # norms that a spike is measured against, and how many of them it takes
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl_re.figures import COLORS, GREY, drawable, picture
+from mtl_re.training.metrics_log import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SMOOTHED_FROM = 120
 """Number of points from which on a loss curve is drawn with a running mean."""
-
-Line = Mapping[str, Any]
-"""One object of metrics.jsonl."""
 
 
 def draw_learning_curves(lines: Sequence[Line], path: Path) -> None:

@@ -24,11 +24,11 @@ from mtl_re.config import OptimConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import recover, sync
 from mtl_re.training import checkpoint
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor
 from mtl_re.training.processes import on_all, on_main
 from mtl_re.training.run import Run, seed_process
 from mtl_re.training.run_dir import ENDS_WITH
-from mtl_re.training.tracking import MetricsLog
 
 _LENGTHS = ("options train.epochs", "options train.max_steps")
 

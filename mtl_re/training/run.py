@@ -23,7 +23,8 @@ from mtl_re.config import RunConfig, TrackingConfig
 from mtl_re.data.loading import write_rejected
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
-from mtl_re.files import seal_weights, whole_folder, write_json, write_yaml
+from mtl_re.files import whole_folder, write_json, write_yaml
+from mtl_re.model.network import save
 from mtl_re.training.processes import make_accelerator, on_main
 from mtl_re.training.run_dir import claim_run_dir
 from mtl_re.training.tracking import Trackers, manifest
@@ -64,7 +65,9 @@ class Run:
 # ---- beginning ---------------------------------------------------------------------------------------------------
 
 
-def begin(options: RunConfig, tracking: TrackingConfig, name: str, resources: ExitStack) -> tuple[Accelerator, Path]:
+def start_run(
+    options: RunConfig, tracking: TrackingConfig, name: str, resources: ExitStack
+) -> tuple[Accelerator, Path]:
     """Give the accelerator, and the run directory, locked until `resources` is closed.
 
     Args:
@@ -149,15 +152,13 @@ def write_network(run_dir: Path, what: str, network: Any, tokenizer: Any) -> Non
     """
     try:
         with whole_folder(run_dir / "model") as build:
-            network.save_pretrained(build)
-            seal_weights(build)
-            tokenizer.save_pretrained(build)
+            save(network, tokenizer, build)
     except Exception as error:  # safetensors and tokenizers each raise their own kinds for a full disk
         fault = f"the {what} cannot be written ({first_line(error)}); the old one stands"
         raise MtlReError(f"{run_dir / 'model'}: {fault}") from error
 
 
-def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], dict[str, Any]]) -> Path:
+def fit_and_conclude(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], dict[str, Any]]) -> Path:
     """Train, write the results on the main process if the run came to its end, and leave; return the run directory.
 
     Args:
@@ -168,7 +169,7 @@ def live(run: Run, state: Any, fit: Callable[[], bool], conclude: Callable[[], d
         scores = conclude() if finished else {}
         run.accelerator.wait_for_everyone()
     run.trackers.finish(scores, state.step, finished)
-    leave(run)
+    destroy_process_group(run)
     return run.run_dir
 
 
@@ -185,7 +186,7 @@ def peers_named(accelerator: Accelerator) -> Iterator[None]:
         raise MtlReError(f"{what}; its own message names the cause; then go on with --train.resume auto") from error
 
 
-def leave(run: Run) -> None:
+def destroy_process_group(run: Run) -> None:
     """End the process group. DDP must be gone before: destroying the group under it hung a rank in 6 of 24 runs."""
     if run.accelerator.num_processes > 1:
         run.model = run.optimizer = None

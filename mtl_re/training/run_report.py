@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from mtl_re.config import GROUPS
-from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, bars, beside, confusion_heat_map, drawable, legend_below, picture
 from mtl_re.files import read_json, read_yaml
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE, RARE, SCORE_NAMES, interval, label_rows, notes, percent
 from mtl_re.taxonomy import Taxonomy
-from mtl_re.training.learning_curves import Line, draw_learning_curves
+from mtl_re.training.learning_curves import draw_learning_curves
+from mtl_re.training.metrics_log import Line, read_log
 
 HIGHLIGHTS: dict[str, Sequence[str]] = {
     "data": ("train", "valid", "valid_fraction", "fold", "max_length", "markers", "query", "limit"),
@@ -57,30 +57,6 @@ def write_run_report(run_dir: Path) -> Path:
     path = folder / "report.md"
     write_markdown(path, [line for section in sections for line in section])
     return path
-
-
-def read_log(path: Path) -> list[Line]:
-    """Return the objects of metrics.jsonl; a last line that a kill cut short is left out.
-
-    Raises:
-        MtlReError: the file cannot be read, or another line is not such an object.
-    """
-    try:
-        texts = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MtlReError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
-    lines: list[Line] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise MtlReError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
-            raise MtlReError(f"{path}:{number}: expected an object with 'kind' and 'step'")
-        lines.append(line)
-    return lines
 
 
 def _scores(result: Mapping[str, Any]) -> list[str]:

@@ -20,41 +20,38 @@ from accelerate import Accelerator
 
 from mtl_re.config import Config
 from mtl_re.data import spool
-from mtl_re.data.check import SubjectTypes
 from mtl_re.data.readers import file_digest
 from mtl_re.data.splits import Splits, load_splits
-from mtl_re.data.unicode_form import composed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError, entry
 from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP, Collator
 from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
-from mtl_re.model import encoders
 from mtl_re.model.cpu import allocator_hint, speed_up
-from mtl_re.model.network import MtlReConfig, MtlReModel, from_encoder, parameter_count
+from mtl_re.model.network import MtlReModel, parameter_count
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.scoring.evaluation import gold_indices
 from mtl_re.scoring.metrics import prior_weights
 from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
+from mtl_re.training.new_model import check_evidence, make_model
 from mtl_re.training.optimizer import make_optimizer
-from mtl_re.training.processes import on_all, on_main, overruled_precision
+from mtl_re.training.processes import on_all, overruled_precision
 from mtl_re.training.resume import planned_steps, rows_of_a_step
+from mtl_re.training.row_warnings import refuse_unknown, warnings_of
 from mtl_re.training.run import (
     Run,
-    begin,
     check_ranks_agree,
     identity_of_options,
     seed_process,
+    start_run,
     write_run_records,
 )
 from mtl_re.training.tracking import Trackers
 from mtl_re.training.weighting import WEIGHTINGS, Weighting
 
-KNOWN_ENOUGH = 0.05
-"""Share of unknown tokens from which on a warning says so (KLUE-RE under its own encoders: below 0.01)."""
 _BAD_STEPS = ("on_bad_step", "spike", "max_rollbacks")  # a run that stopped at one may go on by leaving it out
 
 
@@ -104,8 +101,8 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     taxonomy = Taxonomy.from_option(config.model.heads)
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
-    _check_evidence(config, weights)
-    accelerator, run_dir = begin(config.train, config.tracking, name, resources)
+    check_evidence(config, weights)
+    accelerator, run_dir = start_run(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
     train_table, valid_table = _tables(config, taxonomy, rows, tokenizer, model, accelerator)
@@ -118,7 +115,6 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     check_ranks_agree(accelerator, same)
     wrapped, optimizer = _placed(config, model, accelerator)
     seed_process(accelerator, config.train.seed)
-    no_targets = list(taxonomy.targets(None).values())
     make_weighting = entry("loss.weighting", config.loss.weighting, WEIGHTINGS)
     run = TrainRun(
         options=config.train,
@@ -140,9 +136,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
         weights=weights,
         weighting=make_weighting([head for head, weight in weights.items() if weight > 0], config.train.seed),
         class_weights={name: tensor.to(accelerator.device) for name, tensor in of_classes.items()},
-        collate=Collator(
-            train_table, tokenizer.pad_token_id, model.takes_types, no_targets, LENGTH_STEP, model.levitated
-        ),
+        collate=Collator(train_table, tokenizer.pad_token_id, model.takes_types, LENGTH_STEP, model.levitated),
     )
     _announce(run)
     return run
@@ -161,7 +155,7 @@ def _tables(
     if not rows.train:
         raise MtlReError("data.train: no row fits data.max_length; raise it")
     rows.unknown = featurizer.unknown_share(train)
-    _refuse_unknown(config, rows.unknown)
+    refuse_unknown(config, rows.unknown)
     return train, valid
 
 
@@ -235,70 +229,7 @@ def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:
     return {"source": spec, "sha256": digest, "rows": len(examples), "labels": dict(counts.most_common())}
 
 
-# ---- rows and model ------------------------------------------------------------------------------------------
-
-
-def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Accelerator) -> tuple[Any, MtlReModel]:
-    """Return a tokenizer and a model with fresh heads."""
-    options, seed = config.data, config.train.seed
-    types = sorted({entity.type for example in rows.train for entity in (example.subject, example.object)})
-    name, own = config.model.encoder, None
-    if config.model.init is not None:
-        name, own = config.model.init, encoders.own_checkpoint(config.model.init)
-        if own is None:
-            raise MtlReError(f"model.init: {name} is no run or checkpoint of mtl-re; --model.encoder takes encoders")
-    if name.startswith(encoders.SCRATCH):
-        tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
-        encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)
-    else:
-        encoder, tokenizer = encoders.load_encoder(
-            name, options.markers, types, options.max_length, seed, own, config.model.marker_init
-        )
-    heads: dict[str, Any] = {"head_layers": config.model.head_layers, "gate_evidence": config.model.gate_evidence}
-    model_config = MtlReConfig(
-        taxonomy=taxonomy.to_dict(),
-        markers=options.markers,
-        query=options.query,
-        entity_types=types,
-        max_input_length=options.max_length,
-        pooling=config.model.pooling,
-        dropout=config.model.dropout,
-        gate=config.eval.gate,
-        **{name: value for name, value in heads.items() if value != getattr(MtlReConfig, name)},
-    )
-    torch.manual_seed(seed)
-    model = from_encoder(encoder, model_config)
-    if own is not None:
-        _start_heads(model, own[0], name)
-    return tokenizer, model
-
-
-def _check_evidence(config: Config, weights: Mapping[str, float]) -> None:
-    """Raise MtlReError if coarse logits shall read fine heads that do not exist or learn nothing."""
-    if config.model.gate_evidence == "coarse":
-        return
-    if len(weights) == 1:
-        raise MtlReError("model.gate_evidence: fine needs fine heads; model.heads gives one head alone")
-    if idle := [name for name, weight in weights.items() if weight == 0]:
-        raise MtlReError(
-            f"model.gate_evidence: fine reads all heads; loss.weights.{idle[0]}: 0 would leave one untrained"
-        )
-
-
-def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
-    """Give a model the pair layer and the heads of a checkpoint.
-
-    Raises:
-        MtlReError: it has other labels or heads, another pooling or other head layers.
-    """
-    differ = {"labels or heads": source.taxonomy.heads != model.taxonomy.heads}
-    for name in ("pooling", "head_layers"):
-        differ[name] = getattr(source.config, name) != getattr(model.config, name)
-    if other := [name for name, different in differ.items() if different]:
-        what = f"{init} has other {' and '.join(other)}"
-        raise MtlReError(f"model.init: {what}; --model.encoder {init} takes its encoder alone, under new heads")
-    model.pair.load_state_dict(source.pair.state_dict())
-    model.heads.load_state_dict(source.heads.state_dict())
+# ---- rows and checks -----------------------------------------------------------------------------------------
 
 
 def training_prior(targets: np.ndarray, taxonomy: Taxonomy, of_classes: Mapping[str, torch.Tensor]) -> list[float]:
@@ -326,11 +257,6 @@ def _check_shares(config: Config, taxonomy: Taxonomy, rows: Splits) -> None:
             prior_weights(gold_indices(rows.valid, taxonomy), taxonomy, config.eval.target_prior)
         except MtlReError as error:
             raise MtlReError(f"eval.target_prior: {error} (of the validation rows)") from error
-
-
-def _scratch_tokenizer(examples: Sequence[Example], scheme: str, types: Sequence[str]) -> Any:
-    texts = [markers.mark(row.sentence, row.subject, row.object, scheme).text for row in examples]
-    return encoders.scratch_tokenizer(texts, scheme, types)
 
 
 def _featurize(
@@ -364,49 +290,6 @@ def _check_names(config: Config, taxonomy: Taxonomy) -> None:
         names = ", ".join(taxonomy.groups)
         raise MtlReError(f"eval.target_prior: {len(target)} shares for {len(taxonomy.groups)} coarse classes ({names})")
     check_entries(config)
-
-
-def _refuse_unknown(config: Config, share: float) -> None:
-    """Raise MtlReError where the encoder's vocabulary hardly knows the training text."""
-    if share > config.data.max_unknown:
-        encoder = config.model.init or config.model.encoder
-        what = f"{100 * share:.0f} % of the training text's tokens are unknown to {encoder} ([UNK])"
-        cure = "take an encoder for this language, or --data.normalise nfc for text from macOS"
-        raise MtlReError(f"model.encoder: {what}; {cure} (--data.max_unknown {config.data.max_unknown:g} is the bound)")
-
-
-def warnings_of(rows: Splits, taxonomy: Taxonomy, trained: Sequence[str]) -> list[str]:
-    """Return what a person should know of the training rows before the first step.
-
-    Args:
-        trained: names of the trained heads.
-    """
-    found = []
-    if rows.unknown > KNOWN_ENOUGH:
-        found.append(f"warning: {100 * rows.unknown:.1f} % of the training tokens are unknown to the encoder ([UNK])")
-    labels: Counter[str | None] = Counter()
-    subjects = SubjectTypes(taxonomy)
-    held_out, trained_on = {composed(example.sentence) for example in rows.valid}, set[str]()
-    for row in rows.train:  # once: more rows than fit into memory lie in a file
-        labels[row.label] += 1
-        subjects.add(row)
-        if (sentence := composed(row.sentence)) in held_out:
-            trained_on.add(sentence)
-    for head in taxonomy.fine:
-        if head.name in trained and not any(labels[label] for label in taxonomy.groups[head.name]):
-            found.append(f"warning: the head {head.name} has no training row: it stays untrained")
-    if len(labels) < 2:
-        found.append(f"warning: all training rows have the label {next(iter(labels))}")
-    elif absent := [name for name, group in taxonomy.groups.items() if not any(labels[label] for label in group)]:
-        found.append(f"warning: no training row is of the coarse class {', '.join(absent)}")
-    elif missing := [label for label in taxonomy.labels if not labels[label]]:
-        found.append(f"warning: {len(missing)} label(s) have no training row: {', '.join(missing[:8])}")
-    if warning := subjects.warning("training rows"):
-        found.append(warning)
-    if shared := sum(composed(example.sentence) in trained_on for example in rows.valid):
-        what = "share their sentence with a training row (asked of other entities)"
-        found.append(f"warning: {shared:,} of {len(rows.valid):,} validation rows {what}; scores on them are too high")
-    return found
 
 
 def _announce(run: TrainRun) -> None:

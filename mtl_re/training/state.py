@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtl_re.config import Config
 from mtl_re.training.loop import LoopState
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.resume import (
     chosen_checkpoint,
     loaded_checkpoint,
@@ -26,7 +27,6 @@ from mtl_re.training.resume import (
     taken_for_a_run,
 )
 from mtl_re.training.setup import TrainRun
-from mtl_re.training.tracking import MetricsLog
 
 
 @dataclass
@@ -45,11 +45,11 @@ class State(LoopState):
     evaluations_without_gain: int = 0
     left_out: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    window: Window = field(default_factory=lambda: Window())
+    window: StepSums = field(default_factory=lambda: StepSums())
 
 
 @dataclass
-class Window:
+class StepSums:
     """Sums over the steps since the last logged line, over all processes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Window:
     weights: list[dict[str, float]] = field(default_factory=list)
 
 
-def settle(run: TrainRun, window: Window) -> None:
+def reduce_sums(run: TrainRun, window: StepSums) -> None:
     """Turn the window's tensors into numbers over all processes (synchronises)."""
     if not any(isinstance(value, Tensor) for value in window.losses.values()):
         return
@@ -81,7 +81,7 @@ def settle(run: TrainRun, window: Window) -> None:
 
 def save_training(run: TrainRun, state: State) -> None:
     """Write a resumable checkpoint; every rank calls it."""
-    settle(run, state.window)
+    reduce_sums(run, state.window)
     tensors: dict[str, Mapping[str, Tensor]] = {}
     record: dict[str, Any] = {"weighting": run.weighting.state()}
     if run.average is not None:
@@ -115,7 +115,7 @@ def restore_training(run: TrainRun, path: Path) -> State:
             run.average.restore(found.tensors["average"], found.state["averaged"])
         run.weighting.restore(found.state["weighting"])
         values = dict(found.state["state"])
-        window = Window(**values.pop("window"))
+        window = StepSums(**values.pop("window"))
         if not run.main:
             window.losses = dict.fromkeys(window.losses, 0.0)
         return State(**values, window=window)

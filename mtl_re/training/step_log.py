@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from mtl_re.training.loop import Clock, epoch_reached, show
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.setup import TrainRun
-from mtl_re.training.state import State, Window, settle
-from mtl_re.training.tracking import MetricsLog
+from mtl_re.training.state import State, StepSums, reduce_sums
 
 
 def add_step(
     run: TrainRun,
-    window: Window,
+    window: StepSums,
     sums: dict[str, Tensor],
     counts: dict[str, int],
     rows: np.ndarray,
@@ -40,7 +40,7 @@ def add_step(
 def write_window(run: TrainRun, state: State, log: MetricsLog | None, clock: Clock, bar: Any) -> None:
     """Write one line of metrics.jsonl: raw losses by head (mean over labelled rows), weights, rates."""
     window = state.window
-    settle(run, window)
+    reduce_sums(run, window)
     rows_per_s, tokens_per_s = clock.rates(window.rows, window.tokens)
     means = {name: window.losses[name] / max(window.counts[name], 1) for name in window.losses}
     line = {
@@ -61,7 +61,7 @@ def write_window(run: TrainRun, state: State, log: MetricsLog | None, clock: Clo
         log.write(line | ({"weights_by_step": window.weights} if window.weights else {}))
         show(bar, means, tokens_per_s)
     run.trackers.log(line, state.step)
-    state.window = Window()
+    state.window = StepSums()
 
 
 def _rates(optimizer: Any) -> dict[str, float]:

@@ -1,13 +1,11 @@
-"""Where a run's figures go: metrics.jsonl and manifest.json always, wandb and TensorBoard when asked.
+"""What is told of a run besides its `metrics_log`: manifest.json always, wandb and TensorBoard when asked.
 
-`metrics.jsonl` is the record (one object a line, raw unweighted losses, so that curves of different weights can be
-compared); the trackers are views of it. wandb is reached through accelerate's trackers from this file alone, and runs
+The trackers are views of metrics.jsonl. wandb is reached through accelerate's trackers from this file alone, and runs
 offline where it has no key or no network: a run never waits for a dashboard.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -26,52 +24,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mtl_re.config import TrackingConfig
-from mtl_re.errors import MtlReError
+from mtl_re.errors import first_line
 from mtl_re.figures import FEW_CLASSES, confusion_heat_map, styled
-from mtl_re.files import unwritable, whole_file, write_text
+from mtl_re.files import write_text
 
 PACKAGES = ("mtl-re", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-
-
-class MetricsLog:
-    """Appends lines to metrics.jsonl; after a resume it first drops the lines behind the resumed step.
-
-    Raises:
-        MtlReError: The file cannot be read or written.
-    """
-
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        self.path = path
-        self.forget(resumed_step)
-
-    def forget(self, step: int) -> None:
-        """Drop the lines behind a step, and any that a kill or a full disk cut short."""
-        with self._faults():
-            text = self.path.read_bytes() if self.path.exists() else b""
-            kept = [line + b"\n" for line in text.split(b"\n") if _step(line) <= step] if step else []
-            with whole_file(self.path) as partial:
-                partial.write_bytes(b"".join(kept))
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object."""
-        with self._faults(), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
-
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, MtlReError) as error:
-            what = unwritable(self.path, error) if isinstance(error, OSError) else error
-            raise MtlReError(f"{what}; mend that and go on with --train.resume auto") from error
-
-
-def _step(line: bytes) -> float:
-    """Return the step of a line; a line cut short by a kill is behind every step."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def manifest(data: Mapping[str, Any], seed: int, processes: int, precision: str, device: str) -> dict[str, Any]:
@@ -182,7 +139,7 @@ class Trackers:
             if what in self.told:
                 return
             self.told.add(what)
-            self._say(f"trackers: {what} could not be sent ({' '.join(str(error).split()) or type(error).__name__})")
+            self._say(f"trackers: {what} could not be sent ({first_line(error)})")
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

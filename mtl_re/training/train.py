@@ -34,14 +34,15 @@ from mtl_re.training import checkpoint, run_report
 from mtl_re.training.bad_steps import check_step, roll_back
 from mtl_re.training.loop import BadStepError, Clock, Loop
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
+from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor, set_rates
 from mtl_re.training.processes import on_main
 from mtl_re.training.resume import network_tensors
-from mtl_re.training.run import live, write_network
+from mtl_re.training.run import fit_and_conclude, write_network
 from mtl_re.training.setup import TrainRun, prepare_training, write_training_records
 from mtl_re.training.state import State, resume_training, save_training
 from mtl_re.training.step_log import add_step, write_window
-from mtl_re.training.tracking import Answers, MetricsLog
+from mtl_re.training.tracking import Answers
 
 
 class Parts(Dataset[Batch]):
@@ -71,7 +72,7 @@ def train(config: Config, name: str = "train") -> Path:
         run = prepare_training(config, name, resources)
         state, log = resume_training(run)
         on_main(run.accelerator, lambda: write_training_records(run))
-        return live(run, state, TrainingLoop(run, state, log).fit, lambda: _conclude(run, state))
+        return fit_and_conclude(run, state, TrainingLoop(run, state, log).fit, lambda: _conclude(run, state))
 
 
 class TrainingLoop(Loop):

@@ -25,7 +25,7 @@ Losses = Mapping[str, float]
 
 
 class Weighting:
-    """Constant weights, and the interface of the others.
+    """`loss.weights` as they are, and the interface of the others.
 
     Args:
         heads: names of the heads that are trained, in taxonomy order.
@@ -92,10 +92,6 @@ class _Adam:
         self._numbers.copy_(values)
         step = torch.tensor(float(state["time"]))
         self._adam.state[self._numbers] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
-
-
-class Fixed(Weighting):
-    """`loss.weights` as they are."""
 
 
 class Uncertainty(Weighting):
@@ -205,7 +201,7 @@ class Famo(Weighting):
 
 
 WEIGHTINGS: dict[str, Callable[[Sequence[str], int], Weighting]] = {
-    "fixed": Fixed,
+    "fixed": Weighting,
     "uncertainty": Uncertainty,
     "dwa": DynamicAverage,
     "rlw": Random,

@@ -27,6 +27,8 @@ from mtl_re.data.lost_pieces import BEFORE, LostPieces
 from mtl_re.errors import MtlReError, first_line, tell
 from mtl_re.markdown import write_markdown
 from mtl_re.model.encoders import position_room
+from mtl_re.model.network import save
+from mtl_re.outputs import check_new_folder
 from mtl_re.trim.choice import chosen_ids
 from mtl_re.trim.network import config_ids, cut_network, fixed_rows, load_source, narrowest
 from mtl_re.trim.report import Sizes, describe, markdown
@@ -52,7 +54,7 @@ def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
         MtlReError: The encoder, the text or the directory cannot be used, or the cut encoder fails its check.
     """
     final = Path(folder)
-    _check_target(final, encoder, options.overwrite)
+    check_new_folder(final, options.overwrite, REPORT, "a result of mtl-re trim", encoder, "encoder that is trimmed")
     network, tokenizer = load_source(encoder)
     source = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = Vocabulary(source)
@@ -72,19 +74,6 @@ def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
     if found := report["may_spell_unknown_words"]:
         tell(f"note: {len(found)} kept pieces, {found[0]!r} first, may spell words that were unknown (see trim.md)")
     return report | {"directory": folder}
-
-
-def _check_target(final: Path, encoder: str, overwrite: bool) -> None:
-    """Raise MtlReError if DIR is not empty, unless it is an older result and `overwrite` is set."""
-    if final.exists() and not final.is_dir():
-        raise MtlReError(f"{final}: is a file; give a directory")
-    if Path(encoder).is_dir() and final.resolve() in {Path(encoder).resolve(), *Path(encoder).resolve().parents}:
-        raise MtlReError(f"{final}: holds the encoder that is trimmed; give another directory")
-    if final.is_dir() and any(final.iterdir()):
-        if not overwrite:
-            raise MtlReError(f"{final}: is not empty; give another directory, or --overwrite to replace it as a whole")
-        if not (final / REPORT).is_file():
-            raise MtlReError(f"{final}: is not a result of mtl-re trim (it has no {REPORT}); it is not replaced")
 
 
 # ---- the cut -----------------------------------------------------------------------------------------------------
@@ -182,9 +171,7 @@ def _write(
     network.to(narrowest(network))
     try:
         with files.whole_folder(final.absolute()) as build:
-            network.save_pretrained(build)
-            files.seal_weights(build)
-            tokenizer.save_pretrained(build)
+            save(network, tokenizer, build)
             (build / BEFORE).write_bytes(gzip.compress(json.dumps(source, ensure_ascii=False).encode(), mtime=0))
             report["compared_hidden_states"] = len(expected[0])
             _check_states(build, *expected)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from mtl_re.data.lost_pieces import unknown_piece
 from mtl_re.errors import MtlReError
 
@@ -24,14 +26,8 @@ BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 """Pieces for the bytes of a character that is no piece (byte fallback)."""
 
 
-def _byte_letters() -> dict[str, int]:
-    """Return the letter that byte-level vocabularies write for each byte (GPT-2's table), as letter → byte."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
-
-
-BYTE_LETTERS = _byte_letters()
+BYTE_LETTERS: dict[str, int] = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""Byte that each letter of a byte-level vocabulary stands for (GPT-2's table)."""
 
 
 class Vocabulary:

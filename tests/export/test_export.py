@@ -511,7 +511,7 @@ def assert_same_input(folder: Path, examples) -> None:
     table = composed.featurizer_of(ours, tokenizer).table(examples)
     maker = input_maker.InputMaker(folder)
     seen = 0
-    collate = Collator(table, tokenizer.pad_token_id, True, [0] * len(ours.taxonomy.heads), levitated=ours.levitated)
+    collate = Collator(table, tokenizer.pad_token_id, True, levitated=ours.levitated)
     for rows, made in maker.batches(examples, 16, token_types=True):
         expected = collate(np.arange(seen, seen + len(rows)))
         assert set(made) == set(expected) - {"targets"}
@@ -607,7 +607,7 @@ run("saved again", "second.npz")
 @pytest.mark.slow
 def test_a_fresh_environment_gives_the_same_logits(exported, tiny, examples, table, tmp_path):
     ours, tokenizer = tiny
-    given = Collator(table, tokenizer.pad_token_id, ours.takes_types, [0] * 3)(np.arange(20))
+    given = Collator(table, tokenizer.pad_token_id, ours.takes_types)(np.arange(20))
     np.savez(tmp_path / "given.npz", **{name: part.numpy() for name, part in given.items() if name != "targets"})
     done = elsewhere(LOAD.replace("EXPORTED", str(exported)), tmp_path, "einops", "jsonargparse")
     assert done.returncode == 0, done.stderr

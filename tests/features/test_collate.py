@@ -127,8 +127,6 @@ def test_sorted_batches(rows, batch_size):
 
 # ---- batches -------------------------------------------------------------------------------------------------------
 
-NO_TARGETS = list(TAXONOMY.targets(None).values())
-
 
 def small_table() -> FeatureTable:
     """Rows of 5, 3 and 4 tokens; the first two have a second segment."""
@@ -147,7 +145,7 @@ def small_table() -> FeatureTable:
 
 
 def test_what_a_batch_holds():
-    batch = Collator(small_table(), 0, True, NO_TARGETS)([0, 2])
+    batch = Collator(small_table(), 0, True)([0, 2])
     assert batch["input_ids"].tolist() == [[2, 11, 12, 13, 3], [2, 15, 16, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
@@ -157,7 +155,7 @@ def test_what_a_batch_holds():
 
 
 def test_token_types_only_where_asked_for_and_padding_is_the_tokenizers():
-    batch = Collator(small_table(), 7, False, NO_TARGETS)(np.array([1, 0]))
+    batch = Collator(small_table(), 7, False)(np.array([1, 0]))
     assert "token_type_ids" not in batch
     assert batch["input_ids"].tolist()[0] == [2, 14, 3, 7, 7]
 
@@ -165,25 +163,25 @@ def test_token_types_only_where_asked_for_and_padding_is_the_tokenizers():
 def test_lengths_in_steps_stay_within_the_longest_row():
     """A batch may be wider than its rows, but an encoder may have no positions beyond the longest row."""
     table = small_table()  # 5, 3 and 4 tokens
-    assert Collator(table, 0, False, NO_TARGETS, 2)([1])["input_ids"].shape == (1, 4)
-    assert Collator(table, 0, False, NO_TARGETS, 2)([0])["input_ids"].shape == (1, 5)
-    assert Collator(table, 0, False, NO_TARGETS, 8)([1])["input_ids"].tolist() == [[2, 14, 3, 0, 0]]
-    assert Collator(table, 0, False, NO_TARGETS, 8)([1])["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    assert Collator(table, 0, False, 2)([1])["input_ids"].shape == (1, 4)
+    assert Collator(table, 0, False, 2)([0])["input_ids"].shape == (1, 5)
+    assert Collator(table, 0, False, 8)([1])["input_ids"].tolist() == [[2, 14, 3, 0, 0]]
+    assert Collator(table, 0, False, 8)([1])["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("rows", [[], np.zeros(0, np.int64)], ids=["list", "array"])
 def test_an_empty_part_becomes_a_row_that_trains_nothing(rows):
     table = small_table()
-    batch = Collator(table, 0, True, NO_TARGETS)(rows)
+    batch = Collator(table, 0, True)(rows)
     assert batch["targets"].tolist() == [[IGNORE] * 3]
     assert batch["input_ids"].shape == (1, 5)
     batch["targets"][:] = 0
-    assert Collator(table, 0, True, NO_TARGETS)(rows)["targets"].tolist() == [[IGNORE] * 3]
+    assert Collator(table, 0, True)(rows)["targets"].tolist() == [[IGNORE] * 3]
     assert table.targets[0].tolist() == [1, 4, IGNORE], "the table is not written to"
 
 
 def test_every_row_of_a_real_table_comes_back(table):
-    collate = Collator(table, 0, False, NO_TARGETS)
+    collate = Collator(table, 0, False)
     for rows in sorted_batches(table.lengths, 7):
         batch = collate(rows)
         assert batch["input_ids"].shape[1] == table.lengths[rows].max()

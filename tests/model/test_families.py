@@ -117,7 +117,7 @@ def test_fused_attention_is_used_where_the_family_has_it_and_changes_nothing(fam
 def test_every_parameter_learns(family, precision):
     made, tokenizer, table = built(family, "typed_special", pooling="cls_markers")
     rows = np.arange(0, len(ROWS), 4)
-    batch = dict(Collator(table, tokenizer.pad_token_id, made.takes_types, [IGNORE] * 3)(rows))
+    batch = dict(Collator(table, tokenizer.pad_token_id, made.takes_types)(rows))
     targets = batch.pop("targets")
     counts = {head.name: int((targets[:, at] != IGNORE).sum()) for at, head in enumerate(TAXONOMY.heads)}
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
@@ -144,7 +144,7 @@ def test_checkpointing_changes_no_gradient(family):
         if checkpointing:
             made.encoder.gradient_checkpointing_enable({"use_reentrant": False})
             assert made.encoder.is_gradient_checkpointing
-        batch = dict(Collator(table, tokenizer.pad_token_id, made.takes_types, [IGNORE] * 3)(np.arange(6)))
+        batch = dict(Collator(table, tokenizer.pad_token_id, made.takes_types)(np.arange(6)))
         batch.pop("targets")
         torch.manual_seed(9)
         sum(logits.sum() for logits in made.train()(**batch).values()).backward()

@@ -71,7 +71,7 @@ def network(kind, tokenizer, pooling="cls_markers_both", **settings):
 
 
 def one_by_one(model, table):
-    collate = Collator(table, 0, model.takes_types, [0] * 3, levitated=True)
+    collate = Collator(table, 0, model.takes_types, levitated=True)
     with torch.inference_mode():
         parts = []
         for row in range(len(table)):
@@ -107,7 +107,7 @@ def test_pairs_together_are_the_pairs_one_by_one(kind, attention, tokenizer, tab
 
 def test_order_and_grouping_do_not_matter(tokenizer, table):
     model = network("bert", tokenizer)
-    alone, collate = one_by_one(model, table), Collator(table, 0, True, [0] * 3, 8, levitated=True)
+    alone, collate = one_by_one(model, table), Collator(table, 0, True, 8, levitated=True)
     order = np.random.default_rng(0).permutation(len(table))
     batch = {name: part for name, part in collate(order).items() if name != "targets"}
     assert len(batch["input_ids"]) == len(SENTENCES)
@@ -119,7 +119,7 @@ def test_order_and_grouping_do_not_matter(tokenizer, table):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradients_of_packed_and_padded_passes_are_the_same(pooling, tokenizer, table):
     gradients = []
-    batch = Collator(table, 0, True, [0] * 3, 8, levitated=True)(np.arange(len(table)))
+    batch = Collator(table, 0, True, 8, levitated=True)(np.arange(len(table)))
     batch.pop("targets")
     for packed in (False, True):
         model = network("bert", tokenizer, pooling)
@@ -137,7 +137,7 @@ def test_the_text_does_not_see_the_markers(tokenizer, table):
     model = network("bert", tokenizer)
     states = []
     for row in (0, 1):
-        batch = Collator(table, 0, False, [0] * 3, levitated=True)([row])
+        batch = Collator(table, 0, False, levitated=True)([row])
         with torch.inference_mode():
             options = {name: batch[name] for name in ("position_ids", "pairs")}
             states.append(model.encode(model.encoder, batch["input_ids"], batch["attention_mask"], **options)[0])
@@ -156,7 +156,7 @@ def test_markers_stand_at_the_tokens_they_mark(tokenizer, table):
             word = tokenizer.decode(features.input_ids[first : last + 1]).replace(" ", "")
             assert entity.word in word
     (grouped,) = text_batches(table, 64)
-    batch = Collator(table, 0, True, [0] * 3, levitated=True)(grouped)
+    batch = Collator(table, 0, True, levitated=True)(grouped)
     for place, row in enumerate(grouped):
         sequence, *marks = batch["positions"][place].tolist()
         assert batch["position_ids"][sequence, marks].tolist() == table.positions[row].tolist()
@@ -210,7 +210,7 @@ def test_the_shipped_network_gives_the_same(kind, tokenizer, table):
     ours = network(kind, tokenizer)
     theirs = remote.MtlReModel(remote.MtlReConfig(**ours.config.to_dict()))
     theirs.load_state_dict(ours.state_dict())
-    batch = Collator(table, 0, ours.takes_types, [0] * 3, levitated=True)(np.arange(len(table)))
+    batch = Collator(table, 0, ours.takes_types, levitated=True)(np.arange(len(table)))
     batch.pop("targets")
     with torch.inference_mode():
         expected, found = ours(**batch), theirs.eval()(**batch)

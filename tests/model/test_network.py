@@ -176,7 +176,7 @@ def test_the_collator_gives_segments_where_the_model_reads_them(tokenizer, examp
         config = small_config(kind, vocab_size=len(tokenizer), max_position_embeddings=200)
         torch.manual_seed(0)
         model = from_encoder(AutoModel.from_config(config), MtlReConfig(query=True)).eval()
-        batch = Collator(table, 0, model.takes_types, [0, 0, 0])([0, 1, 2, 3])
+        batch = Collator(table, 0, model.takes_types)([0, 1, 2, 3])
         assert ("token_type_ids" in batch) == (kind == "bert")
         del batch["targets"]
         assert torch.isfinite(model(**batch)["coarse"]).all()

@@ -155,7 +155,7 @@ def gradients(model, table, parts, options, weights) -> dict[str, torch.Tensor]:
     run = SimpleNamespace(train_table=table, taxonomy=model.taxonomy)
     counts, labelled = global_counts(run, rows)
     assert labelled == len(rows)
-    collate = Collator(table, 0, model.takes_types, list(model.taxonomy.targets(None).values()))
+    collate = Collator(table, 0, model.takes_types)
     model.zero_grad()
     total = 0.0
     for part in parts:

@@ -294,7 +294,7 @@ def test_resuming_an_early_stopped_run_trains_no_further(job, monkeypatch):
 KILLS = [
     ["mtl_re.training.train.step", 1, "before"],
     ["mtl_re.training.train.step", 6, "after"],
-    ["mtl_re.training.tracking.MetricsLog.write", 4, "after"],
+    ["mtl_re.training.metrics_log.MetricsLog.write", 4, "after"],
     ["mtl_re.training.train.evaluate_now", 2, "before"],
     ["mtl_re.training.train.evaluate_now", 1, "after"],
     ["mtl_re.files.publish_folder", 1, "before"],

@@ -18,7 +18,8 @@ from wandb_file import read_run
 
 from mtl_re.config import TrackingConfig
 from mtl_re.training import tracking
-from mtl_re.training.tracking import Answers, MetricsLog, Trackers, flatten, manifest
+from mtl_re.training.metrics_log import MetricsLog
+from mtl_re.training.tracking import Answers, Trackers, flatten, manifest
 from mtl_re.training.train import train
 
 

@@ -36,7 +36,7 @@ from mtl_re.training import setup as prepare_module
 from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
 from mtl_re.training.processes import make_accelerator, overruled_precision
-from mtl_re.training.setup import warnings_of
+from mtl_re.training.row_warnings import warnings_of
 from mtl_re.training.train import train
 from mtl_re.training.weighting import WEIGHTINGS, Uncertainty
 
@@ -171,7 +171,7 @@ def test_rates_count_the_time_of_all_their_rows(go, monkeypatch):
 def test_rates_after_a_resume_leave_out_what_was_counted_before():
     """On the progress bar too, which once showed all tokens over the time of the last few."""
     shown, written = {}, []
-    window = state_module.Window(losses={"coarse": 4.0}, counts={"coarse": 2}, rows=30, tokens=3000, norm=1.0)
+    window = state_module.StepSums(losses={"coarse": 4.0}, counts={"coarse": 2}, rows=30, tokens=3000, norm=1.0)
     run = SimpleNamespace(
         train_table=range(100),
         weights={"coarse": 1.0},
