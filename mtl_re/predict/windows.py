@@ -170,8 +170,8 @@ class WindowJob(ABC, Generic[Row]):
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
         resume = self.options.resume or restarted
         fingerprint = self.fingerprint() | {"data": self.digest(), "window": self.options.window}
-        finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         total = self._count()
+        finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         if not resume:
             if self.parts.windows():
                 lost = f"{self.parts.rows():,} rows of an interrupted `mtl-re {self.command}` are thrown away"
@@ -309,6 +309,7 @@ class WindowJob(ABC, Generic[Row]):
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]
         self.publish((encoded for _, encoded in parts.in_order(windows)), lambda: expected)
+        remember([self.output])  # as above; the command notes it too, but only when all is done
         parts.remove()
         return rows
 

@@ -264,6 +264,23 @@ def test_a_kill_before_the_output_stands_leaves_the_list_of_bad_rows_ours(docs, 
     assert cli.main([*words, "--resume"]) == 0
 
 
+def test_a_kill_when_the_output_stands_leaves_it_ours(docs, saved, tmp_path, monkeypatch):
+    words = ["extract", str(saved), "--data", str(docs), "--output", str(tmp_path / "o.csv"), "--threshold", "0"]
+
+    remove = PartFiles.remove
+
+    def interrupted(parts) -> None:
+        if parts.output.is_file():
+            raise KeyboardInterrupt
+        remove(parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFiles, "remove", interrupted)
+        assert cli.main(words) == 1
+    assert (tmp_path / "o.csv").is_file()
+    assert cli.main([*words, "--resume"]) == 0
+
+
 def test_an_entity_that_is_given_and_found_counts_once(saved, monkeypatch, capsys):
     monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
     words = ["extract", str(saved), "--sentence", "한라희는 누리전자에 다닌다.", "--entity", "한라희:PER"]
