@@ -725,6 +725,10 @@ class ExtractConfig(ReadingConfig, EngineConfig):
             raise MtlReError("extract: give the sentence's entities: --entity WORD:TYPE ..., or --entities ner:MODEL")
         if self.data is not None and self.entity:
             raise MtlReError("extract: --entity is for --sentence; documents have theirs in the rows")
+        if self.sentence is not None and (self.span_ends, self.first_character) != ("inclusive", 0):
+            raise MtlReError(
+                "extract: --span_ends and --first_character are for the spans of --data; --entity has words"
+            )
         if self.engine == "ray" and self.data is None:
             raise MtlReError("extract: --engine ray is for --data; one sentence is extracted here")
 

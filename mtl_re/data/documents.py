@@ -12,13 +12,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import CHUNK, TEXTS, RawRow, file_digest, one_line, read_rows
-from mtl_re.data.unicode_form import compose_spans
+from mtl_re.data.unicode_form import Borders, compose_spans, composed_borders, is_decomposed
 from mtl_re.data.validation import (
     AS_KLUE,
     READINGS,
@@ -64,11 +64,17 @@ class Document:
         id: The row's own, or its number; for a .txt file its path.
         entities: In the order of the row, with spans in inclusive characters of the text, each listed once; None where
             the row gives none.
+        borders: Of a text that was composed: where it lies in the text as it was given.
     """
 
     id: str
     text: str
     entities: tuple[Entity, ...] | None
+    borders: Borders | None = field(default=None, compare=False, repr=False)
+
+    def given_span(self, start: int, end: int) -> tuple[int, int]:
+        """Return where inclusive characters of the text lie in the text as it was given, composed or not."""
+        return (start, end) if self.borders is None else self.borders.given_span(start, end)
 
 
 def read_documents(spec: str, reading: ReadingConfig = AS_KLUE) -> Iterator[tuple[int, Document | BadRow]]:
@@ -109,14 +115,17 @@ def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingC
         raise RowError(name, f"{len(text):,} characters; at most {MAX_DOCUMENT:,} are accepted; divide the document")
     given = _given(fields, reading)
     entities = None if given is None else [_entity(text, value, f"entities[{n}]", reading) for n, value in given]
-    if reading.normalise == "nfc":
-        text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()])
+    borders = None
+    if reading.normalise == "nfc" and is_decomposed(text):
+        places = composed_borders(text)
+        borders = Borders.of(places)
+        text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()], places)
         if entities is not None:
             pairs = zip(entities, spans, strict=True)
             entities = [Entity(text[start : end + 1], start, end, entity.type) for entity, (start, end) in pairs]
     key = next((key for key in FIELDS["id"] if not is_absent(fields.get(key))), None)
     id = str(number) if key is None else identity({"id": fields[key]}, number)
-    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)))
+    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)), borders)
 
 
 def entity_at(text: str, given: EntityLike, name: str) -> Entity:

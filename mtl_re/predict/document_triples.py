@@ -38,7 +38,8 @@ COLUMNS: dict[str, type] = {
     "sentence_end": int,
 }
 """Columns of the output and their types: `subject` and `object` are words; spans are inclusive characters of the
-document; `score` is the probability of the relation, `coarse` that of its coarse class."""
+document as it was given, also where it was composed; `score` is the probability of the relation, `coarse` that of its
+coarse class."""
 
 
 class Finder(Protocol):
@@ -98,6 +99,10 @@ class Sentence:
     text: str
     entities: tuple[Entity, ...]
 
+    def given_span(self, document: Document) -> tuple[int, int]:
+        """Return its inclusive characters in its document as that was given."""
+        return document.given_span(self.start, self.start + len(self.text) - 1)
+
 
 def cut(row: int, document: Document, how: Cut) -> list[Sentence]:
     """Return a document's sentences, or all of it as one (`whole`), each with those of its entities that lie in it."""
@@ -129,9 +134,10 @@ def table_row(document: Document, sentence: Sentence, triple: Triple) -> Row:
         "coarse": triple.coarse,
     }
     for side, entity in zip(SIDES, (triple.subject, triple.object), strict=True):
-        row |= {f"{side}_type": entity.type, f"{side}_start": sentence.start + entity.start}
-        row |= {f"{side}_end": sentence.start + entity.end}
-    return row | {"sentence_start": sentence.start, "sentence_end": sentence.start + len(sentence.text) - 1}
+        start, end = document.given_span(sentence.start + entity.start, sentence.start + entity.end)
+        row |= {f"{side}_type": entity.type, f"{side}_start": start, f"{side}_end": end}
+    start, end = sentence.given_span(document)
+    return row | {"sentence_start": start, "sentence_end": end}
 
 
 class DocumentExtractor:
@@ -192,8 +198,8 @@ class DocumentExtractor:
             except RowError as error:
                 if reject is None:
                     raise MtlReError(f"document {source}{error}") from error
-                end = sentence.start + len(sentence.text) - 1
-                reject(sentence.row, f"{source}sentence {sentence.start}..{end}", error)
+                start, end = sentence.given_span(documents[sentence.row])
+                reject(sentence.row, f"{source}sentence {start}..{end}", error)
                 pairs = []
             made.append(pairs)
             places |= {id(pair): sentence.row for pair in pairs}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_re.config import ExtractConfig, RayConfig
-from mtl_re.data.documents import Document, digest_of, read_documents
+from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.errors import MtlReError, RowError, tell
@@ -35,7 +35,7 @@ from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.writers import IdDigest, check_suffix, csv_line, write_table
 
 if TYPE_CHECKING:
-    from mtl_re.data.validation import BadRow
+    from mtl_re.data.validation import BadRow, Entity
 
 
 class _HashedFinder:
@@ -120,17 +120,26 @@ def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) ->
 
 
 def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Triple]:
-    """Return the triples of one sentence, and print why pairs were not scored."""
-    entities = [triples.find_entity(sentence, text) for text in options.entity]
+    """Return the triples of one sentence, with spans of it as it was given, and print why pairs were not scored."""
+    named = [triples.find_entity(sentence, text) for text in options.entity]
+    given = [{"start": one.start, "end": one.end, "type": one.type} for one in named]
+    document = parse_document({"text": sentence, "entities": given}, reading=options)
+    sentence, entities = document.text, list(document.entities or ())
     predictor = _predictor(ckpt, options)
     if finder := _finder(options, predictor, None):
-        given = {(entity.start, entity.end) for entity in entities}
+        spans = {(entity.start, entity.end) for entity in entities}
         found = known_only(finder.find([sentence])[0], predictor.entity_types)
-        entities += [entity for entity in found if (entity.start, entity.end) not in given]
+        entities += [entity for entity in found if (entity.start, entity.end) not in spans]
     _, left = triples.candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     for reason in triples.explain_left_out(entities, left):
         tell(reason)
-    return predictor.extract(sentence, entities, options.threshold)
+    made = predictor.extract(sentence, entities, options.threshold)
+    return [replace(one, subject=_own(document, one.subject), object=_own(document, one.object)) for one in made]
+
+
+def _own(document: Document, entity: Entity) -> Entity:
+    start, end = document.given_span(entity.start, entity.end)
+    return replace(entity, start=start, end=end)
 
 
 # ---- documents -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def test_triples_are_those_of_the_sentences(run, examples, tiny, docs):
                 assert found["sentence_start"] == moved
             moved += len(row.sentence) + 1
     assert place == len(rows)
+
+
+def test_spans_are_the_users_own_where_the_text_was_composed(run, monkeypatch, tmp_path):
+    """Entities given and found, in a document that macOS wrote."""
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
+    text = unicodedata.normalize("NFD", "강릉이다. 한라희는 누리전자 대표이다.")
+    given = [unicodedata.normalize("NFD", word) for word in ("한라희", "누리전자")]
+    spans = [(text.index(word), text.index(word) + len(word) - 1) for word in given]
+    entities = [[*span, kind] for span, kind in zip(spans, ("PER", "ORG"), strict=True)]
+    for fields, options in (({"entities": entities}, {}), ({}, {"entities": "ner:x"})):
+        data = written(tmp_path / "in" / "apart.jsonl", [{"id": "d", "text": text, **fields}])
+        rows = list(read_triples(run(data=str(data), normalise="nfc", **options)))
+        assert {(row["subject"], row["subject_start"], row["subject_end"]) for row in rows} == {
+            ("한라희", *spans[0]),
+            ("누리전자", *spans[1]),
+        }
+        assert {(row["object_start"], row["object_end"]) for row in rows} == set(spans)
+        (sentence,) = {(row["sentence_start"], row["sentence_end"]) for row in rows}
+        assert text[sentence[0] : sentence[1] + 1] == unicodedata.normalize("NFD", "한라희는 누리전자 대표이다.")
 
 
 def test_the_formats_hold_the_same(run, tmp_path):
@@ -288,6 +308,22 @@ def test_an_entity_that_is_given_and_found_counts_once(saved, monkeypatch, capsy
     assert len(capsys.readouterr().out.splitlines()) == 2  # two entities, both ways round
 
 
+def test_a_sentence_is_composed_and_its_spans_are_its_own(saved, capsys):
+    words = ["extract", str(saved), "--threshold", "0", "--format", "json", "--entity", "한라희:PER"]
+    words += ["--entity", "누리전자:ORG", "--sentence"]
+    sentence = "한라희는 누리전자에 다닌다."
+    apart = unicodedata.normalize("NFD", sentence)
+    assert cli.main([*words, sentence]) == 0, capsys.readouterr().err
+    expected = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert cli.main([*words, apart, "--normalise", "nfc"]) == 0
+    found = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [row["score"] for row in found] == [row["score"] for row in expected]
+    for row in found:
+        for side in ("subject", "object"):
+            held = apart[row[side]["start"] : row[side]["end"] + 1]
+            assert unicodedata.normalize("NFC", held) == row[side]["word"]
+
+
 def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
     tokenizer = scratch_tokenizer(examples, "levitated")
     folder = tmp_path / "ckpt"
@@ -391,6 +427,8 @@ def test_the_command(saved, docs, tmp_path, capsys):
         (["--data", "y"], "--data and --output go together"),
         (["--sentence", "x"], "give the sentence's entities"),
         (["--data", "y", "--output", "z.csv", "--entity", "a:PER"], "--entity is for --sentence"),
+        (["--sentence", "x", "--entity", "x:PER", "--first_character", "1"], "are for the spans of --data"),
+        (["--sentence", "x", "--entity", "x:PER", "--span_ends", "exclusive"], "are for the spans of --data"),
     ],
 )
 def test_usage(options, message, capsys):
