@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import CHUNK, TEXTS, RawRow, file_digest, one_line, read_rows
+from mtl_re.data.tool_records import python_offset
 from mtl_re.data.unicode_form import Borders, compose_spans, composed_borders, is_decomposed
 from mtl_re.data.validation import (
     AS_KLUE,
@@ -52,6 +54,14 @@ ENTITY_FIELDS: Mapping[str, Sequence[str]] = {
 """Field of an entity → the names that it goes by; `word` may be missing."""
 EXCLUSIVE = ("end_offset", "end_char", "stop")
 """Names of an end that tools use for the character behind the entity: doccano, spaCy, Python's slices."""
+EXCLUSIVE_LISTS: Mapping[str, Sequence[str | None]] = {
+    "ents": ("end", None),
+    "spans": ("end", None),
+    "labels": (None,),
+    "label": (None,),
+}
+"""Names of a list → further names of an end (None: of [start, end, type]) that the tools which use them count so: spaCy
+and displaCy, Prodigy, doccano."""
 EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
 """An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
 
@@ -65,12 +75,15 @@ class Document:
         entities: In the order of the row, with spans in inclusive characters of the text, each listed once; None where
             the row gives none.
         borders: Of a text that was composed: where it lies in the text as it was given.
+        unsure: Whether an entity for which no word was given stands behind a character beyond U+FFFF, which some tools
+            count twice.
     """
 
     id: str
     text: str
     entities: tuple[Entity, ...] | None
     borders: Borders | None = field(default=None, compare=False, repr=False)
+    unsure: bool = field(default=False, compare=False, repr=False)
 
     def given_span(self, start: int, end: int) -> tuple[int, int]:
         """Return where inclusive characters of the text lie in the text as it was given, composed or not."""
@@ -113,8 +126,14 @@ def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingC
     text = string_of(fields, name)
     if len(text) > MAX_DOCUMENT:
         raise RowError(name, f"{len(text):,} characters; at most {MAX_DOCUMENT:,} are accepted; divide the document")
-    given = _given(fields, reading)
-    entities = None if given is None else [_entity(text, value, f"entities[{n}]", reading) for n, value in given]
+    given = _given(fields)
+    entities, unsure = None, False
+    if given is not None:
+        listed, values = given
+        read = [_entity(text, value, f"entities[{n}]", reading, listed) for n, value in enumerate(values)]
+        entities = [entity for entity, _ in read]
+        double = _DOUBLE.search(text)
+        unsure = double is not None and any(not told and entity.start > double.start() for entity, told in read)
     borders = None
     if reading.normalise == "nfc" and is_decomposed(text):
         places = composed_borders(text)
@@ -125,7 +144,7 @@ def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingC
             entities = [Entity(text[start : end + 1], start, end, entity.type) for entity, (start, end) in pairs]
     key = next((key for key in FIELDS["id"] if not is_absent(fields.get(key))), None)
     id = str(number) if key is None else identity({"id": fields[key]}, number)
-    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)), borders)
+    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)), borders, unsure)
 
 
 def entity_at(text: str, given: EntityLike, name: str) -> Entity:
@@ -187,8 +206,8 @@ def _name(fields: Mapping[str, Any], field: str) -> str:
     return names[0]
 
 
-def _given(fields: Mapping[str, Any], reading: ReadingConfig) -> list[tuple[int, Any]] | None:
-    """Return the entities that a row lists, numbered from 0; None where it says nothing of entities."""
+def _given(fields: Mapping[str, Any]) -> tuple[str, Sequence[Any]] | None:
+    """Return the entities that a row lists, and the name of the list; None where it says nothing of entities."""
     for name in FIELDS["entities"]:
         value = fields.get(name)
         if is_absent(value) or (name == "label" and not isinstance(value, list)):  # `label` may be a relation's
@@ -197,22 +216,21 @@ def _given(fields: Mapping[str, Any], reading: ReadingConfig) -> list[tuple[int,
             value = literal(value, name, MAX_DOCUMENT)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RowError("entities", f"expected a list of start, end and type, found {shown(value)}")
-        if (
-            name == "label"
-            and reading.span_ends == "inclusive"
-            and any(isinstance(each, list | tuple) for each in value)
-        ):
-            what = f"`label` holds [start, end, type], as doccano writes it, whose end is the character behind; {_CURE}"
-            raise RowError("entities", f"{what}, or name the list `entities` if it is the last one")
-        return list(enumerate(value))
+        return name, value
     pair = [fields.get(name) for name in ("subject_entity", "object_entity")]
     if all(map(is_absent, pair)):
         return None
-    return [(n, literal(value, "entities") if isinstance(value, str) else value) for n, value in enumerate(pair)]
+    return "entities", [literal(value, "entities") if isinstance(value, str) else value for value in pair]
 
 
-def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
-    """Return one entity of a row, its span counted as `reading` says."""
+_DOUBLE = re.compile("[\U00010000-\U0010ffff]")
+"""A character that takes two UTF-16 units, in which JavaScript counts."""
+
+
+def _entity(text: str, value: Any, name: str, reading: ReadingConfig, listed: str) -> tuple[Entity, bool]:
+    """Return one entity of the row's list of this name, its span counted as `reading` says; and whether it has a word,
+    with which it was compared."""
+    end_name: str | None = None
     if isinstance(value, Mapping):
         found = {}
         for field, names in ENTITY_FIELDS.items():
@@ -223,11 +241,11 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
                 what = f"missing; the entity has {shown(list(value))}, and expected is one of {', '.join(names)}"
                 raise RowError(f"{name}.{field}", what)
         start, end, kind, word = found["start"], found["end"], found["type"], found.get("word")
-        if word is None and reading.span_ends == "inclusive" and (key := _end_of(value)) in EXCLUSIVE:
-            what = f"tools that use this name count the character behind the entity, and no word tells; {_CURE}"
-            raise RowError(f"{name}.{key}", f"{what}, or name it `end` if it is the entity's last character")
+        end_name = next(key for key in ENTITY_FIELDS["end"] if value.get(key) is not None)
     else:
         start, end, kind, word = _parts(value, name)
+    if word is None and reading.span_ends == "inclusive":
+        _check_end(name, listed, end_name)
     places = []
     for key, place in (("start", start), ("end", end)):
         if (number := whole_number(place)) is None:
@@ -235,15 +253,26 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
         places.append(number - reading.first_character)
     places[1] -= reading.span_ends == "exclusive"
     given = {"start": places[0], "end": places[1], "type": kind}
-    return _trimmed(entity_at(text, given if word is None else given | {"word": word}, name))
+    if word is None:
+        return _trimmed(entity_at(text, given, name)), False
+    try:
+        return _trimmed(entity_at(text, given | {"word": word}, name)), True
+    except RowError as error:
+        if _DOUBLE.search(text) and word == text[python_offset(text, places[0]) : python_offset(text, places[1] + 1)]:
+            what = "it is right in UTF-16 units, as JavaScript counts; count characters, so that an emoji is one"
+            raise RowError(error.field, f"{error.reason} ({what})") from error
+        raise
 
 
-_CURE = "give --span_ends exclusive"
-
-
-def _end_of(value: Mapping[str, Any]) -> str | None:
-    """Return the name under which an entity's end stands."""
-    return next((key for key in ENTITY_FIELDS["end"] if value.get(key) is not None), None)
+def _check_end(name: str, listed: str, end: str | None) -> None:
+    """Raise RowError if tools that name the list, or the end (None: of [start, end, type]), so count it otherwise."""
+    of_list = end in EXCLUSIVE_LISTS.get(listed, ())
+    if of_list or end in EXCLUSIVE:
+        used = "a list of this name, with such entities," if of_list else "this name"
+        what = f"tools that use {used} count the character behind the entity, and no word tells"
+        other = "the list `entities`" if of_list else "it `end`"
+        cure = f"give --span_ends exclusive, or name {other} if it is the entity's last character"
+        raise RowError(f"{name}.{end}" if end else name, f"{f'`{listed}`: ' if of_list else ''}{what}; {cure}")
 
 
 def _trimmed(entity: Entity) -> Entity:

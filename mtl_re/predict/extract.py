@@ -178,7 +178,8 @@ class ExtractionJob(WindowJob[Document]):
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
         self.extractor = DocumentExtractor(self.predictor, finder, options.sentences)
         self.settings = options
-        self.apart = self.wrapped = 0  # documents with decomposed characters; with hard-wrapped lines
+        # Documents with decomposed characters, with hard-wrapped lines, with spans that nothing confirms.
+        self.apart = self.wrapped = self.unsure = 0
 
     @classmethod
     def load(cls, ckpt: str, data: str, output: Path, options: ExtractConfig, group: ProcessGroup) -> ExtractionJob:
@@ -208,10 +209,15 @@ class ExtractionJob(WindowJob[Document]):
 
     def look_at(self, row: Document) -> None:
         self.apart += is_decomposed(row.text)
+        self.unsure += row.unsure
         self.wrapped += self.settings.sentences == "split" and looks_wrapped(row.text)
 
     def looked(self, rows: int) -> None:
         tell_decomposed(self.data, self.apart, rows)
+        if self.unsure:
+            text = "have entities without a word behind an emoji or another character that JavaScript counts twice"
+            cure = "their spans are taken for characters; give a `word` to each to have it checked"
+            tell(f"{self.data}: {self.unsure} of {rows} documents {text}: {cure}")
         if self.wrapped:
             text = "seem to have hard-wrapped lines, each of which is taken for a sentence or more"
             tell(f"{self.data}: {self.wrapped} of {rows} documents {text}; --sentences joined reads them as paragraphs")

@@ -14,6 +14,7 @@ from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError
 
 TEXT = "한라희는 누리전자의 대표이다. 😀 강릉에 산다."
+WORDS = [("한라희", 0, 2, "PER"), ("누리전자", 5, 8, "ORG")]
 PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8, "ORG")
 
 
@@ -21,7 +22,8 @@ PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8,
     "fields",
     [
         {"id": "a", "text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}, [5, 8, "ORG"]]},
-        {"guid": "a", "sentence": TEXT, "ents": [(0, 2, "PER"), {"begin": 5, "end": 8, "tag": "ORG"}]},
+        {"guid": "a", "sentence": TEXT, "entity": [(0, 2, "PER"), {"begin": 5, "end": 8, "tag": "ORG"}]},
+        {"guid": "a", "sentence": TEXT, "ents": [{"start": n, "end": m, "tag": t, "text": w} for w, n, m, t in WORDS]},
         {
             "doc_id": "a",
             "content": TEXT,
@@ -49,7 +51,11 @@ def test_the_names_of_the_field(fields):
     ("fields", "field"),
     [
         ({"entities": [{"start_offset": 0, "end_offset": 3, "label": "PER"}]}, r"entities\[0\]\.end_offset"),  # doccano
-        ({"label": [[0, 3, "PER"], [5, 9, "ORG"]]}, "entities"),  # doccano's older form
+        ({"label": [[0, 3, "PER"], [5, 9, "ORG"]]}, r"entities\[0\]"),  # doccano's older form
+        ({"labels": [[0, 3, "PER"]]}, r"entities\[0\]"),  # doccano's form for uploads
+        ({"ents": [{"start": 0, "end": 3, "label": "PER"}]}, r"entities\[0\]\.end"),  # spaCy's Doc.to_json, displaCy
+        ({"spans": [{"start": 0, "end": 3, "token_start": 0, "label": "PER"}]}, r"entities\[0\]\.end"),  # Prodigy
+        ({"spans": "[[0, 3, 'PER']]"}, r"entities\[0\]"),
         ({"ents": [{"start_char": 0, "end_char": 3, "label": "PER"}]}, r"entities\[0\]\.end_char"),  # spaCy
     ],
 )
@@ -59,6 +65,19 @@ def test_ends_that_tools_count_behind_the_entity_are_not_taken_for_inclusive(fie
         parse_document({"text": TEXT} | fields)
     found = parse_document({"text": TEXT} | fields, reading=ReadingConfig(span_ends="exclusive"))
     assert found.entities[0] == PERSON
+
+
+def test_places_that_javascript_counts_are_named():
+    """Behind an emoji they are one too far; without a word nothing tells, and the document says so."""
+    place = TEXT.index("강릉")
+    for end, reading in ((place + 2, ReadingConfig()), (place + 3, ReadingConfig(span_ends="exclusive"))):
+        fields = {"text": TEXT, "entities": [{"start": place + 1, "end": end, "type": "LOC", "word": "강릉"}]}
+        with pytest.raises(RowError, match=r"entities\[0\]\.word: .*right in UTF-16 units, as JavaScript counts"):
+            parse_document(fields, reading=reading)
+    for entity, unsure in (([place, place + 1, "LOC"], True), ([0, 2, "PER"], False)):
+        assert parse_document({"text": TEXT, "entities": [entity]}).unsure is unsure
+    named = {"start": place, "end": place + 1, "type": "LOC", "word": "강릉"}
+    assert not parse_document({"text": TEXT, "entities": [named]}).unsure
 
 
 def test_no_entities_and_none_given():

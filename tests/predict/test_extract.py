@@ -324,6 +324,15 @@ def test_a_sentence_is_composed_and_its_spans_are_its_own(saved, capsys):
             assert unicodedata.normalize("NFC", held) == row[side]["word"]
 
 
+def test_entities_behind_an_emoji_without_a_word_are_told_once(run, examples, tmp_path, capsys):
+    made = [document(f"d{n}", examples[n : n + 3]) for n in range(3)]
+    for row in made[:2]:
+        row["text"] = "😀 " + row["text"]
+        row["entities"] = [entity | {key: entity[key] + 2 for key in ("start", "end")} for entity in row["entities"]]
+    run(data=str(written(tmp_path / "in" / "emoji.jsonl", made)))
+    assert capsys.readouterr().err.count("2 of 3 documents have entities without a word behind an emoji") == 1
+
+
 def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
     tokenizer = scratch_tokenizer(examples, "levitated")
     folder = tmp_path / "ckpt"
