@@ -34,6 +34,7 @@ from mtl_re.data.validation import (
     string_of,
     whole_number,
 )
+from mtl_re.data.walk import files_of
 from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
 from mtl_re.errors import MtlReError, RowError
 
@@ -305,8 +306,8 @@ def digest_of(spec: str) -> str:
     if not os.path.isdir(spec):
         return file_digest(spec)
     digest = hashlib.sha256()
-    for path in _files(spec):
-        digest.update(f"{path.relative_to(spec)}\0{file_digest(str(path))}\n".encode("utf-8", "surrogateescape"))
+    for name, path in _files(spec):
+        digest.update(f"{name}\0{file_digest(str(path))}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -314,20 +315,18 @@ def _is_text(spec: str) -> bool:
     return os.path.isdir(spec) or spec.lower().endswith(".txt")
 
 
-def _files(spec: str) -> list[Path]:
-    """Return the .txt files of a directory and those below it, in the order of their paths."""
-    found = [Path(folder, name) for folder, _, names in os.walk(spec) for name in names]
-    files = sorted(path for path in found if path.suffix.lower() == ".txt")
+def _files(spec: str) -> list[tuple[str, Path]]:
+    """Return the .txt files of a directory and those below it: the path in it, as a document's id, and the path."""
+    files = files_of(spec, lambda name: name.endswith(".txt"), ".txt")
     if not files:
         raise MtlReError(one_line(f"{spec}: holds no .txt file; expected one document a file, or a file of rows"))
-    return files
+    return [(Path(name).as_posix(), Path(path)) for name, path in files]
 
 
 def _texts(spec: str) -> Iterator[RawRow]:
     """Yield one row a text file."""
-    folder = os.path.isdir(spec)
-    for number, path in enumerate(_files(spec) if folder else [Path(spec)], start=1):
-        id = path.relative_to(spec).as_posix() if folder else path.name
+    files = _files(spec) if os.path.isdir(spec) else [(Path(spec).name, Path(spec))]
+    for number, (id, path) in enumerate(files, start=1):
         try:
             if not (text := _text(path)).strip():
                 raise RowError("text", "is blank")

@@ -9,7 +9,7 @@ the outputs are all that a reader of the folder meets: names that begin with `.`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from mtl_re.config import ExtractConfig, PredictConfig
 from mtl_re.data.readers import FORMATS, file_digest
-from mtl_re.encodings import note
+from mtl_re.data.walk import files_of
 from mtl_re.errors import MtlReError
 from mtl_re.files import digest, write_json
 from mtl_re.outputs import sign, signature, signature_path
@@ -26,7 +26,6 @@ from mtl_re.scoring.writers import SUFFIXES
 
 REJECTED = "_rejected"
 """Folder of the lists of rows left out, in the output folder."""
-_HIDDEN = (".", "_")
 
 
 @dataclass(frozen=True)
@@ -84,32 +83,19 @@ def _check_places(given: str, data: str, folder: str) -> None:
         raise MtlReError(f"--output {folder}: lies in the input folder, or holds it ({data}); name another folder")
 
 
-def _files(data: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (path in the folder, path) of every file that can be read; tell on stderr how many cannot.
+def _files(data: str, kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (path in the folder, path) of every file that can be read; tell on stderr how many cannot.
 
     Raises:
-        MtlReError: There is none.
+        MtlReError: There is none, or a folder cannot be read.
     """
     if not os.path.isdir(data):
-        yield os.path.basename(data), data
-        return
-    others: list[str] = []
-    found = 0
-    for place, folders, names in os.walk(data, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
-        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
-            path = os.path.join(place, name)
-            plain = name.lower().removesuffix(".gz")
-            kind = os.path.splitext(plain)[1]
-            if kind not in kinds or (kind == ".txt" and plain != name.lower()):  # text is read as it is, never packed
-                others.append(path)
-                continue
-            found += 1
-            yield os.path.relpath(path, data), path
+        return [(os.path.basename(data), data)]
+    packed = tuple(f"{kind}.gz" for kind in kinds if kind != ".txt")  # text is read as it is
+    found = files_of(data, lambda name: name.endswith((*kinds, *packed)), "rows")
     if not found:
         raise MtlReError(f"--data {data}: holds no file of rows ({', '.join(kinds)})")
-    if others:
-        note(data, f"{len(others):,} files that are no rows are passed over, such as {others[0]}")
+    return found
 
 
 def output_names(options: PredictConfig | ExtractConfig) -> tuple[str, ...]:

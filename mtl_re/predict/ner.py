@@ -1,10 +1,10 @@
 """Sentences → entities, by a token-classification model of transformers: `mtl-re extract --entities ner:MODEL`.
 
-Enters: sentences. Leaves: `Entity`s with exact character spans, in order and apart from each other. The model tags
-pieces of the tokenizer, not words: a Korean word is often an entity and a particle (세종대왕 + 은), so entities are read
-piece by piece (`spans_of`), as KLUE-NER's characters are tagged, and a model should tag every piece. Sentences beyond
-the model's length are read in overlapping windows. Which of the model's types stands for which type here is a map
-(`entity_types.yaml`).
+Enters: sentences. Leaves: `Entity`s with exact character spans, in order and apart from each other. The model
+tags pieces of the tokenizer, not words: a Korean word is often an entity and a particle (세종대왕 + 은), so
+entities are read piece by piece (`spans_of`), as KLUE-NER's characters are tagged, and a model should tag
+every piece. Sentences beyond the model's length are read in overlapping windows. Which of the model's types
+stands for which type here is a map (`entity_types.yaml`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -172,6 +173,30 @@ def test_a_directory_of_text_files(tmp_path):
     assert digest_of(str(folder)) == before
     (folder / "b.txt").rename(folder / "bb.txt")
     assert digest_of(str(folder)) != before
+
+
+def test_what_is_in_a_directory_of_text_files(tmp_path, capsys, monkeypatch):
+    """Copies of editors are passed over, links followed but not round and round, other files told, faults raised."""
+    folder = text_files(tmp_path / "docs")
+    for name in (".ipynb_checkpoints/b-checkpoint.txt", "_old.txt", "d.txt.gz", "rows.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x", encoding="utf-8")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "e.txt").write_text("마", encoding="utf-8")
+    (folder / "far").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(folder)
+    assert [document.id for _, document in read_documents(str(folder))] == ["b.txt", "far/e.txt", "news/a.TXT"]
+    assert capsys.readouterr().err.count("docs: 3 files that are no .txt are passed over, such as") == 1
+    listed = os.listdir
+
+    def refused(path):
+        if str(path).endswith("news"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(MtlReError, match=r"docs/news: cannot be read \(Permission denied\)"):
+        list(read_documents(str(folder)))
 
 
 def test_text_files_at_fault(tmp_path):
