@@ -48,8 +48,9 @@ class Finder(Protocol):
     def find(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Return the entities of each text."""
 
+    @property
     def digest(self) -> str:
-        """Return a digest of all that the result depends on."""
+        """A digest of all that the result depends on."""
 
 
 def load_finder(

@@ -14,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtl_re.config import ExtractConfig, RayConfig
 from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
+from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
@@ -33,20 +34,6 @@ from mtl_re.predict.sentences import looks_wrapped
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.writers import IdDigest, check_suffix, csv_line, write_table
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import BadRow, Entity
-
-
-class _HashedFinder:
-    """A finder that is used for many files, whose digest is computed once."""
-
-    def __init__(self, finder: Finder) -> None:
-        self.find, self._digest = finder.find, finder.digest()
-
-    def digest(self) -> str:
-        """Return the finder's digest."""
-        return self._digest
 
 
 def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
@@ -90,8 +77,7 @@ def _jobs(ckpt: str, options: ExtractConfig, device: str | None) -> MakeJob:
     """Load the models for the files of a folder, and return what makes the job of one of them."""
     predictor = _predictor(ckpt, options, device)
     _ = predictor.digests  # hashed here, once: a job may work with a copy, which carries them
-    loaded = _finder(options, predictor, device)
-    finder = None if loaded is None else _HashedFinder(loaded)
+    finder = _finder(options, predictor, device)
     of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
 
     def make(data: str, output: Path) -> ExtractionJob:
@@ -195,7 +181,13 @@ class ExtractionJob(WindowJob[Document]):
         return digest_of(self.data)
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        return read_documents(self.data, self.settings)
+        for number, row in read_documents(self.data, self.settings):
+            try:
+                if isinstance(row, Document):
+                    self.extractor.check(row)
+                yield number, row
+            except RowError as error:
+                yield number, BadRow(self.data, number, error.field, error.reason)
 
     def fingerprint(self) -> dict[str, Any]:
         options, finder = self.settings, self.extractor.finder
@@ -203,7 +195,7 @@ class ExtractionJob(WindowJob[Document]):
             "reading": [options.span_ends, options.first_character, options.normalise],
             "least score": self.thresholds,
             "sentences": options.sentences,
-            "entities": None if finder is None else finder.digest(),
+            "entities": None if finder is None else finder.digest,
             "form": self.output.suffix,
         }
 
@@ -224,19 +216,10 @@ class ExtractionJob(WindowJob[Document]):
 
     def answer(self, rows: list[tuple[int, Document]], tick: Progress) -> Answer:
         rejected: list[RejectedRow] = []
-        numbers: list[int] = []
-        documents: list[Document] = []
-        for number, document in rows:
-            try:
-                self.extractor.check(document)
-            except RowError as error:
-                rejected.append(self.rejected_row(number, error))
-                continue
-            numbers.append(number)
-            documents.append(document)
+        documents = [document for _, document in rows]
 
         def reject(place: int, name: str, error: RowError) -> None:
-            rejected.append((numbers[place], error.field, f"{name}: {error.reason}"))
+            rejected.append((rows[place][0], error.field, f"{name}: {error.reason}"))
 
         sentences = self.extractor.sentences(documents)
         skip = self.settings.on_bad_row == "skip"

@@ -291,8 +291,9 @@ class EntityFinder:
             ]
         return [list(found[text]) for text in texts]
 
+    @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of all that the entities follow from: weights, tokenizer, config and map of types."""
+        """The SHA-256 of all that the entities follow from: weights, tokenizer, config and map of types."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _NO_PART}
         total = hashlib.sha256()
         for part in (config, self.types, self.size, self.frame):

@@ -28,7 +28,7 @@ from mtl_re.config import OnBadRow
 from mtl_re.data.loading import cures, write_rejected
 from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError
 from mtl_re.files import remove, unwritable
 from mtl_re.outputs import remember
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
@@ -216,14 +216,6 @@ class WindowJob(ABC, Generic[Row]):
         if self.options.on_bad_row == "error":
             raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
         return row.row, row.field, row.reason
-
-    def rejected_row(self, number: int, error: RowError) -> RejectedRow:
-        """Return a row that proved to be at fault, as it is kept in a part.
-
-        Raises:
-            MtlReError: It may not be left out.
-        """
-        return self._reject(BadRow(self.data, number, error.field, error.reason))
 
     # ---- the work
 

@@ -206,6 +206,19 @@ def test_bad_rows(run, docs, tmp_path, capsys):
         run(data=str(moved), on_bad_row="skip")
 
 
+def test_a_document_without_entities_is_told_before_the_work(run, docs, tmp_path, monkeypatch):
+    """And one whose type the model does not know, both by their number."""
+    rows = list(map(json.loads, docs.read_text(encoding="utf-8").splitlines()))
+    monkeypatch.setattr(extract_run.ExtractionJob, "answer", None)
+    del rows[7]["entities"]
+    data = written(tmp_path / "in" / "late.jsonl", rows)
+    with pytest.raises(MtlReError, match=rf"{data}:8: entities: missing; .*--entities ner:MODEL.*on_bad_row skip"):
+        run(data=str(data))
+    rows[6]["entities"][0]["type"] = "ORGN"
+    with pytest.raises(MtlReError, match=r":7: entities\[0\]\.type: .*did you mean ORG"):
+        run(data=str(written(data, rows)))
+
+
 def test_a_pair_that_does_not_fit_is_named(examples, tokenizer, tmp_path, run):
     """The others of its document are kept."""
     folder = tmp_path / "ckpt"

@@ -361,20 +361,24 @@ def test_entities_do_not_depend_on_the_batch(folder, examples):
 
 def test_the_digest_is_that_of_model_tokenizer_and_map(folder, tmp_path):
     finder = EntityFinder.load(folder, device="cpu")
-    digest = finder.digest()
-    assert EntityFinder.load(folder, device="cpu", batch_size=3).digest() == digest
+    digest = finder.digest
+
+    def anew() -> str:
+        return EntityFinder(finder.model, finder.tokenizer).digest
+
+    assert EntityFinder.load(folder, device="cpu", batch_size=3).digest == digest
     finder.find(["나는 왕"])
-    assert finder.digest() == digest
+    assert anew() == digest
     finder.model.save_pretrained(tmp_path)
     finder.tokenizer.save_pretrained(tmp_path)
-    assert EntityFinder.load(str(tmp_path), device="cpu").digest() == digest
-    assert EntityFinder.load(folder, {"PS": "PER", "LC": "ORG"}, "cpu").digest() != digest
+    assert EntityFinder.load(str(tmp_path), device="cpu").digest == digest
+    assert EntityFinder.load(folder, {"PS": "PER", "LC": "ORG"}, "cpu").digest != digest
     finder.model.config.id2label[1] = "I-PS"
-    assert finder.digest() != digest
+    assert anew() != digest
     finder.model.config.id2label[1] = "B-PS"
     with torch.no_grad():
         next(finder.model.parameters()).view(-1)[0] += 1
-    assert finder.digest() != digest
+    assert anew() != digest
 
 
 # ---- types ---------------------------------------------------------------------------------------------------------
