@@ -683,8 +683,8 @@ class ExtractConfig(ReadingConfig, EngineConfig):
     output: str | None = None
     """The triples of `data`, a row each: .jsonl, .csv or .parquet."""
     entities: str | None = None
-    """`ner:MODEL`: find entities where a row gives none, by this token-classification model of transformers, which
-    should tag every piece of a word, not the first alone."""
+    """`ner:MODEL`: find entities where a row has no field `entities` (an empty list says that there are none), by
+    this token-classification model of transformers, which should tag every piece of a word, not the first alone."""
     ner_types: str | None = None
     """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
     sentences: Cut = "split"

@@ -9,6 +9,7 @@ can name a bad document between them, and the page can say which step left nothi
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -178,10 +179,12 @@ class DocumentExtractor:
         documents: Sequence[Document],
         sentences: Sequence[Sentence],
         reject: Callable[[int, str, RowError], None] | None = None,
+        left: Counter[str] | None = None,
     ) -> list[list[Example]]:
         """Return the pairs of each sentence that are to be scored.
 
         Args:
+            left: Takes the reasons why two entities make no pair, with the number of pairs.
             reject: Takes what cannot be scored, a pair that does not fit into the model's length or a sentence that no
                 row could hold: its document's place, its name and the reason.
 
@@ -195,13 +198,15 @@ class DocumentExtractor:
             source = f"{documents[sentence.row].id}: "
             known, taxonomy = self.predictor.entity_types, self.predictor.taxonomy
             try:
-                pairs, _ = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
+                pairs, none = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
             except RowError as error:
                 if reject is None:
                     raise MtlReError(f"document {source}{error}") from error
                 start, end = sentence.given_span(documents[sentence.row])
                 reject(sentence.row, f"{source}sentence {start}..{end}", error)
-                pairs = []
+                pairs, none = [], {}
+            if left is not None:
+                left.update(none)
             made.append(pairs)
             places |= {id(pair): sentence.row for pair in pairs}
         if reject is None:

@@ -7,14 +7,19 @@ Here any number of documents go through a `windows.WindowJob`, as rows go throug
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mtl_re.config import ExtractConfig, RayConfig
 from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
@@ -131,6 +136,17 @@ def _own(document: Document, entity: Entity) -> Entity:
 # ---- documents -----------------------------------------------------------------------------------------------------
 
 
+_TOLD = {
+    "unsure": "have entities without a word behind an emoji or another character that JavaScript counts twice: their "
+    "spans are taken for characters; give a `word` to each to have it checked",
+    "wrapped": "seem to have hard-wrapped lines, each of which is taken for a sentence or more; --sentences joined "
+    "reads them as paragraphs",
+    "bare": "list no entities (an empty list) and are not searched; leave the field out to have them found",
+    "repeated": "have the id of an earlier one; nothing tells their triples apart",
+}
+"""What is said of documents before the work, behind their number."""
+
+
 class ExtractionJob(WindowJob[Document]):
     """The triples of the documents of one DATA.
 
@@ -164,8 +180,8 @@ class ExtractionJob(WindowJob[Document]):
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
         self.extractor = DocumentExtractor(self.predictor, finder, options.sentences)
         self.settings = options
-        # Documents with decomposed characters, with hard-wrapped lines, with spans that nothing confirms.
-        self.apart = self.wrapped = self.unsure = 0
+        self.apart, self.seen = 0, Counter[str]()  # documents with decomposed characters; what `_TOLD` says of others
+        self.ids = array("Q")  # a hash of each document's
 
     @classmethod
     def load(cls, ckpt: str, data: str, output: Path, options: ExtractConfig, group: ProcessGroup) -> ExtractionJob:
@@ -201,18 +217,17 @@ class ExtractionJob(WindowJob[Document]):
 
     def look_at(self, row: Document) -> None:
         self.apart += is_decomposed(row.text)
-        self.unsure += row.unsure
-        self.wrapped += self.settings.sentences == "split" and looks_wrapped(row.text)
+        self.seen["unsure"] += row.unsure
+        self.seen["wrapped"] += self.settings.sentences == "split" and looks_wrapped(row.text)
+        self.seen["bare"] += row.entities == () and self.extractor.finder is not None
+        self.ids.frombytes(hashlib.blake2b(row.id.encode(errors="backslashreplace"), digest_size=8).digest())
 
     def looked(self, rows: int) -> None:
         tell_decomposed(self.data, self.apart, rows)
-        if self.unsure:
-            text = "have entities without a word behind an emoji or another character that JavaScript counts twice"
-            cure = "their spans are taken for characters; give a `word` to each to have it checked"
-            tell(f"{self.data}: {self.unsure} of {rows} documents {text}: {cure}")
-        if self.wrapped:
-            text = "seem to have hard-wrapped lines, each of which is taken for a sentence or more"
-            tell(f"{self.data}: {self.wrapped} of {rows} documents {text}; --sentences joined reads them as paragraphs")
+        self.seen["repeated"] = len(self.ids) - len(np.unique(np.asarray(self.ids)))
+        for name, text in _TOLD.items():
+            if count := self.seen[name]:
+                tell(f"{self.data}: {count:,} of {rows:,} documents {text}")
 
     def answer(self, rows: list[tuple[int, Document]], tick: Progress) -> Answer:
         rejected: list[RejectedRow] = []
@@ -223,12 +238,15 @@ class ExtractionJob(WindowJob[Document]):
 
         sentences = self.extractor.sentences(documents)
         skip = self.settings.on_bad_row == "skip"
-        pairs = self.extractor.pairs(documents, sentences, reject if skip else None)
+        left = Counter[str]()
+        pairs = self.extractor.pairs(documents, sentences, reject if skip else None, left)
         share = len(rows) / max(sum(map(len, pairs)) * self.predictor.networks, 1)
         scored = self.extractor.rows(documents, sentences, pairs, self.keep, lambda finished: tick(finished * share))
         made = list(scored)
         ids = IdDigest(str(row["document"]) for row in made).hexdigest()
-        return Answer(encode(made, self.output.suffix), len(made), ids, len(documents), rejected)
+        clashes = left[triples.CLASH]
+        told = {f"ordered pairs of entities were not scored: {triples.CLASH}": clashes} if clashes else {}
+        return Answer(encode(made, self.output.suffix), len(made), ids, len(documents), rejected, told)
 
     def publish(self, chunks: Iterable[bytes], expected: Callable[[], Iterable[tuple[int, str]]]) -> None:
         suffix = self.output.suffix

@@ -33,7 +33,7 @@ class WindowPart:
     Attributes:
         window: The window's number. fingerprint: All that the bytes of the output depend on, as JSON values.
         read: Rows of the input. used: Those of them that could be used. rows: Rows of the output. ids: `IdDigest` of
-            these. rejected: What was left out of the input.
+            these. rejected: What was left out of the input. told: What is to be said in the end, with a number.
     """
 
     window: int
@@ -43,6 +43,7 @@ class WindowPart:
     rows: int
     ids: str
     rejected: list[RejectedRow]
+    told: dict[str, int]
 
 
 class PartFiles:

@@ -126,7 +126,7 @@ class PredictionJob(WindowJob["Example"]):
         predictions = self.predictor.predict(examples, lambda finished: tick(finished / networks))
         encoded = encode_rows(predictions, self.output.suffix, self.order)
         ids = IdDigest(example.id for example in examples).hexdigest()
-        return Answer(encoded, len(predictions), ids, len(examples), rejected)
+        return Answer(encoded, len(predictions), ids, len(examples), rejected, {})
 
     def _usable(self, rows: list[tuple[int, Example]]) -> tuple[list[Example], list[RejectedRow]]:
         """Split rows into those that every member can take, and the others with the reason.

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Answer(NamedTuple):
     Attributes:
         encoded: Rows of the output, as they will be handed to `publish`. rows: Their number. ids: `IdDigest` of them.
         used: Rows of the input that could be used. rejected: What was left out.
+        told: What is to be said when all is done, with a number; the numbers of all windows are added up.
     """
 
     encoded: bytes
@@ -62,6 +64,7 @@ class Answer(NamedTuple):
     ids: str
     used: int
     rejected: list[RejectedRow]
+    told: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,9 @@ class WindowJob(ABC, Generic[Row]):
         bad = [self._reject(row) for _, row in rows if isinstance(row, BadRow)]
         answer = self.answer([(place, row) for place, row in rows if not isinstance(row, BadRow)], tick)
         rejected = sorted([*bad, *answer.rejected])
-        part = WindowPart(number, plan.fingerprint, len(rows), answer.used, answer.rows, answer.ids, rejected)
+        part = WindowPart(
+            number, plan.fingerprint, len(rows), answer.used, answer.rows, answer.ids, rejected, answer.told
+        )
         self.parts.write(part, answer.encoded)
 
     # ---- after
@@ -280,9 +285,10 @@ class WindowJob(ABC, Generic[Row]):
     def _conclude(self, windows: int, plan: WorkPlan) -> int:
         """Rank 0: merge the parts in the input's order, check the file, publish it, and return its number of rows."""
         parts, data = self.parts, self.data
-        summaries = [
-            (part.rows, part.ids, part.read, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)
-        ]
+        summaries, told = [], Counter[str]()
+        for part, _ in parts.in_order(windows):
+            summaries.append((part.rows, part.ids, part.read, part.used, len(part.rejected)))
+            told.update(part.told)
         counts = ((rows, read, used, lost) for rows, _, read, used, lost in summaries)
         rows, self.read, used, lost = map(sum, zip(*counts, strict=True))
         self.left_out = lost
@@ -301,6 +307,8 @@ class WindowJob(ABC, Generic[Row]):
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]
         self.publish((encoded for _, encoded in parts.in_order(windows)), lambda: expected)
+        for text, number in told.items():
+            _say(f"{data}: {number:,} {text}")
         remember([self.output])  # as above; the command notes it too, but only when all is done
         parts.remove()
         return rows

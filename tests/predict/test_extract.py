@@ -346,6 +346,38 @@ def test_entities_behind_an_emoji_without_a_word_are_told_once(run, examples, tm
     assert capsys.readouterr().err.count("2 of 3 documents have entities without a word behind an emoji") == 1
 
 
+def test_ids_that_documents_share_are_told(run, examples, tmp_path, capsys):
+    made = [document(id, examples[:3]) for id in ("a", "b", "a", "a")]
+    run(data=str(written(tmp_path / "in" / "ids.jsonl", made[:2])))
+    assert "the id of" not in capsys.readouterr().err
+    run(data=str(written(tmp_path / "in" / "ids.jsonl", made)))
+    assert "2 of 4 documents have the id of an earlier one" in capsys.readouterr().err
+
+
+def test_pairs_that_cross_are_counted_over_all_windows_and_a_resume(run, examples, tmp_path, capsys, monkeypatch):
+    made = [document(f"d{n}", examples[3 * n : 3 * n + 3]) for n in range(3)]
+    for row in made:
+        first = row["entities"][0]
+        row["entities"].append(first | {"type": "ORG" if first["type"] == "PER" else "PER"})
+    data = str(written(tmp_path / "in" / "cross.jsonl", made))
+    real, done = extract_run.ExtractionJob.answer, []
+
+    def answer(job, rows, tick):
+        if len(done) == 1:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append("answered")
+        return real(job, rows, tick)
+
+    monkeypatch.setattr(extract_run.ExtractionJob, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        run(data=data, window=1)
+    assert "not scored" not in capsys.readouterr().err
+    run(data=data, window=1, resume=True)
+    said = "6 ordered pairs of entities were not scored: their spans cross or are the same"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
     tokenizer = scratch_tokenizer(examples, "levitated")
     folder = tmp_path / "ckpt"
@@ -377,7 +409,7 @@ def test_hard_wrapped_documents_are_told_and_joined(run, tmp_path, capsys):
     assert "--sentences joined" not in capsys.readouterr().err
 
 
-def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
+def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
     folder = tmp_path / "in" / "texts"
     folder.mkdir()
@@ -393,7 +425,9 @@ def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
         (14, 6, 23),
     }
     given = written(tmp_path / "in" / "given.jsonl", [{"text": "한라희 누리전자", "entities": []}])
+    capsys.readouterr()
     assert run(data=str(given), entities="ner:x").read_bytes() == b""  # the row says that there are none
+    assert "1 of 1 documents list no entities (an empty list) and are not searched" in capsys.readouterr().err
 
 
 def test_types_that_the_relation_model_does_not_know_are_told(run, monkeypatch, capsys):
