@@ -91,17 +91,21 @@ class Document:
         return (start, end) if self.borders is None else self.borders.given_span(start, end)
 
 
-def read_documents(spec: str, reading: ReadingConfig = AS_KLUE) -> Iterator[tuple[int, Document | BadRow]]:
+def read_documents(
+    spec: str, reading: ReadingConfig = AS_KLUE, name: str | None = None
+) -> Iterator[tuple[int, Document | BadRow]]:
     """Yield every document of DATA with its number, or what is wrong with it.
 
     Args:
         spec: Rows in any form that `mtl-re predict` reads, a .txt file (one document), or a directory: each .txt file
             in it, and in the directories below, is a document.
+        reading: As for `parse_document`.
+        name: The id of a .txt file that is DATA (None: the file's name).
 
     Raises:
         MtlReError: DATA cannot be read, or a directory holds no .txt file.
     """
-    for raw in _texts(spec) if _is_text(spec) else read_rows(spec):
+    for raw in _texts(spec, name) if _is_text(spec) else read_rows(spec):
         try:
             if raw.fault is not None:
                 raise raw.fault
@@ -323,9 +327,9 @@ def _files(spec: str) -> list[tuple[str, Path]]:
     return [(Path(name).as_posix(), Path(path)) for name, path in files]
 
 
-def _texts(spec: str) -> Iterator[RawRow]:
+def _texts(spec: str, name: str | None) -> Iterator[RawRow]:
     """Yield one row a text file."""
-    files = _files(spec) if os.path.isdir(spec) else [(Path(spec).name, Path(spec))]
+    files = _files(spec) if os.path.isdir(spec) else [(name or Path(spec).name, Path(spec))]
     for number, (id, path) in enumerate(files, start=1):
         try:
             if not (text := _text(path)).strip():

@@ -30,6 +30,7 @@ from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
 from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, known_only, load_finder
+from mtl_re.predict.folders import Unit
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
@@ -85,8 +86,8 @@ def _jobs(ckpt: str, options: ExtractConfig, device: str | None) -> MakeJob:
     finder = _finder(options, predictor, device)
     of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
 
-    def make(data: str, output: Path) -> ExtractionJob:
-        return ExtractionJob(predictor, finder, data, output, of_file, ProcessGroup())
+    def make(unit: Unit) -> ExtractionJob:
+        return ExtractionJob(predictor, finder, unit.data, unit.output, of_file, ProcessGroup(), unit.source)
 
     return make
 
@@ -156,6 +157,7 @@ class ExtractionJob(WindowJob[Document]):
         data, output: The documents, and the file of triples.
         options: The command's.
         group: The processes that share the work.
+        name: The id of a document that is a .txt file (None: the file's name).
     """
 
     command = "extract"
@@ -169,6 +171,7 @@ class ExtractionJob(WindowJob[Document]):
         output: Path,
         options: ExtractConfig,
         group: ProcessGroup,
+        name: str | None = None,
     ) -> None:
         super().__init__(options, data, output, group)
         self.predictor = predictor
@@ -179,7 +182,7 @@ class ExtractionJob(WindowJob[Document]):
             self.thresholds = options.threshold
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
         self.extractor = DocumentExtractor(self.predictor, finder, options.sentences)
-        self.settings = options
+        self.settings, self.name = options, name
         self.apart, self.seen = 0, Counter[str]()  # documents with decomposed characters; what `_TOLD` says of others
         self.ids = array("Q")  # a hash of each document's
 
@@ -197,7 +200,7 @@ class ExtractionJob(WindowJob[Document]):
         return digest_of(self.data)
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        for number, row in read_documents(self.data, self.settings):
+        for number, row in read_documents(self.data, self.settings, self.name):
             try:
                 if isinstance(row, Document):
                     self.extractor.check(row)

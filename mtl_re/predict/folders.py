@@ -20,7 +20,7 @@ from mtl_re.data.readers import FORMATS, file_digest
 from mtl_re.data.walk import files_of
 from mtl_re.errors import MtlReError
 from mtl_re.files import digest, write_json
-from mtl_re.outputs import sign, signature, signature_path
+from mtl_re.outputs import sign, signature, signature_path, signed_files
 from mtl_re.predict.parts import PartFiles, compare
 from mtl_re.scoring.writers import SUFFIXES
 
@@ -34,11 +34,13 @@ class Unit:
 
     Attributes:
         data: The input. folder: The output folder. name: The output's name in it, which may begin with folders.
+        source: The input's name in its own folder, with `/` between folders.
     """
 
     data: str
     folder: str
     name: str
+    source: str
 
     @property
     def output(self) -> Path:
@@ -63,7 +65,7 @@ def units_of(options: PredictConfig | ExtractConfig) -> list[Unit]:
     for relative, path in _files(data, (*FORMATS, ".txt") if isinstance(options, ExtractConfig) else FORMATS):
         stem, suffix = os.path.splitext(relative.removesuffix(".gz"))
         form = options.ray.format or ("parquet" if suffix.lower() == ".parquet" else "jsonl")
-        unit = Unit(path, folder, f"{stem}.{form}")
+        unit = Unit(path, folder, f"{stem}.{form}", Path(relative).as_posix())
         if (twin := units.setdefault(unit.name, unit)) is not unit:
             what = f"--data {options.data}: the outputs of {twin.data} and {path} would both be {unit.output}"
             raise MtlReError(f"{what}; rename one, or move it into a folder of its own")
@@ -145,8 +147,18 @@ def counts_of(unit: Unit, made: Mapping[str, Any]) -> dict[str, int] | None:
     return counts if digest(unit.output) == noted["sha256"] else None
 
 
-def forget(unit: Unit) -> None:
+def strays(units: Sequence[Unit]) -> list[Path]:
+    """Return the outputs in the folder that are no unit's: their inputs were removed, renamed or moved since."""
+    folder, own = Path(units[0].folder), {unit.output for unit in units}
+    signed = (path for path in signed_files(folder) if path.relative_to(folder).parts[0] != REJECTED)
+    return [path for path in signed if path not in own]
+
+
+def forget(unit: Unit) -> int:
     """Let a finished output count as ours, but no longer as finished; and remove the parts of an unfinished one.
+
+    Returns:
+        The number of input rows in these parts.
 
     Raises:
         MtlReError: The note cannot be written.
@@ -154,7 +166,10 @@ def forget(unit: Unit) -> None:
     noted = signature(unit.output)
     if noted is not None and "made" in noted:
         write_json(signature_path(unit.output), {"sha256": noted["sha256"]})
-    PartFiles(unit.output).remove()
+    parts = PartFiles(unit.output)
+    rows = parts.rows()
+    parts.remove()
+    return rows
 
 
 def check_begun(unit: Unit, made: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from mtl_re.config import PredictConfig, RayConfig
 from mtl_re.data.loading import parsed, tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.predict.folders import Unit
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
@@ -63,8 +64,8 @@ def _jobs(checkpoints: Sequence[str], options: PredictConfig, device: str | None
     predictor = _load(checkpoints, options, device)
     of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
 
-    def make(data: str, output: Path) -> PredictionJob:
-        return PredictionJob(predictor, replace(of_file, data=data, output=str(output)), ProcessGroup())
+    def make(unit: Unit) -> PredictionJob:
+        return PredictionJob(predictor, replace(of_file, data=unit.data, output=str(unit.output)), ProcessGroup())
 
     return make
 

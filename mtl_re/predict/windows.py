@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from mtl_re.config import OnBadRow
 from mtl_re.data.loading import cures, write_rejected
-from mtl_re.data.readers import file_digest
+from mtl_re.data.readers import NoRowsError, file_digest
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.files import remove, unwritable
@@ -92,6 +92,7 @@ class WindowJob(ABC, Generic[Row]):
 
     Attributes:
         rejected: Where the rows left out are listed, if there are any. quiet: Whether no progress is shown.
+        may_be_empty: Whether an input without a usable row gives an empty output, as one of many may, and no fault.
         read, left_out: Rows of the input, and those of them that were left out; known when the job is done.
     """
 
@@ -104,7 +105,7 @@ class WindowJob(ABC, Generic[Row]):
         self.options, self.data, self.group = options, data, group
         self.parts = PartFiles(output)
         self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
-        self.quiet = group.rank > 0
+        self.quiet, self.may_be_empty = group.rank > 0, False
         self.read = self.left_out = 0
 
     @property
@@ -199,7 +200,7 @@ class WindowJob(ABC, Generic[Row]):
         if self.data.startswith("hub:"):
             return None
         rows = 0
-        for _, row in self.rows():
+        for _, row in self._input():
             rows += 1
             if isinstance(row, BadRow):
                 self._reject(row)
@@ -207,6 +208,15 @@ class WindowJob(ABC, Generic[Row]):
                 self.look_at(row)
         self.looked(rows)
         return rows
+
+    def _input(self) -> Iterator[tuple[int, Row | BadRow]]:
+        """Yield `rows`; that there is none counts as a bad row where the output may be empty."""
+        try:
+            yield from self.rows()
+        except NoRowsError:
+            if not self.may_be_empty:
+                raise
+            yield 1, BadRow(self.data, 1, "row", "missing; the file holds no rows")
 
     def _reject(self, row: BadRow) -> RejectedRow:
         """Return a bad row as it is kept in a part.
@@ -265,7 +275,7 @@ class WindowJob(ABC, Generic[Row]):
         )
 
     def _windows(self) -> Iterator[tuple[int, list[tuple[int, Row | BadRow]]]]:
-        rows = self.rows()
+        rows = self._input()
         for number in count():
             if not (window := list(islice(rows, self.options.window))):
                 return
@@ -295,7 +305,7 @@ class WindowJob(ABC, Generic[Row]):
         if not data.startswith("hub:") and self.digest() != plan.fingerprint["data"]:
             parts.remove()
             raise MtlReError(f"{data}: it was changed while its rows were read; run `mtl-re {self.command}` again")
-        if not used:
+        if not used and not self.may_be_empty:
             first = next(self._rejected(windows))
             parts.remove()
             raise MtlReError(f"{first}; none of the {lost:,} rows can be used")
