@@ -329,7 +329,7 @@ def _files(spec: str) -> list[tuple[str, Path]]:
 
 def _texts(spec: str, name: str | None) -> Iterator[RawRow]:
     """Yield one row a text file."""
-    files = _files(spec) if os.path.isdir(spec) else [(name or Path(spec).name, Path(spec))]
+    files = _files(spec) if os.path.isdir(spec) else [(Path(spec).name if name is None else name, Path(spec))]
     for number, (id, path) in enumerate(files, start=1):
         try:
             if not (text := _text(path)).strip():

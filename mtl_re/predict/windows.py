@@ -317,9 +317,9 @@ class WindowJob(ABC, Generic[Row]):
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]
         self.publish((encoded for _, encoded in parts.in_order(windows)), lambda: expected)
+        remember([self.output])  # as above; the command notes it too, but only when all is done
         for text, number in told.items():
             _say(f"{data}: {number:,} {text}")
-        remember([self.output])  # as above; the command notes it too, but only when all is done
         parts.remove()
         return rows
 
