@@ -683,7 +683,8 @@ class ExtractConfig(ReadingConfig, EngineConfig):
     output: str | None = None
     """The triples of `data`, a row each: .jsonl, .csv or .parquet."""
     entities: str | None = None
-    """`ner:MODEL`: find entities where a row gives none, by this token-classification model of transformers."""
+    """`ner:MODEL`: find entities where a row has no field `entities` (an empty list says that there are none), by
+    this token-classification model of transformers, which should tag every piece of a word, not the first alone."""
     ner_types: str | None = None
     """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
     sentences: Cut = "split"
@@ -725,6 +726,10 @@ class ExtractConfig(ReadingConfig, EngineConfig):
             raise MtlReError("extract: give the sentence's entities: --entity WORD:TYPE ..., or --entities ner:MODEL")
         if self.data is not None and self.entity:
             raise MtlReError("extract: --entity is for --sentence; documents have theirs in the rows")
+        if self.sentence is not None and (self.span_ends, self.first_character) != ("inclusive", 0):
+            raise MtlReError(
+                "extract: --span_ends and --first_character are for the spans of --data; --entity has words"
+            )
         if self.engine == "ray" and self.data is None:
             raise MtlReError("extract: --engine ray is for --data; one sentence is extracted here")
 

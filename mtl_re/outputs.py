@@ -152,6 +152,9 @@ def _noted(path: Path) -> list[str]:
     return found
 
 
+_WRITTEN = ".written-"
+
+
 def sign(path: Path, **facts: Any) -> None:
     """Note beside a file that this package has written it as it is now, and what is known of it, as JSON values.
 
@@ -171,7 +174,14 @@ def signature(path: Path) -> dict[str, Any] | None:
 
 def signature_path(path: Path) -> Path:
     """Return where the note of `sign` lies; its name is a hidden one, which readers of a folder pass over."""
-    return path.with_name(f".written-{path.name}.json")
+    return path.with_name(f"{_WRITTEN}{path.name}.json")
+
+
+def signed_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, and in those below it, beside which `sign` has left a note."""
+    notes = folder.rglob(f"{_WRITTEN}*.json")
+    files = (note.with_name(note.name.removeprefix(_WRITTEN).removesuffix(".json")) for note in notes)
+    return sorted(file for file in files if file.is_file())
 
 
 def is_ours(path: Path) -> bool:

@@ -22,7 +22,7 @@ from fuzz_rows import KLUE, PIECES, TAXONOMY, TYPES, Made, Row, make_text, shows
 
 from mtl_re.config import ConvertConfig, ReadingConfig
 from mtl_re.data import convert
-from mtl_re.data.documents import ENTITY_FIELDS, EXCLUSIVE, FIELDS, Document, read_documents
+from mtl_re.data.documents import ENTITY_FIELDS, EXCLUSIVE, EXCLUSIVE_LISTS, FIELDS, Document, read_documents
 from mtl_re.data.loading import parsed
 from mtl_re.data.tool_records import BRACKETS, UNTYPED
 from mtl_re.data.validation import BadRow
@@ -322,11 +322,13 @@ def make_document(chance: random.Random, number: int, reading: ReadingConfig) ->
             start + reading.first_character,
             end + reading.first_character + (reading.span_ends == "exclusive"),
         )
-        if chance.random() < 0.2 and (field != "label" or reading.span_ends == "exclusive"):
+        behind = reading.span_ends == "inclusive"
+        if chance.random() < 0.2 and not (behind and None in EXCLUSIVE_LISTS.get(field, ())):
             listed.append([first, last, kind])
             continue
         listed.append({names["start"]: first, names["end"]: last, names["type"]: kind})
-        if chance.random() < 0.5 or (reading.span_ends == "inclusive" and names["end"] in EXCLUSIVE):
+        behind = behind and names["end"] in (*EXCLUSIVE, *EXCLUSIVE_LISTS.get(field, ()))
+        if chance.random() < 0.5 or behind:
             listed[-1][names["word"]] = text[start : end + 1]
     as_text = field != "label" and chance.random() < 0.2
     content: Row = {

@@ -12,17 +12,17 @@ def watched(checkpoints, options, log, fatal, once, device):
     make = _jobs(checkpoints, options, device)
     log = Path(log)
 
-    def made(data, output):
-        job = make(data, output)
+    def made(unit):
+        job = make(unit)
         write = job.parts.write
 
         def noted(part, rows):
-            here = Path(data).name == fatal
+            here = Path(unit.data).name == fatal
             if here and not once:
                 os.kill(os.getpid(), signal.SIGKILL)
             write(part, rows)
             with log.open("a") as file:
-                file.write(f"{Path(data).name} {part.window}\n")
+                file.write(f"{Path(unit.data).name} {part.window}\n")
             if here and part.window == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ReadingConfig
 from mtl_re.data.readers import CHUNK, TEXTS, RawRow, file_digest, one_line, read_rows
-from mtl_re.data.unicode_form import compose_spans
+from mtl_re.data.tool_records import python_offset
+from mtl_re.data.unicode_form import Borders, compose_spans, composed_borders, is_decomposed
 from mtl_re.data.validation import (
     AS_KLUE,
     READINGS,
@@ -32,6 +34,7 @@ from mtl_re.data.validation import (
     string_of,
     whole_number,
 )
+from mtl_re.data.walk import files_of
 from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
 from mtl_re.errors import MtlReError, RowError
 
@@ -52,6 +55,14 @@ ENTITY_FIELDS: Mapping[str, Sequence[str]] = {
 """Field of an entity → the names that it goes by; `word` may be missing."""
 EXCLUSIVE = ("end_offset", "end_char", "stop")
 """Names of an end that tools use for the character behind the entity: doccano, spaCy, Python's slices."""
+EXCLUSIVE_LISTS: Mapping[str, Sequence[str | None]] = {
+    "ents": ("end", None),
+    "spans": ("end", None),
+    "labels": (None,),
+    "label": (None,),
+}
+"""Names of a list → further names of an end (None: of [start, end, type]) that the tools which use them count so: spaCy
+and displaCy, Prodigy, doccano."""
 EntityLike = Entity | tuple[int, int, str] | Mapping[str, Any]
 """An entity as a caller may give it: an `Entity`, (start, end, type), or a map of start, end, type and perhaps word."""
 
@@ -64,24 +75,37 @@ class Document:
         id: The row's own, or its number; for a .txt file its path.
         entities: In the order of the row, with spans in inclusive characters of the text, each listed once; None where
             the row gives none.
+        borders: Of a text that was composed: where it lies in the text as it was given.
+        unsure: Whether an entity for which no word was given stands behind a character beyond U+FFFF, which some tools
+            count twice.
     """
 
     id: str
     text: str
     entities: tuple[Entity, ...] | None
+    borders: Borders | None = field(default=None, compare=False, repr=False)
+    unsure: bool = field(default=False, compare=False, repr=False)
+
+    def given_span(self, start: int, end: int) -> tuple[int, int]:
+        """Return where inclusive characters of the text lie in the text as it was given, composed or not."""
+        return (start, end) if self.borders is None else self.borders.given_span(start, end)
 
 
-def read_documents(spec: str, reading: ReadingConfig = AS_KLUE) -> Iterator[tuple[int, Document | BadRow]]:
+def read_documents(
+    spec: str, reading: ReadingConfig = AS_KLUE, name: str | None = None
+) -> Iterator[tuple[int, Document | BadRow]]:
     """Yield every document of DATA with its number, or what is wrong with it.
 
     Args:
         spec: Rows in any form that `mtl-re predict` reads, a .txt file (one document), or a directory: each .txt file
             in it, and in the directories below, is a document.
+        reading: As for `parse_document`.
+        name: The id of a .txt file that is DATA (None: the file's name).
 
     Raises:
         MtlReError: DATA cannot be read, or a directory holds no .txt file.
     """
-    for raw in _texts(spec) if _is_text(spec) else read_rows(spec):
+    for raw in _texts(spec, name) if _is_text(spec) else read_rows(spec):
         try:
             if raw.fault is not None:
                 raise raw.fault
@@ -107,16 +131,25 @@ def parse_document(fields: Mapping[str, Any], number: int = 1, reading: ReadingC
     text = string_of(fields, name)
     if len(text) > MAX_DOCUMENT:
         raise RowError(name, f"{len(text):,} characters; at most {MAX_DOCUMENT:,} are accepted; divide the document")
-    given = _given(fields, reading)
-    entities = None if given is None else [_entity(text, value, f"entities[{n}]", reading) for n, value in given]
-    if reading.normalise == "nfc":
-        text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()])
+    given = _given(fields)
+    entities, unsure = None, False
+    if given is not None:
+        listed, values = given
+        read = [_entity(text, value, f"entities[{n}]", reading, listed) for n, value in enumerate(values)]
+        entities = [entity for entity, _ in read]
+        double = _DOUBLE.search(text)
+        unsure = double is not None and any(not told and entity.start > double.start() for entity, told in read)
+    borders = None
+    if reading.normalise == "nfc" and is_decomposed(text):
+        places = composed_borders(text)
+        borders = Borders.of(places)
+        text, spans = compose_spans(text, [(entity.start, entity.end) for entity in entities or ()], places)
         if entities is not None:
             pairs = zip(entities, spans, strict=True)
             entities = [Entity(text[start : end + 1], start, end, entity.type) for entity, (start, end) in pairs]
     key = next((key for key in FIELDS["id"] if not is_absent(fields.get(key))), None)
     id = str(number) if key is None else identity({"id": fields[key]}, number)
-    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)))
+    return Document(id, text, None if entities is None else tuple(dict.fromkeys(entities)), borders, unsure)
 
 
 def entity_at(text: str, given: EntityLike, name: str) -> Entity:
@@ -178,8 +211,8 @@ def _name(fields: Mapping[str, Any], field: str) -> str:
     return names[0]
 
 
-def _given(fields: Mapping[str, Any], reading: ReadingConfig) -> list[tuple[int, Any]] | None:
-    """Return the entities that a row lists, numbered from 0; None where it says nothing of entities."""
+def _given(fields: Mapping[str, Any]) -> tuple[str, Sequence[Any]] | None:
+    """Return the entities that a row lists, and the name of the list; None where it says nothing of entities."""
     for name in FIELDS["entities"]:
         value = fields.get(name)
         if is_absent(value) or (name == "label" and not isinstance(value, list)):  # `label` may be a relation's
@@ -188,22 +221,21 @@ def _given(fields: Mapping[str, Any], reading: ReadingConfig) -> list[tuple[int,
             value = literal(value, name, MAX_DOCUMENT)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RowError("entities", f"expected a list of start, end and type, found {shown(value)}")
-        if (
-            name == "label"
-            and reading.span_ends == "inclusive"
-            and any(isinstance(each, list | tuple) for each in value)
-        ):
-            what = f"`label` holds [start, end, type], as doccano writes it, whose end is the character behind; {_CURE}"
-            raise RowError("entities", f"{what}, or name the list `entities` if it is the last one")
-        return list(enumerate(value))
+        return name, value
     pair = [fields.get(name) for name in ("subject_entity", "object_entity")]
     if all(map(is_absent, pair)):
         return None
-    return [(n, literal(value, "entities") if isinstance(value, str) else value) for n, value in enumerate(pair)]
+    return "entities", [literal(value, "entities") if isinstance(value, str) else value for value in pair]
 
 
-def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
-    """Return one entity of a row, its span counted as `reading` says."""
+_DOUBLE = re.compile("[\U00010000-\U0010ffff]")
+"""A character that takes two UTF-16 units, in which JavaScript counts."""
+
+
+def _entity(text: str, value: Any, name: str, reading: ReadingConfig, listed: str) -> tuple[Entity, bool]:
+    """Return one entity of the row's list of this name, its span counted as `reading` says; and whether it has a word,
+    with which it was compared."""
+    end_name: str | None = None
     if isinstance(value, Mapping):
         found = {}
         for field, names in ENTITY_FIELDS.items():
@@ -214,11 +246,11 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
                 what = f"missing; the entity has {shown(list(value))}, and expected is one of {', '.join(names)}"
                 raise RowError(f"{name}.{field}", what)
         start, end, kind, word = found["start"], found["end"], found["type"], found.get("word")
-        if word is None and reading.span_ends == "inclusive" and (key := _end_of(value)) in EXCLUSIVE:
-            what = f"tools that use this name count the character behind the entity, and no word tells; {_CURE}"
-            raise RowError(f"{name}.{key}", f"{what}, or name it `end` if it is the entity's last character")
+        end_name = next(key for key in ENTITY_FIELDS["end"] if value.get(key) is not None)
     else:
         start, end, kind, word = _parts(value, name)
+    if word is None and reading.span_ends == "inclusive":
+        _check_end(name, listed, end_name)
     places = []
     for key, place in (("start", start), ("end", end)):
         if (number := whole_number(place)) is None:
@@ -226,15 +258,26 @@ def _entity(text: str, value: Any, name: str, reading: ReadingConfig) -> Entity:
         places.append(number - reading.first_character)
     places[1] -= reading.span_ends == "exclusive"
     given = {"start": places[0], "end": places[1], "type": kind}
-    return _trimmed(entity_at(text, given if word is None else given | {"word": word}, name))
+    if word is None:
+        return _trimmed(entity_at(text, given, name)), False
+    try:
+        return _trimmed(entity_at(text, given | {"word": word}, name)), True
+    except RowError as error:
+        if _DOUBLE.search(text) and word == text[python_offset(text, places[0]) : python_offset(text, places[1] + 1)]:
+            what = "it is right in UTF-16 units, as JavaScript counts; count characters, so that an emoji is one"
+            raise RowError(error.field, f"{error.reason} ({what})") from error
+        raise
 
 
-_CURE = "give --span_ends exclusive"
-
-
-def _end_of(value: Mapping[str, Any]) -> str | None:
-    """Return the name under which an entity's end stands."""
-    return next((key for key in ENTITY_FIELDS["end"] if value.get(key) is not None), None)
+def _check_end(name: str, listed: str, end: str | None) -> None:
+    """Raise RowError if tools that name the list, or the end (None: of [start, end, type]), so count it otherwise."""
+    of_list = end in EXCLUSIVE_LISTS.get(listed, ())
+    if of_list or end in EXCLUSIVE:
+        used = "a list of this name, with such entities," if of_list else "this name"
+        what = f"tools that use {used} count the character behind the entity, and no word tells"
+        other = "the list `entities`" if of_list else "it `end`"
+        cure = f"give --span_ends exclusive, or name {other} if it is the entity's last character"
+        raise RowError(f"{name}.{end}" if end else name, f"{f'`{listed}`: ' if of_list else ''}{what}; {cure}")
 
 
 def _trimmed(entity: Entity) -> Entity:
@@ -267,8 +310,8 @@ def digest_of(spec: str) -> str:
     if not os.path.isdir(spec):
         return file_digest(spec)
     digest = hashlib.sha256()
-    for path in _files(spec):
-        digest.update(f"{path.relative_to(spec)}\0{file_digest(str(path))}\n".encode("utf-8", "surrogateescape"))
+    for name, path in _files(spec):
+        digest.update(f"{name}\0{file_digest(str(path))}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -276,20 +319,18 @@ def _is_text(spec: str) -> bool:
     return os.path.isdir(spec) or spec.lower().endswith(".txt")
 
 
-def _files(spec: str) -> list[Path]:
-    """Return the .txt files of a directory and those below it, in the order of their paths."""
-    found = [Path(folder, name) for folder, _, names in os.walk(spec) for name in names]
-    files = sorted(path for path in found if path.suffix.lower() == ".txt")
+def _files(spec: str) -> list[tuple[str, Path]]:
+    """Return the .txt files of a directory and those below it: the path in it, as a document's id, and the path."""
+    files = files_of(spec, lambda name: name.endswith(".txt"), ".txt")
     if not files:
         raise MtlReError(one_line(f"{spec}: holds no .txt file; expected one document a file, or a file of rows"))
-    return files
+    return [(Path(name).as_posix(), Path(path)) for name, path in files]
 
 
-def _texts(spec: str) -> Iterator[RawRow]:
+def _texts(spec: str, name: str | None) -> Iterator[RawRow]:
     """Yield one row a text file."""
-    folder = os.path.isdir(spec)
-    for number, path in enumerate(_files(spec) if folder else [Path(spec)], start=1):
-        id = path.relative_to(spec).as_posix() if folder else path.name
+    files = _files(spec) if os.path.isdir(spec) else [(Path(spec).name if name is None else name, Path(spec))]
+    for number, (id, path) in enumerate(files, start=1):
         try:
             if not (text := _text(path)).strip():
                 raise RowError("text", "is blank")

@@ -59,6 +59,10 @@ class RawRow:
     fault: RowError | None = None
 
 
+class NoRowsError(MtlReError):
+    """A source that can be read holds no rows."""
+
+
 def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
     """Yield the rows of DATA.
 
@@ -68,7 +72,8 @@ def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
         kind: the format of a file whose suffix does not say it, as a suffix.
 
     Raises:
-        MtlReError: the source cannot be read (where and why, in one line), or holds no rows.
+        MtlReError: the source cannot be read (where and why, in one line).
+        NoRowsError: it holds no rows.
     """
     read = _read_hub if spec.startswith("hub:") else _read_sample if spec.startswith("sample:") else None
     empty = True
@@ -76,7 +81,7 @@ def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
         empty = False
         yield row
     if empty:
-        raise _fault(spec, "holds no rows; expected at least one")
+        raise NoRowsError(one_line(f"{spec}: holds no rows; expected at least one"))
 
 
 def file_digest(spec: str) -> str:

@@ -10,7 +10,10 @@ Source: Unicode Standard Annex 15. Characters that NFC merely replaces by anothe
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mtl_re.errors import RowError
 
@@ -25,18 +28,21 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text) if is_decomposed(text) else text
 
 
-def compose_spans(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+def compose_spans(
+    text: str, spans: Sequence[tuple[int, int]], places: Mapping[int, int] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
     """Return the composed text, and where spans of the given text lie in it.
 
     Args:
         spans: inclusive characters (start, end).
+        places: the text's `composed_borders`, where they are known already.
 
     Raises:
         RowError: a span begins or ends inside a composed character.
     """
     if not is_decomposed(text):
         return text, list(spans)
-    places = composed_borders(text)
+    places = composed_borders(text) if places is None else places
     mapped = []
     for start, end in spans:
         if start not in places or end + 1 not in places:
@@ -59,6 +65,24 @@ def composed_borders(text: str) -> dict[int, int]:
         cluster += character
     places[len(text)] = length + len(unicodedata.normalize("NFC", cluster))
     return places
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """The borders that a text as it was given shares with its composed form, rising: each one's place in either."""
+
+    given: array[int]
+    composed: array[int]
+
+    @classmethod
+    def of(cls, places: Mapping[int, int]) -> Borders:
+        """Make them of `composed_borders`."""
+        return cls(array("q", places), array("q", places.values()))
+
+    def given_span(self, start: int, end: int) -> tuple[int, int]:
+        """Return the least inclusive span of the given text that holds one of the composed text."""
+        first, stop = bisect_right(self.composed, start) - 1, bisect_left(self.composed, end + 1)
+        return self.given[first], self.given[stop] - 1
 
 
 def _separate(before: str, character: str) -> bool:

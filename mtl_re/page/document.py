@@ -63,13 +63,13 @@ class DocumentBackend:
             return  # the checkpoint holds none
         self._extractors[True] = DocumentExtractor(predictor, finder)
 
-    def found(self, text: str, language: Language) -> Markup:
-        """Return a text with the entities that the finder finds in it.
+    def found(self, markup: Markup, language: Language) -> Markup:
+        """Return a markup with the entities that the finder finds in its text and that share no character with a mark.
 
         Raises:
             MtlReError: The text is too long, or blank.
         """
-        document = self._document(Markup(text), language)
+        document = self._document(Markup(markup.text), language)
         with self.page.lock:
             sentences = self._extractors[False].sentences([document])
         entities = [
@@ -77,7 +77,7 @@ class DocumentBackend:
             for sentence in sentences
             for one in sentence.entities
         ]
-        return Markup(text).holding(entities)
+        return markup.joined_by(entities)
 
     def scored(self, markup: Markup, stored: bool, language: Language) -> Scored:
         """Score all pairs of a text; where none of its entities is marked, have them found first.
@@ -86,7 +86,7 @@ class DocumentBackend:
             MtlReError: The text is too long, blank or has too many pairs, or no entity is marked or found.
         """
         if not markup.entities and self.finder is not None and markup.text.strip():
-            markup = self.found(markup.text, language)
+            markup = self.found(markup, language)
         document = self._document(markup, language)
         if not markup.entities:
             raise MtlReError(TEXTS[language]["nothing_marked" if self.finder is None else "nothing_found"])

@@ -158,13 +158,14 @@ class DocumentTab:
         return span
 
     def _find(self, text: str, markup: Markup, *rest: Any) -> tuple[Any, ...]:
+        edited = markup.edited(text)
         try:
-            markup = self.backend.found(text, rest[-1])
+            found = self.backend.found(edited, rest[-1])
         except MtlReError as error:
-            return self._problem(markup.edited(text), error, rest[-1])
-        if not markup.entities:
-            self.gr.Warning(TEXTS[rest[-1]]["nothing_found"])
-        return self.show(markup, *rest)
+            return self._problem(edited, error, rest[-1])
+        if found == edited:
+            self.gr.Warning(TEXTS[rest[-1]]["nothing_more" if edited.entities else "nothing_found"])
+        return self.show(found, *rest)
 
     def _extract(self, text: str, markup: Markup, scored: Any, threshold: float, *rest: Any) -> tuple[Any, ...]:
         stored, language = rest

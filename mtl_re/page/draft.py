@@ -102,14 +102,17 @@ class Markup:
 
     def marked_everywhere(self, span: Span, kind: str) -> Markup:
         """Return the markup with a word marked wherever a word of the text begins with it and nothing is marked yet."""
-        made, word = self.marked(span, kind), self.text[span[0] : span[1] + 1]
-        taken = [(one.start, one.end) for one in made.entities]
-        found = [
-            Entity(word, start, start + len(word) - 1, kind)
-            for start in (match.start() for match in re.finditer(rf"(?<!\w){re.escape(word)}", self.text))
-            if not any(first < start + len(word) and start <= last for first, last in taken)
+        word = self.text[span[0] : span[1] + 1]
+        starts = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(word)}", self.text)]
+        found = [Entity(word, start, start + len(word) - 1, kind) for start in starts]
+        return self.marked(span, kind).joined_by(found)
+
+    def joined_by(self, entities: Sequence[Entity]) -> Markup:
+        """Return the markup with those of the entities, apart from each other, that share no character with a mark."""
+        free = [
+            one for one in entities if not any(one.start <= own.end and own.start <= one.end for own in self.entities)
         ]
-        return made.holding([*made.entities, *found])
+        return self.holding([*self.entities, *free])
 
     def unmarked(self, span: Span) -> Markup:
         """Return the markup without the entities that share a character with a span."""

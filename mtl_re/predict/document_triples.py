@@ -9,6 +9,7 @@ can name a bad document between them, and the page can say which step left nothi
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -38,7 +39,8 @@ COLUMNS: dict[str, type] = {
     "sentence_end": int,
 }
 """Columns of the output and their types: `subject` and `object` are words; spans are inclusive characters of the
-document; `score` is the probability of the relation, `coarse` that of its coarse class."""
+document as it was given, also where it was composed; `score` is the probability of the relation, `coarse` that of its
+coarse class."""
 
 
 class Finder(Protocol):
@@ -47,8 +49,9 @@ class Finder(Protocol):
     def find(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Return the entities of each text."""
 
+    @property
     def digest(self) -> str:
-        """Return a digest of all that the result depends on."""
+        """A digest of all that the result depends on."""
 
 
 def load_finder(
@@ -98,6 +101,10 @@ class Sentence:
     text: str
     entities: tuple[Entity, ...]
 
+    def given_span(self, document: Document) -> tuple[int, int]:
+        """Return its inclusive characters in its document as that was given."""
+        return document.given_span(self.start, self.start + len(self.text) - 1)
+
 
 def cut(row: int, document: Document, how: Cut) -> list[Sentence]:
     """Return a document's sentences, or all of it as one (`whole`), each with those of its entities that lie in it."""
@@ -129,9 +136,10 @@ def table_row(document: Document, sentence: Sentence, triple: Triple) -> Row:
         "coarse": triple.coarse,
     }
     for side, entity in zip(SIDES, (triple.subject, triple.object), strict=True):
-        row |= {f"{side}_type": entity.type, f"{side}_start": sentence.start + entity.start}
-        row |= {f"{side}_end": sentence.start + entity.end}
-    return row | {"sentence_start": sentence.start, "sentence_end": sentence.start + len(sentence.text) - 1}
+        start, end = document.given_span(sentence.start + entity.start, sentence.start + entity.end)
+        row |= {f"{side}_type": entity.type, f"{side}_start": start, f"{side}_end": end}
+    start, end = sentence.given_span(document)
+    return row | {"sentence_start": start, "sentence_end": end}
 
 
 class DocumentExtractor:
@@ -171,10 +179,12 @@ class DocumentExtractor:
         documents: Sequence[Document],
         sentences: Sequence[Sentence],
         reject: Callable[[int, str, RowError], None] | None = None,
+        left: Counter[str] | None = None,
     ) -> list[list[Example]]:
         """Return the pairs of each sentence that are to be scored.
 
         Args:
+            left: Takes the reasons why two entities make no pair, with the number of pairs.
             reject: Takes what cannot be scored, a pair that does not fit into the model's length or a sentence that no
                 row could hold: its document's place, its name and the reason.
 
@@ -188,13 +198,15 @@ class DocumentExtractor:
             source = f"{documents[sentence.row].id}: "
             known, taxonomy = self.predictor.entity_types, self.predictor.taxonomy
             try:
-                pairs, _ = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
+                pairs, none = triples.candidates(sentence.text, sentence.entities, taxonomy, known, source)
             except RowError as error:
                 if reject is None:
                     raise MtlReError(f"document {source}{error}") from error
-                end = sentence.start + len(sentence.text) - 1
-                reject(sentence.row, f"{source}sentence {sentence.start}..{end}", error)
-                pairs = []
+                start, end = sentence.given_span(documents[sentence.row])
+                reject(sentence.row, f"{source}sentence {start}..{end}", error)
+                pairs, none = [], {}
+            if left is not None:
+                left.update(none)
             made.append(pairs)
             places |= {id(pair): sentence.row for pair in pairs}
         if reject is None:

@@ -7,23 +7,30 @@ Here any number of documents go through a `windows.WindowJob`, as rows go throug
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from mtl_re.config import ExtractConfig, RayConfig
-from mtl_re.data.documents import Document, digest_of, read_documents
+from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
 from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
+from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
 from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, known_only, load_finder
+from mtl_re.predict.folders import Unit
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
@@ -33,20 +40,6 @@ from mtl_re.predict.sentences import looks_wrapped
 from mtl_re.predict.triples import Triple
 from mtl_re.predict.windows import Answer, Progress, WindowJob, run_job
 from mtl_re.scoring.writers import IdDigest, check_suffix, csv_line, write_table
-
-if TYPE_CHECKING:
-    from mtl_re.data.validation import BadRow
-
-
-class _HashedFinder:
-    """A finder that is used for many files, whose digest is computed once."""
-
-    def __init__(self, finder: Finder) -> None:
-        self.find, self._digest = finder.find, finder.digest()
-
-    def digest(self) -> str:
-        """Return the finder's digest."""
-        return self._digest
 
 
 def extract(ckpt: str, options: ExtractConfig) -> list[Triple] | int:
@@ -90,12 +83,11 @@ def _jobs(ckpt: str, options: ExtractConfig, device: str | None) -> MakeJob:
     """Load the models for the files of a folder, and return what makes the job of one of them."""
     predictor = _predictor(ckpt, options, device)
     _ = predictor.digests  # hashed here, once: a job may work with a copy, which carries them
-    loaded = _finder(options, predictor, device)
-    finder = None if loaded is None else _HashedFinder(loaded)
+    finder = _finder(options, predictor, device)
     of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
 
-    def make(data: str, output: Path) -> ExtractionJob:
-        return ExtractionJob(predictor, finder, data, output, of_file, ProcessGroup())
+    def make(unit: Unit) -> ExtractionJob:
+        return ExtractionJob(predictor, finder, unit.data, unit.output, of_file, ProcessGroup(), unit.source)
 
     return make
 
@@ -120,20 +112,40 @@ def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) ->
 
 
 def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Triple]:
-    """Return the triples of one sentence, and print why pairs were not scored."""
-    entities = [triples.find_entity(sentence, text) for text in options.entity]
+    """Return the triples of one sentence, with spans of it as it was given, and print why pairs were not scored."""
+    named = [triples.find_entity(sentence, text) for text in options.entity]
+    given = [{"start": one.start, "end": one.end, "type": one.type} for one in named]
+    document = parse_document({"text": sentence, "entities": given}, reading=options)
+    sentence, entities = document.text, list(document.entities or ())
     predictor = _predictor(ckpt, options)
     if finder := _finder(options, predictor, None):
-        given = {(entity.start, entity.end) for entity in entities}
+        spans = {(entity.start, entity.end) for entity in entities}
         found = known_only(finder.find([sentence])[0], predictor.entity_types)
-        entities += [entity for entity in found if (entity.start, entity.end) not in given]
+        entities += [entity for entity in found if (entity.start, entity.end) not in spans]
     _, left = triples.candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
     for reason in triples.explain_left_out(entities, left):
         tell(reason)
-    return predictor.extract(sentence, entities, options.threshold)
+    made = predictor.extract(sentence, entities, options.threshold)
+    return [replace(one, subject=_own(document, one.subject), object=_own(document, one.object)) for one in made]
+
+
+def _own(document: Document, entity: Entity) -> Entity:
+    start, end = document.given_span(entity.start, entity.end)
+    return replace(entity, start=start, end=end)
 
 
 # ---- documents -----------------------------------------------------------------------------------------------------
+
+
+_TOLD = {
+    "unsure": "have entities without a word behind an emoji or another character that JavaScript counts twice: their "
+    "spans are taken for characters; give a `word` to each to have it checked",
+    "wrapped": "seem to have hard-wrapped lines, each of which is taken for a sentence or more; --sentences joined "
+    "reads them as paragraphs",
+    "bare": "list no entities (an empty list) and are not searched; leave the field out to have them found",
+    "repeated": "have the id of an earlier one; nothing tells their triples apart",
+}
+"""What is said of documents before the work, behind their number."""
 
 
 class ExtractionJob(WindowJob[Document]):
@@ -145,6 +157,7 @@ class ExtractionJob(WindowJob[Document]):
         data, output: The documents, and the file of triples.
         options: The command's.
         group: The processes that share the work.
+        name: The id of a document that is a .txt file (None: the file's name).
     """
 
     command = "extract"
@@ -158,6 +171,7 @@ class ExtractionJob(WindowJob[Document]):
         output: Path,
         options: ExtractConfig,
         group: ProcessGroup,
+        name: str | None = None,
     ) -> None:
         super().__init__(options, data, output, group)
         self.predictor = predictor
@@ -168,8 +182,9 @@ class ExtractionJob(WindowJob[Document]):
             self.thresholds = options.threshold
         self.keep = triples.keeps(predictor.taxonomy, self.thresholds)
         self.extractor = DocumentExtractor(self.predictor, finder, options.sentences)
-        self.settings = options
-        self.apart = self.wrapped = 0  # documents with decomposed characters; with hard-wrapped lines
+        self.settings, self.name = options, name
+        self.apart, self.seen = 0, Counter[str]()  # documents with decomposed characters; what `_TOLD` says of others
+        self.ids = array("Q")  # a hash of each document's
 
     @classmethod
     def load(cls, ckpt: str, data: str, output: Path, options: ExtractConfig, group: ProcessGroup) -> ExtractionJob:
@@ -185,7 +200,13 @@ class ExtractionJob(WindowJob[Document]):
         return digest_of(self.data)
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        return read_documents(self.data, self.settings)
+        for number, row in read_documents(self.data, self.settings, self.name):
+            try:
+                if isinstance(row, Document):
+                    self.extractor.check(row)
+                yield number, row
+            except RowError as error:
+                yield number, BadRow(self.data, number, error.field, error.reason)
 
     def fingerprint(self) -> dict[str, Any]:
         options, finder = self.settings, self.extractor.finder
@@ -193,44 +214,42 @@ class ExtractionJob(WindowJob[Document]):
             "reading": [options.span_ends, options.first_character, options.normalise],
             "least score": self.thresholds,
             "sentences": options.sentences,
-            "entities": None if finder is None else finder.digest(),
+            "entities": None if finder is None else finder.digest,
             "form": self.output.suffix,
         }
 
     def look_at(self, row: Document) -> None:
         self.apart += is_decomposed(row.text)
-        self.wrapped += self.settings.sentences == "split" and looks_wrapped(row.text)
+        self.seen["unsure"] += row.unsure
+        self.seen["wrapped"] += self.settings.sentences == "split" and looks_wrapped(row.text)
+        self.seen["bare"] += row.entities == () and self.extractor.finder is not None
+        self.ids.frombytes(hashlib.blake2b(row.id.encode(errors="backslashreplace"), digest_size=8).digest())
 
     def looked(self, rows: int) -> None:
         tell_decomposed(self.data, self.apart, rows)
-        if self.wrapped:
-            text = "seem to have hard-wrapped lines, each of which is taken for a sentence or more"
-            tell(f"{self.data}: {self.wrapped} of {rows} documents {text}; --sentences joined reads them as paragraphs")
+        self.seen["repeated"] = len(self.ids) - len(np.unique(np.asarray(self.ids)))
+        for name, text in _TOLD.items():
+            if count := self.seen[name]:
+                tell(f"{self.data}: {count:,} of {rows:,} documents {text}")
 
     def answer(self, rows: list[tuple[int, Document]], tick: Progress) -> Answer:
         rejected: list[RejectedRow] = []
-        numbers: list[int] = []
-        documents: list[Document] = []
-        for number, document in rows:
-            try:
-                self.extractor.check(document)
-            except RowError as error:
-                rejected.append(self.rejected_row(number, error))
-                continue
-            numbers.append(number)
-            documents.append(document)
+        documents = [document for _, document in rows]
 
         def reject(place: int, name: str, error: RowError) -> None:
-            rejected.append((numbers[place], error.field, f"{name}: {error.reason}"))
+            rejected.append((rows[place][0], error.field, f"{name}: {error.reason}"))
 
         sentences = self.extractor.sentences(documents)
         skip = self.settings.on_bad_row == "skip"
-        pairs = self.extractor.pairs(documents, sentences, reject if skip else None)
+        left = Counter[str]()
+        pairs = self.extractor.pairs(documents, sentences, reject if skip else None, left)
         share = len(rows) / max(sum(map(len, pairs)) * self.predictor.networks, 1)
         scored = self.extractor.rows(documents, sentences, pairs, self.keep, lambda finished: tick(finished * share))
         made = list(scored)
         ids = IdDigest(str(row["document"]) for row in made).hexdigest()
-        return Answer(encode(made, self.output.suffix), len(made), ids, len(documents), rejected)
+        clashes = left[triples.CLASH]
+        told = {f"ordered pairs of entities were not scored: {triples.CLASH}": clashes} if clashes else {}
+        return Answer(encode(made, self.output.suffix), len(made), ids, len(documents), rejected, told)
 
     def publish(self, chunks: Iterable[bytes], expected: Callable[[], Iterable[tuple[int, str]]]) -> None:
         suffix = self.output.suffix

@@ -9,7 +9,7 @@ the outputs are all that a reader of the folder meets: names that begin with `.`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -17,16 +17,15 @@ from typing import Any
 
 from mtl_re.config import ExtractConfig, PredictConfig
 from mtl_re.data.readers import FORMATS, file_digest
-from mtl_re.encodings import note
+from mtl_re.data.walk import files_of
 from mtl_re.errors import MtlReError
 from mtl_re.files import digest, write_json
-from mtl_re.outputs import sign, signature, signature_path
+from mtl_re.outputs import sign, signature, signature_path, signed_files
 from mtl_re.predict.parts import PartFiles, compare
 from mtl_re.scoring.writers import SUFFIXES
 
 REJECTED = "_rejected"
 """Folder of the lists of rows left out, in the output folder."""
-_HIDDEN = (".", "_")
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,13 @@ class Unit:
 
     Attributes:
         data: The input. folder: The output folder. name: The output's name in it, which may begin with folders.
+        source: The input's name in its own folder, with `/` between folders.
     """
 
     data: str
     folder: str
     name: str
+    source: str
 
     @property
     def output(self) -> Path:
@@ -64,7 +65,7 @@ def units_of(options: PredictConfig | ExtractConfig) -> list[Unit]:
     for relative, path in _files(data, (*FORMATS, ".txt") if isinstance(options, ExtractConfig) else FORMATS):
         stem, suffix = os.path.splitext(relative.removesuffix(".gz"))
         form = options.ray.format or ("parquet" if suffix.lower() == ".parquet" else "jsonl")
-        unit = Unit(path, folder, f"{stem}.{form}")
+        unit = Unit(path, folder, f"{stem}.{form}", Path(relative).as_posix())
         if (twin := units.setdefault(unit.name, unit)) is not unit:
             what = f"--data {options.data}: the outputs of {twin.data} and {path} would both be {unit.output}"
             raise MtlReError(f"{what}; rename one, or move it into a folder of its own")
@@ -84,32 +85,19 @@ def _check_places(given: str, data: str, folder: str) -> None:
         raise MtlReError(f"--output {folder}: lies in the input folder, or holds it ({data}); name another folder")
 
 
-def _files(data: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (path in the folder, path) of every file that can be read; tell on stderr how many cannot.
+def _files(data: str, kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (path in the folder, path) of every file that can be read; tell on stderr how many cannot.
 
     Raises:
-        MtlReError: There is none.
+        MtlReError: There is none, or a folder cannot be read.
     """
     if not os.path.isdir(data):
-        yield os.path.basename(data), data
-        return
-    others: list[str] = []
-    found = 0
-    for place, folders, names in os.walk(data, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
-        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
-            path = os.path.join(place, name)
-            plain = name.lower().removesuffix(".gz")
-            kind = os.path.splitext(plain)[1]
-            if kind not in kinds or (kind == ".txt" and plain != name.lower()):  # text is read as it is, never packed
-                others.append(path)
-                continue
-            found += 1
-            yield os.path.relpath(path, data), path
+        return [(os.path.basename(data), data)]
+    packed = tuple(f"{kind}.gz" for kind in kinds if kind != ".txt")  # text is read as it is
+    found = files_of(data, lambda name: name.endswith((*kinds, *packed)), "rows")
     if not found:
         raise MtlReError(f"--data {data}: holds no file of rows ({', '.join(kinds)})")
-    if others:
-        note(data, f"{len(others):,} files that are no rows are passed over, such as {others[0]}")
+    return found
 
 
 def output_names(options: PredictConfig | ExtractConfig) -> tuple[str, ...]:
@@ -159,8 +147,18 @@ def counts_of(unit: Unit, made: Mapping[str, Any]) -> dict[str, int] | None:
     return counts if digest(unit.output) == noted["sha256"] else None
 
 
-def forget(unit: Unit) -> None:
+def strays(units: Sequence[Unit]) -> list[Path]:
+    """Return the outputs in the folder that are no unit's: their inputs were removed, renamed or moved since."""
+    folder, own = Path(units[0].folder), {unit.output for unit in units}
+    signed = (path for path in signed_files(folder) if path.relative_to(folder).parts[0] != REJECTED)
+    return [path for path in signed if path not in own]
+
+
+def forget(unit: Unit) -> int:
     """Let a finished output count as ours, but no longer as finished; and remove the parts of an unfinished one.
+
+    Returns:
+        The number of input rows in these parts.
 
     Raises:
         MtlReError: The note cannot be written.
@@ -168,7 +166,10 @@ def forget(unit: Unit) -> None:
     noted = signature(unit.output)
     if noted is not None and "made" in noted:
         write_json(signature_path(unit.output), {"sha256": noted["sha256"]})
-    PartFiles(unit.output).remove()
+    parts = PartFiles(unit.output)
+    rows = parts.rows()
+    parts.remove()
+    return rows
 
 
 def check_begun(unit: Unit, made: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """Sentences → entities, by a token-classification model of transformers: `mtl-re extract --entities ner:MODEL`.
 
-Enters: sentences. Leaves: `Entity`s with exact character spans, in order and apart from each other. The model tags
-pieces of the tokenizer, not words: a Korean word is often an entity and a particle (세종대왕 + 은), so entities are
-read piece by piece (`spans_of`), as KLUE-NER's characters are tagged. Sentences beyond the model's length are read in
-overlapping windows. Which of the model's types stands for which type here is a map (`entity_types.yaml`).
+Enters: sentences. Leaves: `Entity`s with exact character spans, in order and apart from each other. The model
+tags pieces of the tokenizer, not words: a Korean word is often an entity and a particle (세종대왕 + 은), so
+entities are read piece by piece (`spans_of`), as KLUE-NER's characters are tagged, and a model should tag
+every piece. Sentences beyond the model's length are read in overlapping windows. Which of the model's types
+stands for which type here is a map (`entity_types.yaml`).
 """
 
 from __future__ import annotations
@@ -111,9 +112,11 @@ def spans_of(tags: Sequence[Tag], offsets: Sequence[tuple[int, int]], text: str)
     """Return the entities that tagged pieces spell, in order; no two share a character, none begins or ends blank.
 
     Read leniently, as conlleval does: an inside or end tag goes on with the entity before it if that has its type and
-    has not ended; else it opens one. Two exceptions come from tokenizers. A character that several pieces share (bytes
-    of an emoji) belongs to the first of them. A piece without a visible character (a lone `▁`) can open an entity, but
-    not end, extend or retype one.
+    has not ended; else it opens one. So does a begin tag that follows such an entity without a blank: models that were
+    trained on the first piece of each word only (a common default) begin anew at every piece of it. Two neighbours of
+    one type in one word are one entity by this. Two exceptions come from tokenizers. A character that several pieces
+    share (bytes of an emoji) belongs to the first of them. A piece without a visible character (a lone `▁`) can open an
+    entity, but not end, extend or retype one.
 
     Args:
         tags: One for each piece.
@@ -135,7 +138,9 @@ def spans_of(tags: Sequence[Tag], offsets: Sequence[tuple[int, int]], text: str)
             continue
         visible = [place for place in range(max(start, covered), stop) if _visible(text[place])]
         covered = max(covered, stop)
-        opens = tag.place in ("begin", "single") or kind is None or kind != tag.type
+        joined = first is not None and visible and not any(map(str.isspace, text[last + 1 : visible[0]]))
+        begins = tag.place == "single" or (tag.place == "begin" and not joined)
+        opens = begins or kind is None or kind != tag.type
         if not visible:
             if tag.type is not None and tag.place in ("begin", "single"):
                 close()
@@ -286,8 +291,9 @@ class EntityFinder:
             ]
         return [list(found[text]) for text in texts]
 
+    @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of all that the entities follow from: weights, tokenizer, config and map of types."""
+        """The SHA-256 of all that the entities follow from: weights, tokenizer, config and map of types."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _NO_PART}
         total = hashlib.sha256()
         for part in (config, self.types, self.size, self.frame):

@@ -33,7 +33,7 @@ class WindowPart:
     Attributes:
         window: The window's number. fingerprint: All that the bytes of the output depend on, as JSON values.
         read: Rows of the input. used: Those of them that could be used. rows: Rows of the output. ids: `IdDigest` of
-            these. rejected: What was left out of the input.
+            these. rejected: What was left out of the input. told: What is to be said in the end, with a number.
     """
 
     window: int
@@ -43,6 +43,7 @@ class WindowPart:
     rows: int
     ids: str
     rejected: list[RejectedRow]
+    told: dict[str, int]
 
 
 class PartFiles:
@@ -137,21 +138,26 @@ class PartFiles:
 
         Args:
             fingerprint: Of the output that is wanted.
-            keep_rejected: Whether a window counts as finished although rows of it were left out.
+            keep_rejected: Whether rows may be left out of a window.
 
         Returns:
             Window → number of its input rows.
 
         Raises:
-            MtlReError: The parts belong to another output; the message names what differs, and nothing is removed.
+            MtlReError: The parts belong to another output, whose difference the message names, or left rows out that
+                may not be; nothing is removed.
         """
         finished: dict[int, int] = {}
+        lacking = 0
         for window in self.windows():
             if (loaded := self.load(window)) is not None:
                 part, _ = loaded
                 compare(self.output, part.fingerprint, fingerprint)
-                if keep_rejected or not part.rejected:
-                    finished[window] = part.read
+                finished[window] = part.read
+                lacking += bool(part.rejected)
+        if lacking and not keep_rejected:
+            what = f"{lacking:,} finished windows left rows out"
+            raise MtlReError(f"{self.output}: --resume: {what}; give --on_bad_row skip, or start over without --resume")
         for name in self._names():
             if name != _LOCK and not (name.isdecimal() and int(name) in finished):
                 (self.directory / name).unlink()

@@ -14,6 +14,7 @@ from mtl_re.data.loading import parsed, tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import BadRow, Example
 from mtl_re.errors import MtlReError, RowError
+from mtl_re.predict.folders import Unit
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
@@ -61,8 +62,8 @@ def _jobs(checkpoints: Sequence[str], options: PredictConfig, device: str | None
     predictor = _load(checkpoints, options, device)
     of_file = replace(options, engine="local", ray=RayConfig(), resume=True)
 
-    def make(data: str, output: Path) -> PredictionJob:
-        return PredictionJob(predictor, replace(of_file, data=data, output=str(output)), ProcessGroup())
+    def make(unit: Unit) -> PredictionJob:
+        return PredictionJob(predictor, replace(of_file, data=unit.data, output=str(unit.output)), ProcessGroup())
 
     return make
 
@@ -124,7 +125,7 @@ class PredictionJob(WindowJob["Example"]):
         predictions = self.predictor.predict(examples, lambda finished: tick(finished / networks))
         encoded = encode_rows(predictions, self.output.suffix, self.order)
         ids = IdDigest(example.id for example in examples).hexdigest()
-        return Answer(encoded, len(predictions), ids, len(examples), rejected)
+        return Answer(encoded, len(predictions), ids, len(examples), rejected, {})
 
     def _usable(self, rows: list[tuple[int, Example]]) -> tuple[list[Example], list[RejectedRow]]:
         """Split rows into those that every member can take, and the others with the reason.

@@ -28,7 +28,7 @@ from mtl_re.config import ExtractConfig, PredictConfig
 from mtl_re.errors import MtlReError, first_line, tell
 from mtl_re.files import locked, protect
 from mtl_re.outputs import input_files
-from mtl_re.predict.folders import Unit, check_begun, counts_of, forget, made_of, note_finished, units_of
+from mtl_re.predict.folders import Unit, check_begun, counts_of, forget, made_of, note_finished, strays, units_of
 from mtl_re.predict.ray_cluster import check_launch, cluster, pool
 from mtl_re.predict.windows import WindowJob
 from mtl_re.signals import stop_signals
@@ -37,8 +37,8 @@ TRIES = 3
 """Times that a file is begun whose worker dies, before the whole work is given up."""
 MAX_NOTES = 20
 """Notes of the workers that are shown."""
-MakeJob = Callable[[str, Path], WindowJob[Any]]
-"""(input, output) → the job of one file."""
+MakeJob = Callable[[Unit], WindowJob[Any]]
+"""Makes the job of one file."""
 
 
 class LoadJobs(Protocol):
@@ -86,7 +86,7 @@ def run_folder(
     check_launch()
     units = units_of(options)
     with _held(Path(units[0].folder), job.command):
-        made = _plan(load, options, units)
+        made = _plan(job.command, load, options, units)
         with cluster(options.ray), stop_signals(interrupt=True):
             workers, reserved = pool(options.ray, len(units))
             folder = units[0].folder
@@ -117,7 +117,7 @@ def _held(folder: Path, command: str) -> Iterator[None]:
 
 
 def _plan(
-    load: LoadJobs, options: PredictConfig | ExtractConfig, units: Sequence[Unit]
+    command: str, load: LoadJobs, options: PredictConfig | ExtractConfig, units: Sequence[Unit]
 ) -> dict[str, Mapping[str, Any]]:
     """Find out what the outputs will be made of, and make ready what stands in the folder.
 
@@ -127,14 +127,19 @@ def _plan(
     of_suffix = {unit.output.suffix: unit for unit in units}
     made: dict[str, Mapping[str, Any]] = {}
     for suffix, unit in of_suffix.items():
-        made[suffix] = made_of(make(unit.data, unit.output).fingerprint(), options)
+        made[suffix] = made_of(make(unit).fingerprint(), options)
     for tries in (*map(_tries, units), _loads(units[0].folder)):
         tries.unlink(missing_ok=True)
-    for unit in units:
-        if options.resume:
+    if options.resume:
+        for unit in units:
             check_begun(unit, made[unit.output.suffix])
-        else:
-            forget(unit)
+    elif lost := sum(map(forget, units)):
+        thrown = f"{lost:,} rows of an interrupted `mtl-re {command}` are thrown away"
+        tell(f"{units[0].folder}: {thrown} (--resume would keep them)")
+    if others := strays(units):
+        named = ", ".join(map(str, others[:3])) + (", ..." if len(others) > 3 else "")
+        what = f"{len(others):,} outputs are of no file in {options.data} any more"
+        tell(f"{units[0].folder}: {what}; remove them, or move them away: {named}")
     return made
 
 
@@ -174,8 +179,9 @@ class FileWorker:
 
     def _made(self, make: MakeJob, unit: Unit) -> dict[str, Any]:
         protect([Path(unit.data), *self.assignment.inputs])
-        job = make(unit.data, unit.output)
+        job = make(unit)
         job.rejected, job.quiet = unit.rejected, True
+        job.may_be_empty = self.assignment.options.on_bad_row == "skip"
         made = made_of(job.fingerprint(), self.assignment.options)
         wanted = self.assignment.made[unit.output.suffix]
         if odd := [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]:

@@ -32,6 +32,8 @@ from mtl_re.features import markers
 from mtl_re.scoring import gating
 from mtl_re.taxonomy import Taxonomy
 
+CLASH = "their spans cross or are the same"
+"""Why two entities make no pair; see `span_clash`."""
 _AT = re.compile(r"(?P<word>.+)@(?P<start>\d+)", re.DOTALL)
 
 
@@ -167,7 +169,7 @@ def candidates(
             left[f"no relation takes a subject of type {subject.type}"] += 1
             continue
         if span_clash((subject.start, subject.end), (object.start, object.end)):
-            left["their spans cross or are the same"] += 1
+            left[CLASH] += 1
             continue
         pairs.append(pair_example(f"{source}{_named(subject)} → {_named(object)}", sentence, subject, object, taxonomy))
     return pairs, dict(left)

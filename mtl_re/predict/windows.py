@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from tqdm import tqdm
 
 from mtl_re.config import OnBadRow
 from mtl_re.data.loading import cures, write_rejected
-from mtl_re.data.readers import file_digest
+from mtl_re.data.readers import NoRowsError, file_digest
 from mtl_re.data.validation import BadRow
-from mtl_re.errors import MtlReError, RowError
+from mtl_re.errors import MtlReError
 from mtl_re.files import remove, unwritable
 from mtl_re.outputs import remember
 from mtl_re.predict.parts import PartFiles, RejectedRow, WindowPart
@@ -55,6 +56,7 @@ class Answer(NamedTuple):
     Attributes:
         encoded: Rows of the output, as they will be handed to `publish`. rows: Their number. ids: `IdDigest` of them.
         used: Rows of the input that could be used. rejected: What was left out.
+        told: What is to be said when all is done, with a number; the numbers of all windows are added up.
     """
 
     encoded: bytes
@@ -62,6 +64,7 @@ class Answer(NamedTuple):
     ids: str
     used: int
     rejected: list[RejectedRow]
+    told: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class WindowJob(ABC, Generic[Row]):
 
     Attributes:
         rejected: Where the rows left out are listed, if there are any. quiet: Whether no progress is shown.
+        may_be_empty: Whether an input without a usable row gives an empty output, as one of many may, and no fault.
         read, left_out: Rows of the input, and those of them that were left out; known when the job is done.
     """
 
@@ -101,7 +105,7 @@ class WindowJob(ABC, Generic[Row]):
         self.options, self.data, self.group = options, data, group
         self.parts = PartFiles(output)
         self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
-        self.quiet = group.rank > 0
+        self.quiet, self.may_be_empty = group.rank > 0, False
         self.read = self.left_out = 0
 
     @property
@@ -170,8 +174,8 @@ class WindowJob(ABC, Generic[Row]):
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
         resume = self.options.resume or restarted
         fingerprint = self.fingerprint() | {"data": self.digest(), "window": self.options.window}
-        finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         total = self._count()
+        finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         if not resume:
             if self.parts.windows():
                 lost = f"{self.parts.rows():,} rows of an interrupted `mtl-re {self.command}` are thrown away"
@@ -196,7 +200,7 @@ class WindowJob(ABC, Generic[Row]):
         if self.data.startswith("hub:"):
             return None
         rows = 0
-        for _, row in self.rows():
+        for _, row in self._input():
             rows += 1
             if isinstance(row, BadRow):
                 self._reject(row)
@@ -204,6 +208,15 @@ class WindowJob(ABC, Generic[Row]):
                 self.look_at(row)
         self.looked(rows)
         return rows
+
+    def _input(self) -> Iterator[tuple[int, Row | BadRow]]:
+        """Yield `rows`; that there is none counts as a bad row where the output may be empty."""
+        try:
+            yield from self.rows()
+        except NoRowsError:
+            if not self.may_be_empty:
+                raise
+            yield 1, BadRow(self.data, 1, "row", "missing; the file holds no rows")
 
     def _reject(self, row: BadRow) -> RejectedRow:
         """Return a bad row as it is kept in a part.
@@ -216,14 +229,6 @@ class WindowJob(ABC, Generic[Row]):
         if self.options.on_bad_row == "error":
             raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
         return row.row, row.field, row.reason
-
-    def rejected_row(self, number: int, error: RowError) -> RejectedRow:
-        """Return a row that proved to be at fault, as it is kept in a part.
-
-        Raises:
-            MtlReError: It may not be left out.
-        """
-        return self._reject(BadRow(self.data, number, error.field, error.reason))
 
     # ---- the work
 
@@ -270,7 +275,7 @@ class WindowJob(ABC, Generic[Row]):
         )
 
     def _windows(self) -> Iterator[tuple[int, list[tuple[int, Row | BadRow]]]]:
-        rows = self.rows()
+        rows = self._input()
         for number in count():
             if not (window := list(islice(rows, self.options.window))):
                 return
@@ -280,7 +285,9 @@ class WindowJob(ABC, Generic[Row]):
         bad = [self._reject(row) for _, row in rows if isinstance(row, BadRow)]
         answer = self.answer([(place, row) for place, row in rows if not isinstance(row, BadRow)], tick)
         rejected = sorted([*bad, *answer.rejected])
-        part = WindowPart(number, plan.fingerprint, len(rows), answer.used, answer.rows, answer.ids, rejected)
+        part = WindowPart(
+            number, plan.fingerprint, len(rows), answer.used, answer.rows, answer.ids, rejected, answer.told
+        )
         self.parts.write(part, answer.encoded)
 
     # ---- after
@@ -288,16 +295,17 @@ class WindowJob(ABC, Generic[Row]):
     def _conclude(self, windows: int, plan: WorkPlan) -> int:
         """Rank 0: merge the parts in the input's order, check the file, publish it, and return its number of rows."""
         parts, data = self.parts, self.data
-        summaries = [
-            (part.rows, part.ids, part.read, part.used, len(part.rejected)) for part, _ in parts.in_order(windows)
-        ]
+        summaries, told = [], Counter[str]()
+        for part, _ in parts.in_order(windows):
+            summaries.append((part.rows, part.ids, part.read, part.used, len(part.rejected)))
+            told.update(part.told)
         counts = ((rows, read, used, lost) for rows, _, read, used, lost in summaries)
         rows, self.read, used, lost = map(sum, zip(*counts, strict=True))
         self.left_out = lost
         if not data.startswith("hub:") and self.digest() != plan.fingerprint["data"]:
             parts.remove()
             raise MtlReError(f"{data}: it was changed while its rows were read; run `mtl-re {self.command}` again")
-        if not used:
+        if not used and not self.may_be_empty:
             first = next(self._rejected(windows))
             parts.remove()
             raise MtlReError(f"{first}; none of the {lost:,} rows can be used")
@@ -309,6 +317,9 @@ class WindowJob(ABC, Generic[Row]):
             remove(self.rejected)  # an earlier output's
         expected = [(number, ids) for number, ids, *_ in summaries]
         self.publish((encoded for _, encoded in parts.in_order(windows)), lambda: expected)
+        remember([self.output])  # as above; the command notes it too, but only when all is done
+        for text, number in told.items():
+            _say(f"{data}: {number:,} {text}")
         parts.remove()
         return rows
 

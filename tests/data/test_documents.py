@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError
 
 TEXT = "한라희는 누리전자의 대표이다. 😀 강릉에 산다."
+WORDS = [("한라희", 0, 2, "PER"), ("누리전자", 5, 8, "ORG")]
 PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8, "ORG")
 
 
@@ -21,7 +23,8 @@ PERSON, COMPANY = Entity("한라희", 0, 2, "PER"), Entity("누리전자", 5, 8,
     "fields",
     [
         {"id": "a", "text": TEXT, "entities": [{"start": 0, "end": 2, "type": "PER"}, [5, 8, "ORG"]]},
-        {"guid": "a", "sentence": TEXT, "ents": [(0, 2, "PER"), {"begin": 5, "end": 8, "tag": "ORG"}]},
+        {"guid": "a", "sentence": TEXT, "entity": [(0, 2, "PER"), {"begin": 5, "end": 8, "tag": "ORG"}]},
+        {"guid": "a", "sentence": TEXT, "ents": [{"start": n, "end": m, "tag": t, "text": w} for w, n, m, t in WORDS]},
         {
             "doc_id": "a",
             "content": TEXT,
@@ -49,7 +52,11 @@ def test_the_names_of_the_field(fields):
     ("fields", "field"),
     [
         ({"entities": [{"start_offset": 0, "end_offset": 3, "label": "PER"}]}, r"entities\[0\]\.end_offset"),  # doccano
-        ({"label": [[0, 3, "PER"], [5, 9, "ORG"]]}, "entities"),  # doccano's older form
+        ({"label": [[0, 3, "PER"], [5, 9, "ORG"]]}, r"entities\[0\]"),  # doccano's older form
+        ({"labels": [[0, 3, "PER"]]}, r"entities\[0\]"),  # doccano's form for uploads
+        ({"ents": [{"start": 0, "end": 3, "label": "PER"}]}, r"entities\[0\]\.end"),  # spaCy's Doc.to_json, displaCy
+        ({"spans": [{"start": 0, "end": 3, "token_start": 0, "label": "PER"}]}, r"entities\[0\]\.end"),  # Prodigy
+        ({"spans": "[[0, 3, 'PER']]"}, r"entities\[0\]"),
         ({"ents": [{"start_char": 0, "end_char": 3, "label": "PER"}]}, r"entities\[0\]\.end_char"),  # spaCy
     ],
 )
@@ -59,6 +66,19 @@ def test_ends_that_tools_count_behind_the_entity_are_not_taken_for_inclusive(fie
         parse_document({"text": TEXT} | fields)
     found = parse_document({"text": TEXT} | fields, reading=ReadingConfig(span_ends="exclusive"))
     assert found.entities[0] == PERSON
+
+
+def test_places_that_javascript_counts_are_named():
+    """Behind an emoji they are one too far; without a word nothing tells, and the document says so."""
+    place = TEXT.index("강릉")
+    for end, reading in ((place + 2, ReadingConfig()), (place + 3, ReadingConfig(span_ends="exclusive"))):
+        fields = {"text": TEXT, "entities": [{"start": place + 1, "end": end, "type": "LOC", "word": "강릉"}]}
+        with pytest.raises(RowError, match=r"entities\[0\]\.word: .*right in UTF-16 units, as JavaScript counts"):
+            parse_document(fields, reading=reading)
+    for entity, unsure in (([place, place + 1, "LOC"], True), ([0, 2, "PER"], False)):
+        assert parse_document({"text": TEXT, "entities": [entity]}).unsure is unsure
+    named = {"start": place, "end": place + 1, "type": "LOC", "word": "강릉"}
+    assert not parse_document({"text": TEXT, "entities": [named]}).unsure
 
 
 def test_no_entities_and_none_given():
@@ -153,6 +173,30 @@ def test_a_directory_of_text_files(tmp_path):
     assert digest_of(str(folder)) == before
     (folder / "b.txt").rename(folder / "bb.txt")
     assert digest_of(str(folder)) != before
+
+
+def test_what_is_in_a_directory_of_text_files(tmp_path, capsys, monkeypatch):
+    """Copies of editors are passed over, links followed but not round and round, other files told, faults raised."""
+    folder = text_files(tmp_path / "docs")
+    for name in (".ipynb_checkpoints/b-checkpoint.txt", "_old.txt", "d.txt.gz", "rows.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x", encoding="utf-8")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "e.txt").write_text("마", encoding="utf-8")
+    (folder / "far").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(folder)
+    assert [document.id for _, document in read_documents(str(folder))] == ["b.txt", "far/e.txt", "news/a.TXT"]
+    assert capsys.readouterr().err.count("docs: 3 files that are no .txt are passed over, such as") == 1
+    listed = os.listdir
+
+    def refused(path):
+        if str(path).endswith("news"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(MtlReError, match=r"docs/news: cannot be read \(Permission denied\)"):
+        list(read_documents(str(folder)))
 
 
 def test_text_files_at_fault(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_re.data.unicode_form import compose_spans, composed, difference, is_decomposed
+from mtl_re.data.unicode_form import Borders, compose_spans, composed, composed_borders, difference, is_decomposed
 from mtl_re.errors import RowError
 
 WORD = "한국전력 café"
@@ -48,6 +48,15 @@ def test_every_span_holds_the_composed_form_of_what_it_held(parts):
     assert whole == composed(text)
     if is_decomposed(text) and inside:
         assert unicodedata.normalize("NFC", inside) == whole[start : end + 1]
+        assert Borders.of(composed_borders(text)).given_span(start, end) == span
+
+
+def test_half_of_what_stays_apart_is_the_whole_of_it():
+    """x with an accent has no composed form, so its two characters are one cluster of two in either text."""
+    assert Borders.of(composed_borders(APART + "x\u0301 y")).given_span(len(WORD), len(WORD)) == (
+        len(APART),
+        len(APART) + 1,
+    )
 
 
 def test_texts_that_look_the_same_are_told_apart():

@@ -176,7 +176,7 @@ def test_stored_thresholds(backend, saved, calibrated, example, tmp_path):
 
 def test_entities_are_found_where_none_is_marked(finding):
     text = "강릉이다.\n한라희는 무엇 누리전자 대표이다."
-    found = finding.found(text, "en")
+    found = finding.found(Markup(text), "en")
     assert spans(found) == [(6, 8, "PER"), (14, 17, "ORG")]
     scored = finding.scored(Markup(text), False, "en")
     assert scored.markup == found
@@ -185,6 +185,15 @@ def test_entities_are_found_where_none_is_marked(finding):
     assert finding.scored(by_hand, False, "en").markup == by_hand  # what is marked is left as it is
     with pytest.raises(MtlReError, match="No entity was found"):
         finding.scored(Markup("여기에는 없다."), False, "en")
+
+
+def test_what_is_found_leaves_the_marks_as_they_are(finding):
+    """One mark overlaps what is found there, one has its very span, one is elsewhere."""
+    text = "강릉에 사는 한라희는 누리전자 대표이다. 한라희는 왕이다."
+    marked = Markup(text).marked((0, 1), "LOC").marked((7, 10), "POH").marked((12, 15), "PER")
+    expected = [*spans(marked), (23, 25, "PER")]
+    assert [text[start : end + 1] for start, end, _ in expected] == ["강릉", "한라희는", "누리전자", "한라희"]
+    assert spans(finding.found(marked, "en")) == expected
 
 
 @pytest.mark.parametrize(

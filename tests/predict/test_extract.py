@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def test_triples_are_those_of_the_sentences(run, examples, tiny, docs):
                 assert found["sentence_start"] == moved
             moved += len(row.sentence) + 1
     assert place == len(rows)
+
+
+def test_spans_are_the_users_own_where_the_text_was_composed(run, monkeypatch, tmp_path):
+    """Entities given and found, in a document that macOS wrote."""
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
+    text = unicodedata.normalize("NFD", "강릉이다. 한라희는 누리전자 대표이다.")
+    given = [unicodedata.normalize("NFD", word) for word in ("한라희", "누리전자")]
+    spans = [(text.index(word), text.index(word) + len(word) - 1) for word in given]
+    entities = [[*span, kind] for span, kind in zip(spans, ("PER", "ORG"), strict=True)]
+    for fields, options in (({"entities": entities}, {}), ({}, {"entities": "ner:x"})):
+        data = written(tmp_path / "in" / "apart.jsonl", [{"id": "d", "text": text, **fields}])
+        rows = list(read_triples(run(data=str(data), normalise="nfc", **options)))
+        assert {(row["subject"], row["subject_start"], row["subject_end"]) for row in rows} == {
+            ("한라희", *spans[0]),
+            ("누리전자", *spans[1]),
+        }
+        assert {(row["object_start"], row["object_end"]) for row in rows} == set(spans)
+        (sentence,) = {(row["sentence_start"], row["sentence_end"]) for row in rows}
+        assert text[sentence[0] : sentence[1] + 1] == unicodedata.normalize("NFD", "한라희는 누리전자 대표이다.")
 
 
 def test_the_formats_hold_the_same(run, tmp_path):
@@ -186,6 +206,19 @@ def test_bad_rows(run, docs, tmp_path, capsys):
         run(data=str(moved), on_bad_row="skip")
 
 
+def test_a_document_without_entities_is_told_before_the_work(run, docs, tmp_path, monkeypatch):
+    """And one whose type the model does not know, both by their number."""
+    rows = list(map(json.loads, docs.read_text(encoding="utf-8").splitlines()))
+    monkeypatch.setattr(extract_run.ExtractionJob, "answer", None)
+    del rows[7]["entities"]
+    data = written(tmp_path / "in" / "late.jsonl", rows)
+    with pytest.raises(MtlReError, match=rf"{data}:8: entities: missing; .*--entities ner:MODEL.*on_bad_row skip"):
+        run(data=str(data))
+    rows[6]["entities"][0]["type"] = "ORGN"
+    with pytest.raises(MtlReError, match=r":7: entities\[0\]\.type: .*did you mean ORG"):
+        run(data=str(written(data, rows)))
+
+
 def test_a_pair_that_does_not_fit_is_named(examples, tokenizer, tmp_path, run):
     """The others of its document are kept."""
     folder = tmp_path / "ckpt"
@@ -264,11 +297,85 @@ def test_a_kill_before_the_output_stands_leaves_the_list_of_bad_rows_ours(docs, 
     assert cli.main([*words, "--resume"]) == 0
 
 
+def test_a_kill_when_the_output_stands_leaves_it_ours(docs, saved, tmp_path, monkeypatch):
+    words = ["extract", str(saved), "--data", str(docs), "--output", str(tmp_path / "o.csv"), "--threshold", "0"]
+
+    remove = PartFiles.remove
+
+    def interrupted(parts) -> None:
+        if parts.output.is_file():
+            raise KeyboardInterrupt
+        remove(parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFiles, "remove", interrupted)
+        assert cli.main(words) == 1
+    assert (tmp_path / "o.csv").is_file()
+    assert cli.main([*words, "--resume"]) == 0
+
+
 def test_an_entity_that_is_given_and_found_counts_once(saved, monkeypatch, capsys):
     monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
     words = ["extract", str(saved), "--sentence", "한라희는 누리전자에 다닌다.", "--entity", "한라희:PER"]
     assert cli.main([*words, "--entities", "ner:x", "--threshold", "0"]) == 0, capsys.readouterr().err
     assert len(capsys.readouterr().out.splitlines()) == 2  # two entities, both ways round
+
+
+def test_a_sentence_is_composed_and_its_spans_are_its_own(saved, capsys):
+    words = ["extract", str(saved), "--threshold", "0", "--format", "json", "--entity", "한라희:PER"]
+    words += ["--entity", "누리전자:ORG", "--sentence"]
+    sentence = "한라희는 누리전자에 다닌다."
+    apart = unicodedata.normalize("NFD", sentence)
+    assert cli.main([*words, sentence]) == 0, capsys.readouterr().err
+    expected = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert cli.main([*words, apart, "--normalise", "nfc"]) == 0
+    found = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [row["score"] for row in found] == [row["score"] for row in expected]
+    for row in found:
+        for side in ("subject", "object"):
+            held = apart[row[side]["start"] : row[side]["end"] + 1]
+            assert unicodedata.normalize("NFC", held) == row[side]["word"]
+
+
+def test_entities_behind_an_emoji_without_a_word_are_told_once(run, examples, tmp_path, capsys):
+    made = [document(f"d{n}", examples[n : n + 3]) for n in range(3)]
+    for row in made[:2]:
+        row["text"] = "😀 " + row["text"]
+        row["entities"] = [entity | {key: entity[key] + 2 for key in ("start", "end")} for entity in row["entities"]]
+    run(data=str(written(tmp_path / "in" / "emoji.jsonl", made)))
+    assert capsys.readouterr().err.count("2 of 3 documents have entities without a word behind an emoji") == 1
+
+
+def test_ids_that_documents_share_are_told(run, examples, tmp_path, capsys):
+    made = [document(id, examples[:3]) for id in ("a", "b", "a", "a")]
+    run(data=str(written(tmp_path / "in" / "ids.jsonl", made[:2])))
+    assert "the id of" not in capsys.readouterr().err
+    run(data=str(written(tmp_path / "in" / "ids.jsonl", made)))
+    assert "2 of 4 documents have the id of an earlier one" in capsys.readouterr().err
+
+
+def test_pairs_that_cross_are_counted_over_all_windows_and_a_resume(run, examples, tmp_path, capsys, monkeypatch):
+    made = [document(f"d{n}", examples[3 * n : 3 * n + 3]) for n in range(3)]
+    for row in made:
+        first = row["entities"][0]
+        row["entities"].append(first | {"type": "ORG" if first["type"] == "PER" else "PER"})
+    data = str(written(tmp_path / "in" / "cross.jsonl", made))
+    real, done = extract_run.ExtractionJob.answer, []
+
+    def answer(job, rows, tick):
+        if len(done) == 1:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append("answered")
+        return real(job, rows, tick)
+
+    monkeypatch.setattr(extract_run.ExtractionJob, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        run(data=data, window=1)
+    assert "not scored" not in capsys.readouterr().err
+    run(data=data, window=1, resume=True)
+    said = "6 ordered pairs of entities were not scored: their spans cross or are the same"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_levitated_markers_give_the_same_triples_in_any_window(examples, tmp_path, run):
@@ -302,7 +409,7 @@ def test_hard_wrapped_documents_are_told_and_joined(run, tmp_path, capsys):
     assert "--sentences joined" not in capsys.readouterr().err
 
 
-def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
+def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
     folder = tmp_path / "in" / "texts"
     folder.mkdir()
@@ -318,7 +425,9 @@ def test_entities_are_found_where_none_are_given(run, monkeypatch, tmp_path):
         (14, 6, 23),
     }
     given = written(tmp_path / "in" / "given.jsonl", [{"text": "한라희 누리전자", "entities": []}])
+    capsys.readouterr()
     assert run(data=str(given), entities="ner:x").read_bytes() == b""  # the row says that there are none
+    assert "1 of 1 documents list no entities (an empty list) and are not searched" in capsys.readouterr().err
 
 
 def test_types_that_the_relation_model_does_not_know_are_told(run, monkeypatch, capsys):
@@ -374,6 +483,8 @@ def test_the_command(saved, docs, tmp_path, capsys):
         (["--data", "y"], "--data and --output go together"),
         (["--sentence", "x"], "give the sentence's entities"),
         (["--data", "y", "--output", "z.csv", "--entity", "a:PER"], "--entity is for --sentence"),
+        (["--sentence", "x", "--entity", "x:PER", "--first_character", "1"], "are for the spans of --data"),
+        (["--sentence", "x", "--entity", "x:PER", "--span_ends", "exclusive"], "are for the spans of --data"),
     ],
 )
 def test_usage(options, message, capsys):

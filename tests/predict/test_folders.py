@@ -2,15 +2,20 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import WordFinder
 
 from mtl_re import cli, outputs
 from mtl_re.config import ExtractConfig, PredictConfig, RayConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import protect
-from mtl_re.predict import folders, ray_cluster
+from mtl_re.predict import extract as extract_run
+from mtl_re.predict import folders, ray_cluster, ray_engine
+from mtl_re.predict import predict as predict_run
 from mtl_re.predict.folders import units_of
 
 
@@ -192,6 +197,103 @@ def test_going_on_with_others_is_refused_and_a_changed_input_is_not(finished):
         folders.check_begun(finished, MADE | {"checkpoint 1": "xyz"})
     Path(finished.data).write_text('{"other": 1}\n')
     folders.check_begun(finished, MADE)
+
+
+@pytest.fixture
+def work(saved):
+    """Make the outputs of a folder by one worker in this process, without Ray; gives its answers by input."""
+
+    def call(options):
+        jobs, job = predict_run._jobs, predict_run.PredictionJob
+        ckpt = [str(saved)]
+        if isinstance(options, ExtractConfig):
+            jobs, job, ckpt = extract_run._jobs, extract_run.ExtractionJob, str(saved)
+        units, load = units_of(options), partial(jobs, ckpt, options)
+        made = ray_engine._plan(job.command, load, options, units)
+        worker = ray_engine.FileWorker(ray_engine.Assignment(load, options, made, [], units[0].folder, 1))
+        return {unit.source: worker(asdict(unit)) for unit in units}
+
+    return call
+
+
+def entities_of(row):
+    return [[entity.start, entity.end, entity.type] for entity in (row.subject, row.object)]
+
+
+def test_text_files_of_one_name_are_two_documents(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.txt").write_text("한라희는 누리전자 대표이다.", encoding="utf-8")
+    given = {"data": str(tmp_path / "in"), "output": str(tmp_path / "out"), "engine": "ray", "entities": "ner:x"}
+    assert not [answer["fault"] for answer in work(ExtractConfig(**given, threshold=0.0)).values() if answer["fault"]]
+    for name in ("a", "b"):
+        rows = list(extract_run.read_triples(tmp_path / "out" / name / "1.jsonl"))
+        assert {row["document"] for row in rows} == {f"{name}/1.txt"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_file_without_a_usable_row_does_not_end_the_others(work, examples, tmp_path, form):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = {"a": [examples[0].to_row()], "b": [examples[1].to_row() | {"sentence": ""}], "c": []}
+    for name, made in rows.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in made]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    given = {"data": str(folder), "output": str(tmp_path / "out"), "engine": "ray", "ray": RayConfig(format=form)}
+    answers = work(PredictConfig(**given))
+    assert [bool(answer["fault"]) for answer in answers.values()] == [False, True, True]
+    answers = work(PredictConfig(**given, on_bad_row="skip"))
+    counts = [(answer["fault"], answer["rows"], answer["left_out"]) for answer in answers.values()]
+    assert counts == [("", 1, 0), ("", 0, 1), ("", 0, 1)]
+    assert (tmp_path / "out" / f"b.{form}").is_file()
+    listed = (tmp_path / "out" / "_rejected" / f"c.{form}.rejected.jsonl").read_text(encoding="utf-8")
+    assert "the file holds no rows" in listed
+    again = work(PredictConfig(**given, on_bad_row="skip", resume=True))
+    assert not any(answer["fresh"] for answer in again.values()), "they are finished"
+
+
+def test_texts_that_are_blank_do_not_end_the_others(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract_run, "load_finder", lambda *given: WordFinder())
+    (tmp_path / "in").mkdir()
+    for name, text in (("a", "한라희는 누리전자 대표이다."), ("b", " \n")):
+        (tmp_path / "in" / f"{name}.txt").write_text(text, encoding="utf-8")
+    given = {"data": str(tmp_path / "in"), "output": str(tmp_path / "out"), "engine": "ray", "entities": "ner:x"}
+    answers = work(ExtractConfig(**given, threshold=0.0, on_bad_row="skip"))
+    assert [(answer["fault"], answer["rows"], answer["left_out"]) for answer in answers.values()] == [
+        ("", 2, 0),
+        ("", 0, 1),
+    ]
+
+
+def test_outputs_whose_input_is_gone_are_told(work, files, examples, capsys):
+    options = files("a.jsonl", "deep/b.jsonl")
+    for path in Path(options.data).rglob("*.jsonl"):
+        path.write_text(json.dumps(examples[0].to_row()) + "\n", encoding="utf-8")
+    assert not any(answer["fault"] for answer in work(options).values())
+    assert "any more" not in capsys.readouterr().err
+    Path(options.data, "deep", "b.jsonl").rename(Path(options.data, "deep", "c.jsonl"))
+    work(options)
+    said = capsys.readouterr().err
+    assert f"1 outputs are of no file in {options.data} any more" in said
+    assert f"{options.output}/deep/b.jsonl" in said
+
+
+def test_rows_that_are_thrown_away_are_told(work, files, examples, capsys, monkeypatch):
+    options = files("a.jsonl", window=1)
+    row = json.dumps(examples[0].to_row()) + "\n"
+    Path(options.data, "a.jsonl").write_text(row + row, encoding="utf-8")
+    publish = predict_run.PredictionJob.publish
+    monkeypatch.setattr(predict_run.PredictionJob, "publish", None)
+    work(options)
+    monkeypatch.setattr(predict_run.PredictionJob, "publish", publish)
+    capsys.readouterr()
+    work(replace(options, resume=True))
+    assert "thrown away" not in capsys.readouterr().err
+    monkeypatch.setattr(predict_run.PredictionJob, "publish", None)
+    work(options)
+    work(options)
+    assert "2 rows of an interrupted `mtl-re predict` are thrown away" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ KINDS = ("bert", "xlm-roberta", "deberta-v2", "modernbert")
 LABELS = ["O", "B-PS", "I-PS", "B-LC", "I-LC"]
 
 
+PLACED = ["B-P", "I-P", "E-P", "S-P", "B-L", "I-L", "O"]
+
+
 def tags(text: str) -> list[Tag]:
     """`B-PS I-PS O` → tags, whatever the scheme."""
     return read_tags(text.split())
@@ -77,9 +80,26 @@ def test_labels_are_read_by_the_scheme_of_their_set(labels, expected):
     ],
 )
 def test_spans_of_schemes_with_places(labels, expected):
-    known = ["B-P", "I-P", "E-P", "S-P", "B-L", "I-L", "O"]
-    by_label = dict(zip(known, read_tags(known), strict=True))
-    found = spans_of([by_label[label] for label in labels.split()], cut("abcde"), "abcde")
+    by_label = dict(zip(PLACED, read_tags(PLACED), strict=True))
+    apart = [(2 * place, 2 * place + 1) for place in range(5)]
+    found = spans_of([by_label[label] for label in labels.split()], apart, "a b c d e")
+    assert [entity.word.replace(" ", "") for entity in found] == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("B-P B-P B-P O O", "세종대"),  # one word's pieces, as a model that learnt of first pieces only tags them
+        ("B-P B-P O B-P B-P", "세종 왕은"),  # a piece outside ends it: a particle, say
+        ("B-P B-L B-L I-L O", "세 종대왕"),
+        ("B-P I-P B-P O O", "세종대"),
+        ("B-P E-P B-P E-P O", "세종 대왕"),  # ends that are told are believed
+        ("S-P S-P O O O", "세 종"),
+    ],
+)
+def test_pieces_of_one_word_that_each_begin_are_one_entity(labels, expected):
+    by_label = dict(zip(PLACED, read_tags(PLACED), strict=True))
+    found = spans_of([by_label[label] for label in labels.split()], cut("세종대왕은"), "세종대왕은")
     assert [entity.word for entity in found] == expected.split()
 
 
@@ -123,7 +143,7 @@ def tagged(draw):
     places = st.integers(0, len(text))
     pieces = draw(st.lists(st.tuples(places, st.integers(0, 3)), max_size=10).map(sorted))
     offsets = [(start, min(len(text), start + size)) for start, size in pieces]
-    kinds = st.sampled_from(read_tags(["O", "B-P", "I-P", "E-P", "S-P", "B-L", "I-L"]))
+    kinds = st.sampled_from(read_tags(PLACED))
     return text, offsets, draw(st.lists(kinds, min_size=len(offsets), max_size=len(offsets)))
 
 
@@ -142,9 +162,11 @@ def test_spans_are_exact_in_order_and_apart(given_):
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["P", "L", None]), st.integers(1, 4)), max_size=8), st.booleans())
 def test_written_tags_are_read_back(parts, with_ends):
-    """The inverse: entities → BIO or BIOES tags → the same entities."""
-    written, expected = [], []
+    """The inverse: entities, a blank before each → BIO or BIOES tags → the same entities."""
+    text, written, expected = "", [], []
     for kind, size in parts:
+        text += " " + "가" * size
+        written.append(OUTSIDE)
         if kind is None:
             written += [OUTSIDE] * size
             continue
@@ -153,7 +175,7 @@ def test_written_tags_are_read_back(parts, with_ends):
         if with_ends:
             places[-1] = "single" if size == 1 else "end"
         written += [Tag(place, kind) for place in places]
-    found = spans_of(written, cut("가" * len(written)), "가" * len(written))
+    found = spans_of(written, cut(text), text)
     assert [(entity.start, entity.end, entity.type) for entity in found] == expected
 
 
@@ -339,20 +361,24 @@ def test_entities_do_not_depend_on_the_batch(folder, examples):
 
 def test_the_digest_is_that_of_model_tokenizer_and_map(folder, tmp_path):
     finder = EntityFinder.load(folder, device="cpu")
-    digest = finder.digest()
-    assert EntityFinder.load(folder, device="cpu", batch_size=3).digest() == digest
+    digest = finder.digest
+
+    def anew() -> str:
+        return EntityFinder(finder.model, finder.tokenizer).digest
+
+    assert EntityFinder.load(folder, device="cpu", batch_size=3).digest == digest
     finder.find(["나는 왕"])
-    assert finder.digest() == digest
+    assert anew() == digest
     finder.model.save_pretrained(tmp_path)
     finder.tokenizer.save_pretrained(tmp_path)
-    assert EntityFinder.load(str(tmp_path), device="cpu").digest() == digest
-    assert EntityFinder.load(folder, {"PS": "PER", "LC": "ORG"}, "cpu").digest() != digest
+    assert EntityFinder.load(str(tmp_path), device="cpu").digest == digest
+    assert EntityFinder.load(folder, {"PS": "PER", "LC": "ORG"}, "cpu").digest != digest
     finder.model.config.id2label[1] = "I-PS"
-    assert finder.digest() != digest
+    assert anew() != digest
     finder.model.config.id2label[1] = "B-PS"
     with torch.no_grad():
         next(finder.model.parameters()).view(-1)[0] += 1
-    assert finder.digest() != digest
+    assert anew() != digest
 
 
 # ---- types ---------------------------------------------------------------------------------------------------------

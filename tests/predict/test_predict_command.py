@@ -477,7 +477,11 @@ def test_rows_left_out_are_not_taken_over_by_a_run_that_may_not(stopped, run, ro
     made[1]["subject_entity"]["type"] = "ZZZ"
     early = written(tmp_path / "early.json", made)
     stopped(data=str(early), on_bad_row="skip")
-    assert "'ZZZ' is unknown to this model" in fault_of(run, data=str(early), resume=True)
+    folder = PartFiles(tmp_path / "out.jsonl").directory
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    said = fault_of(run, data=str(early), resume=True)
+    assert "--resume: 1 finished windows left rows out; give --on_bad_row skip, or start over without" in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "nothing finished is lost"
 
 
 def test_no_usable_row(run, tmp_path, rows):
