@@ -226,7 +226,7 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
                 f"{d.rows_ci[0]:+.2f} to {d.rows_ci[1]:+.2f}",
                 f"{d.rows_p:.4f} ({d.rows_holm:.4f})",
                 NONE if d.seeds_ci is None else f"{d.seeds_ci[0]:+.2f} to {d.seeds_ci[1]:+.2f}",
-                f"{d.seeds_p:.4f} ({d.seeds_holm:.4f})",
+                f"{d.seeds_t_p:.4f} ({d.seeds_t_holm:.4f})",
                 d.verdict,
             ]
             for d in differences
@@ -237,13 +237,14 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
     compared = {name: sum(d.score == score for d in differences) for score, name in SCORES.items()}
     counts = ", ".join(f"{count} for {name}" for name, count in compared.items())
     least = sorted({(d.seeds, d.smallest_p) for d in differences})
-    floor = "; ".join(f"with {seeds} seeds no p can be below {p:.4g}" for seeds, p in least)
+    floor = "; ".join(f"with {seeds} seeds none of their p can be below {p:.4g}" for seeds, p in least)
     lines += [
         "Over rows: a paired bootstrap (other rows, the same trained models); the difference is averaged over the "
-        "seeds. Over seeds: Student's t interval, and sign flips for p (other trainings, the same rows; "
-        f"{floor}). Holm's correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, "
-        "so readings that differ in the gate alone are listed once). Verdict: better or worse if Holm's p over rows is "
-        "below 0.05 and the interval over seeds excludes 0.",
+        "seeds. Over seeds: Student's paired t test, and its interval (other trainings, the same rows). Holm's "
+        f"correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, so readings that "
+        "differ in the gate alone are listed once); the intervals are not corrected. Verdict: better or worse if "
+        "Holm's p over rows and Holm's p over seeds are both below 0.05. Sign flips of the seeds' differences, which "
+        f"presume no normal distribution, stand in differences.csv; {floor}.",
         "",
     ]
     return lines
