@@ -244,6 +244,7 @@ def all_metrics(
     prior: str = "none",
     resamples: int = 1000,
     seed: int = 0,
+    unrestricted: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the metrics that `mtl-re evaluate` writes, as plain JSON values, percentages 0-100.
 
@@ -255,6 +256,7 @@ def all_metrics(
         gold, probs: (N,) indices into `taxonomy.labels`, (N, L) product probabilities.
         pred_hard, pred_soft: (N,) labels by each gate; `gate_mode` says which ones are scored.
         prior: how the coarse prior of these rows was chosen; copied to the output.
+        unrestricted: (N, L) probabilities before labels were ruled out (None: none were); heads are judged by them.
 
     Raises:
         MtlReError: no rows, shapes that differ, values out of range, or an unknown gate mode.
@@ -273,7 +275,7 @@ def all_metrics(
         "ci": bootstrap_intervals(gold, pred, probs, taxonomy, resamples, seed),
         "coarse": _coarse(counts, taxonomy),
         "gate": _gate(counts, taxonomy),
-        "fine": _fine(gold, probs, taxonomy),
+        "fine": _fine(gold, probs if unrestricted is None else unrestricted, taxonomy),
         "errors": error_counts(counts, taxonomy),
         "disagreement": 100 - accuracy(pred_hard, pred_soft),
         "ece": ece(probs[np.arange(len(gold)), pred], gold == pred),

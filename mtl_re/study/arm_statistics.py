@@ -79,7 +79,8 @@ class Difference:
 def cell_metrics(cell: DecodedCell) -> dict[str, float]:
     """Return the metrics of one cell by column name: scores, gate F1, fine accuracy of each head, error counts."""
     gate = cell.decoding.gate
-    values = all_metrics(cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior, resamples=0)
+    labels = (cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior)
+    values = all_metrics(*labels, resamples=0, unrestricted=cell.unrestricted)
     columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy")}
     columns["gate_f1"] = values["gate"]["f1"]
     columns |= {f"fine_{name}": value for name, value in values["fine"].items()}

@@ -71,6 +71,7 @@ class DecodedCell:
         prior: What was applied to the coarse prior, as text.
         rows: Digest of the rows.
         temperatures: By head, as applied.
+        unrestricted: (rows, labels) probabilities before a restriction; None without one.
     """
 
     gold: Indices
@@ -82,6 +83,7 @@ class DecodedCell:
     prior: str
     rows: str
     temperatures: Mapping[str, float]
+    unrestricted: Floats | None = None
 
     @property
     def labels(self) -> Indices:
@@ -104,7 +106,8 @@ def decode_cell(cell: CellLogits, decoding: StudyDecoding) -> DecodedCell:
     if decoded.shares is not None:
         prior = f"{'em: ' if decoding.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
     probs, hard, soft = (part.numpy() for part in (decoded.probs, decoded.hard, decoded.soft))
-    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures)
+    heads = None if decoded.unrestricted is None else decoded.unrestricted.numpy()
+    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures, heads)
 
 
 def vote(members: Sequence[DecodedCell]) -> DecodedCell:
@@ -119,9 +122,14 @@ def vote(members: Sequence[DecodedCell]) -> DecodedCell:
             "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
         )
     probs = np.mean([member.probs for member in members], axis=0)
+    heads = np.mean(
+        [member.probs if member.unrestricted is None else member.unrestricted for member in members], axis=0
+    )
     voted = Decoded(torch.from_numpy(probs), first.taxonomy, first.decoding)
     hard, soft = voted.hard.numpy(), voted.soft.numpy()
-    return replace(first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})
+    return replace(
+        first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={}, unrestricted=heads
+    )
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:

@@ -26,7 +26,7 @@ from mtl_re.study import arm_statistics, cell_logits, scored_arms
 from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
-from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell
+from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell, vote
 from mtl_re.study.plan import Cell, StudyDecoding
 from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study_file import load_study
@@ -282,6 +282,19 @@ def test_readings_apply_prior_and_restriction():
     assert decode_cell(cell, StudyDecoding("hard")).labels is not plain.labels
     with pytest.raises(MtlReError, match="does not record the prior"):
         decode_cell(logits(1, trained=None), StudyDecoding(prior="em"))
+
+
+def test_a_restriction_changes_no_accuracy_of_a_head():
+    """Half of the rows have a subject whose type rules their gold class out: nothing of its head is left to judge."""
+    typed = Taxonomy.from_dict({**TAXONOMY.to_dict(), "subject_types": {"a": ["A"], "b": ["B"]}})
+    cells = [logits(seed, taxonomy=typed) for seed in (1, 2)]
+    plain, restricted = (
+        [decode_cell(cell, StudyDecoding(restrict=kind)) for cell in cells] for kind in ("none", "subject_type")
+    )
+    for ours, theirs in ((plain[0], restricted[0]), (vote(plain), vote(restricted))):
+        ours, theirs = cell_metrics(ours), cell_metrics(theirs)
+        assert [ours["fine_a"], ours["fine_b"]] == [theirs["fine_a"], theirs["fine_b"]]
+        assert ours["gate_f1"] != theirs["gate_f1"]
 
 
 def test_a_calibrating_reading_uses_the_fitted_temperatures():
