@@ -122,8 +122,16 @@ def accuracy(gold: Indices, pred: Indices, weights: Floats | None = None) -> flo
     return 100 * float(np.average(gold == pred, weights=_weights(weights, len(gold))))
 
 
-def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> float:
-    """Return the expected calibration error in % over `bins` equal-width bins (low, high] (Guo et al. 2017).
+CALIBRATION_BINS = 15
+
+
+def confidence_bins(confidence: Floats, bins: int = CALIBRATION_BINS) -> Indices:
+    """Return the number of each confidence's bin, of equal width and (low, high] (Guo et al. 2017): (N,) → (N,)."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
+def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
+    """Return the expected calibration error in % over the bins of `confidence_bins` (Guo et al. 2017).
 
     Shape: confidence (N,), probability 0-1 of the label that was predicted; correct (N,), whether it is right.
 
@@ -134,8 +142,9 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> f
         raise MtlReError(f"ece: confidence {confidence.shape}, correct {np.shape(correct)}; expected (N,) twice, N > 0")
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():  # False for NaN as well
         raise MtlReError("ece: a confidence lies outside 0-1; give probabilities, not logits")
-    bin_of_row = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of_row, weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins)
+    gap = np.bincount(
+        confidence_bins(confidence, bins), weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins
+    )
     return 100 * float(np.abs(gap).sum() / len(confidence))
 
 

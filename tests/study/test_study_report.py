@@ -27,7 +27,7 @@ from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell, vote
-from mtl_re.study.plan import Cell, StudyDecoding
+from mtl_re.study.plan import Cell, Study, StudyDecoding
 from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
@@ -405,7 +405,7 @@ def test_a_report_says_what_it_stands_on(made):
     text = path.read_text()
     assert "9 of 12 cells are finished; seeds 1, 2, 3." in text
     assert "**Not finished** (left out): later-s1, later-s2, later-s3." in text
-    assert "`sample:test` (200 rows), which no cell has read" in text
+    assert "`sample:test` (200 rows), which no cell was given: 0 of its rows are among those that cells trained" in text
     assert "200 bootstrap resamples" in text
     assert "with 3 seeds none of their p can be below 0.25" in text
     assert "best micro_f1 on validation rows" in text
@@ -424,6 +424,42 @@ def test_a_report_says_what_it_stands_on(made):
     assert {row["prior"][:2] for row in rows if row["reading"] == "em"} == {"em"}
     with (path.parent / "differences.csv").open(encoding="utf-8") as file:
         assert {row["verdict"] for row in csv.DictReader(file)} == {"better", "no difference shown"}
+
+
+def test_test_rows_that_cells_have_read_are_counted(tmp_path):
+    """Of the same sentences with the same spans, and with others; held-out rows chose the checkpoint, so they count."""
+    train = sample.rows("train", 60, 0)
+    swapped = train[1] | {"label": "no_relation"}
+    swapped |= {"subject_entity": train[1]["object_entity"], "object_entity": train[1]["subject_entity"]}
+    known = {row["sentence"] for row in train}
+    fresh = [row for row in sample.rows("test", 200, 1) if row["sentence"] not in known][:10]
+    for name, rows in (("train", train), ("test", [train[0], swapped, *fresh])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    base = {"data": {"train": str(tmp_path / "train.json"), "valid_fraction": 0.5}}
+    arms = {"a": {}, "b": {"data.valid_fraction": 0.2}}
+    study = Study("made", base, (1,), arms, test=str(tmp_path / "test.json"), output=tmp_path / "out")
+    assert cell_logits.shared_rows(study, study.cells()) == (1, 2)
+    done = {(cell.arm, cell.seed): cell for cell in study.cells()}
+    assert ": 1 of its rows are among those" in ablation_report._shared(study, done)
+    (tmp_path / "train.json").unlink()
+    assert "were not compared" in ablation_report._shared(study, done)
+
+
+def test_a_report_says_how_each_arm_was_selected_and_on_which_rows():
+    base = {"data": {"train": "sample:train", "valid_fraction": 0.2}}
+    arms = {"given": {}, "also": {}, "whole": {"data.valid_fraction": 0}, "auprc": {"eval.metric": "auprc"}}
+    study = Study("made", base, (1, 2), arms)
+    done = {(cell.arm, cell.seed): cell for cell in study.cells()}
+    text = ablation_report._selection(done)
+    assert text.startswith(
+        "In given, also the checkpoint with the best micro_f1 on validation rows was kept. In whole "
+    )
+    assert "In whole nothing was selected: the last model counts. In auprc the checkpoint with the best auprc" in text
+    gold = np.zeros(7, int)
+    for rows, said in ((("x", "x"), "the same 7 validation rows in all cells"), (("x", "y"), "each cell's validation")):
+        decoded = {seed: as_read(gold, gold, rows=name) for seed, name in enumerate(rows, start=1)}
+        entries = [ScoredArm("given", "hard", decoded, {})]
+        assert said in "\n".join(ablation_report._heading(study, done, done, entries, 10))
 
 
 @pytest.mark.slow
