@@ -643,25 +643,31 @@ class CompareConfig(ReadingConfig):
     """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
 
 
-@dataclass
-class ErrorsConfig(ReadingConfig):
-    """Options of `mtl-re errors`."""
+@dataclass(kw_only=True)
+class JoinedRowsConfig(ReadingConfig):
+    """A predictions file, and the rows that were predicted."""
 
-    output: str
-    """Directory for errors.md and its pictures."""
     data: str | None = None
-    """The predicted rows, in the same order: for sentences, lengths and entity types, and for gold labels where the
-    predictions have none (None: report what the predictions alone tell)."""
-    examples: int = within(0, 1000, 5)
-    """Example rows for each kind of error, the most confident first (0: none)."""
+    """The predicted rows, in the same order: for sentences and entity types, and for gold labels where the predictions
+    have none (None: report what the predictions alone tell)."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
-    resamples: int = within(0, 1_000_000, 1000)
-    """Bootstrap resamples for the intervals (0: no intervals)."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
+
+
+@dataclass
+class ErrorsConfig(JoinedRowsConfig):
+    """Options of `mtl-re errors`."""
+
+    output: str
+    """Directory for errors.md and its pictures."""
+    examples: int = within(0, 1000, 5)
+    """Example rows for each kind of error, the most confident first (0: none)."""
+    resamples: int = within(0, 1_000_000, 1000)
+    """Bootstrap resamples for the intervals (0: no intervals)."""
 
 
 Cut = Literal["split", "joined", "whole"]
@@ -735,23 +741,15 @@ class ExtractConfig(ReadingConfig, EngineConfig):
 
 
 @dataclass
-class CooccurrenceConfig(ReadingConfig):
+class CooccurrenceConfig(JoinedRowsConfig):
     """Options of `mtl-re cooccurrence`."""
 
-    data: str | None = None
-    """The predicted rows, in the same order: for entity types, and for gold labels where the predictions have none."""
     output: str | None = None
     """Write the rates to this JSON file, which `mtl-re export --cooccurrence` takes."""
     threshold: float | None = within(0, 1, None)
     """Count a pair as related when 1 - p(no_relation) reaches this (None: when its predicted label is a relation)."""
     thresholds: list[float] = within(0, 1, [number / 10 for number in range(1, 10)])
     """Further thresholds to report."""
-    heads: str = "hierarchical"
-    """The label set, as `model.heads` of `mtl-re train`."""
-    label_order: LabelOrder | None = None
-    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
-    on_bad_row: OnBadRow = "error"
-    """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mtl_re.analysis.joined_rows import Mask, Rows, read_joined, type_pair
-from mtl_re.config import CooccurrenceConfig, ErrorsConfig
+from mtl_re.config import CooccurrenceConfig
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_json
 from mtl_re.scoring import gating
@@ -45,9 +45,7 @@ def cooccurrence(predictions: Path, options: CooccurrenceConfig) -> dict[str, An
     Raises:
         MtlReError: a file is malformed (names file and line), or no row has the gold label no_relation.
     """
-    given = {name: getattr(options, name) for name in ("data", "heads", "label_order", "on_bad_row")}
-    joined = ErrorsConfig("", **given)
-    rows = read_joined(predictions, joined)
+    rows = read_joined(predictions, options)
     if rows.taxonomy.no_relation is None:
         raise MtlReError(f"{predictions}: this label set has no no_relation label, so there is no rate to measure")
     related, predicted = rows.related()

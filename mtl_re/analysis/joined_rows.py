@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mtl_re.config import ErrorsConfig
+from mtl_re.config import JoinedRowsConfig
 from mtl_re.data.loading import load_examples
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
@@ -51,11 +51,8 @@ class Rows:
         return relation[self.gold], relation[self.pred]
 
 
-def read_joined(path: Path, options: ErrorsConfig) -> Rows:
+def read_joined(path: Path, options: JoinedRowsConfig) -> Rows:
     """Read predictions, and the row of DATA from which each was made.
-
-    Args:
-        options: of these, `data` and how it is read, `heads` and `on_bad_row` count.
 
     Raises:
         MtlReError: a file cannot be read, a row is malformed, a label set differs, or predictions and DATA do not hold

@@ -4,7 +4,7 @@ Pure functions on arrays; none ever sees the labels of rows that are then scored
 them on held-out rows and stores the result in the checkpoint.
 
 Temperature: Guo et al. 2017 (arXiv 1706.04599), one for each head. Prior by EM: Saerens, Latinne & Decaestecker 2002;
-it presumes calibrated posteriors and overshoots without (Alexandari et al. 2020, 1901.06852). BBSE: Lipton et al. 2018
+it presumes calibrated posteriors (Alexandari et al. 2020, 1901.06852). BBSE: Lipton et al. 2018
 (1802.03916), a cross-check that needs no calibration. Thresholds to a precision: Clopper & Pearson 1934 for the bound,
 Geifman & El-Yaniv 2017 (1705.08500) for choosing by it.
 """

@@ -57,6 +57,7 @@ class Decoded:
         probs: (rows, labels) float64, in taxonomy order.
         decoding: what was applied. shares: the target prior in numbers, if one was applied.
         temperatures: by head, as applied.
+        unrestricted: (rows, labels) probabilities before the restriction, by which heads are judged; None without one.
     """
 
     probs: Tensor
@@ -64,6 +65,7 @@ class Decoded:
     decoding: Decoding
     shares: list[float] | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    unrestricted: Tensor | None = None
 
     @cached_property
     def hard(self) -> Tensor:
@@ -125,10 +127,11 @@ def decode(
         else:
             shares = parse_shares("--prior", decoding.prior)
         probs = gating.shift_prior(probs, taxonomy, shares, trained)
+    unrestricted = None
     if decoding.restrict == "subject_type":
-        probs = gating.restrict(probs, taxonomy, subjects)
+        probs, unrestricted = gating.restrict(probs, taxonomy, subjects), probs
     applied = replace(decoding, prior="none" if shares is None else decoding.prior)
-    return Decoded(probs, taxonomy, applied, shares, temperatures)
+    return Decoded(probs, taxonomy, applied, shares, temperatures, unrestricted)
 
 
 def decoding_of(

@@ -35,7 +35,8 @@ def score_decoded(decoded: Decoded, gold: np.ndarray, resamples: int) -> dict[st
     """
     hard, soft = decoded.hard.numpy(), decoded.soft.numpy()
     gate, prior = decoded.decoding.gate, decoded.applied()["prior"]
-    return metrics.all_metrics(gold, decoded.probs.numpy(), hard, soft, gate, decoded.taxonomy, prior, resamples)
+    probs, heads = decoded.probs.numpy(), None if decoded.unrestricted is None else decoded.unrestricted.numpy()
+    return metrics.all_metrics(gold, probs, hard, soft, gate, decoded.taxonomy, prior, resamples, unrestricted=heads)
 
 
 def selection_score(decoded: Decoded, gold: np.ndarray, options: EvalConfig) -> float:

@@ -122,8 +122,16 @@ def accuracy(gold: Indices, pred: Indices, weights: Floats | None = None) -> flo
     return 100 * float(np.average(gold == pred, weights=_weights(weights, len(gold))))
 
 
-def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> float:
-    """Return the expected calibration error in % over `bins` equal-width bins (low, high] (Guo et al. 2017).
+CALIBRATION_BINS = 15
+
+
+def confidence_bins(confidence: Floats, bins: int = CALIBRATION_BINS) -> Indices:
+    """Return the number of each confidence's bin, of equal width and (low, high] (Guo et al. 2017): (N,) → (N,)."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
+def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
+    """Return the expected calibration error in % over the bins of `confidence_bins` (Guo et al. 2017).
 
     Shape: confidence (N,), probability 0-1 of the label that was predicted; correct (N,), whether it is right.
 
@@ -134,8 +142,9 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = 15) -> f
         raise MtlReError(f"ece: confidence {confidence.shape}, correct {np.shape(correct)}; expected (N,) twice, N > 0")
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():  # False for NaN as well
         raise MtlReError("ece: a confidence lies outside 0-1; give probabilities, not logits")
-    bin_of_row = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of_row, weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins)
+    gap = np.bincount(
+        confidence_bins(confidence, bins), weights=confidence - np.asarray(correct, dtype=np.float64), minlength=bins
+    )
     return 100 * float(np.abs(gap).sum() / len(confidence))
 
 
@@ -244,6 +253,7 @@ def all_metrics(
     prior: str = "none",
     resamples: int = 1000,
     seed: int = 0,
+    unrestricted: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the metrics that `mtl-re evaluate` writes, as plain JSON values, percentages 0-100.
 
@@ -255,6 +265,7 @@ def all_metrics(
         gold, probs: (N,) indices into `taxonomy.labels`, (N, L) product probabilities.
         pred_hard, pred_soft: (N,) labels by each gate; `gate_mode` says which ones are scored.
         prior: how the coarse prior of these rows was chosen; copied to the output.
+        unrestricted: (N, L) probabilities before labels were ruled out (None: none were); heads are judged by them.
 
     Raises:
         MtlReError: no rows, shapes that differ, values out of range, or an unknown gate mode.
@@ -273,7 +284,7 @@ def all_metrics(
         "ci": bootstrap_intervals(gold, pred, probs, taxonomy, resamples, seed),
         "coarse": _coarse(counts, taxonomy),
         "gate": _gate(counts, taxonomy),
-        "fine": _fine(gold, probs, taxonomy),
+        "fine": _fine(gold, probs if unrestricted is None else unrestricted, taxonomy),
         "errors": error_counts(counts, taxonomy),
         "disagreement": 100 - accuracy(pred_hard, pred_soft),
         "ece": ece(probs[np.arange(len(gold)), pred], gold == pred),

@@ -116,6 +116,24 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> dict[str, A
     return {"n": count, "mean": float(values.mean()), "p": p, "smallest_p": smallest, "exact": exact}
 
 
+def t_test(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of Student's paired t test on differences, one a seed; 1 for a single seed.
+
+    It is below 0.05 where the 95 % interval of `seed_interval` excludes 0.
+
+    Raises:
+        MtlReError: there are no differences, or one is not finite.
+    """
+    values = _finite(differences, "differences")
+    mean, count = float(values.mean()), len(values)
+    if count == 1 or mean == 0:
+        return 1.0
+    from scipy.stats import t
+
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    return float(2 * t.sf(abs(mean) / error, count - 1)) if error else 0.0
+
+
 def seed_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:
     """Return the mean over seeds with Student's t interval.
 

@@ -2,8 +2,8 @@
 
 Two sources of variation are kept apart. Over rows: other test rows, the same trained models (a bootstrap resamples
 rows, the same for both arms and for all seeds, and averages the difference over the seeds). Over seeds: other
-trainings, the same rows (Student's t interval and sign flips of the paired differences). A difference counts as shown
-only if it holds against both.
+trainings, the same rows (Student's t interval and test, and sign flips, of the paired differences). A difference counts
+as shown only if it holds against both, with the p-values of both adjusted for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import numpy as np
 
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
-from mtl_re.scoring.significance import COMPARED_SCORES, bootstrap_summary, holm, permutation_test, seed_interval
+from mtl_re.scoring.significance import (
+    COMPARED_SCORES,
+    bootstrap_summary,
+    holm,
+    permutation_test,
+    seed_interval,
+    t_test,
+)
 from mtl_re.study.cell_logits import DecodedCell
 
 BySeed = Mapping[int, DecodedCell]
@@ -38,10 +45,11 @@ class Difference:
         rows_ci: 95 % interval by the bootstrap over rows.
         rows_p: p-value by the same bootstrap.
         seeds_ci: 95 % t interval over seeds (None for one seed).
+        seeds_t_p: p-value by the paired t test over seeds (1 for one seed).
         seeds_p: p-value by sign flips of the seeds' differences.
         smallest_p: The lowest p-value that so few seeds can reach.
         rows_holm: `rows_p` adjusted for all comparisons of a report (by `holm_adjusted`).
-        seeds_holm: `seeds_p` adjusted in the same way.
+        seeds_t_holm, seeds_holm: `seeds_t_p` and `seeds_p` adjusted in the same way.
     """
 
     arm: str
@@ -53,15 +61,17 @@ class Difference:
     rows_ci: tuple[float, float]
     rows_p: float
     seeds_ci: tuple[float, float] | None
+    seeds_t_p: float
     seeds_p: float
     smallest_p: float
     rows_holm: float = 1.0
+    seeds_t_holm: float = 1.0
     seeds_holm: float = 1.0
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` if the adjusted p over rows is below 0.05 and the interval over seeds excludes 0."""
-        if self.rows_holm >= LEVEL or self.seeds_ci is None or self.seeds_ci[0] <= 0 <= self.seeds_ci[1]:
+        """`better` or `worse` if the adjusted p over rows and that of the t test over seeds are both below 0.05."""
+        if max(self.rows_holm, self.seeds_t_holm) >= LEVEL:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
 
@@ -69,7 +79,8 @@ class Difference:
 def cell_metrics(cell: DecodedCell) -> dict[str, float]:
     """Return the metrics of one cell by column name: scores, gate F1, fine accuracy of each head, error counts."""
     gate = cell.decoding.gate
-    values = all_metrics(cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior, resamples=0)
+    labels = (cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior)
+    values = all_metrics(*labels, resamples=0, unrestricted=cell.unrestricted)
     columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy")}
     columns["gate_f1"] = values["gate"]["f1"]
     columns |= {f"fine_{name}": value for name, value in values["fine"].items()}
@@ -122,11 +133,12 @@ def compare(
 
 
 def _difference(names: tuple[str, str, str], score: str, by_seed: Floats, drawn: Floats) -> Difference:
-    over_seeds, flips = seed_interval(by_seed.tolist()), permutation_test(by_seed.tolist())
+    values = by_seed.tolist()
+    over_seeds, flips = seed_interval(values), permutation_test(values)
     low, high, p = bootstrap_summary(drawn)
     ci = None if over_seeds["ci"] is None else (over_seeds["ci"][0], over_seeds["ci"][1])
-    mean = over_seeds["mean"]
-    return Difference(*names, score, len(by_seed), mean, (low, high), p, ci, flips["p"], flips["smallest_p"])
+    over_seeds_p = t_test(values), flips["p"], flips["smallest_p"]
+    return Difference(*names, score, len(values), over_seeds["mean"], (low, high), p, ci, *over_seeds_p)
 
 
 def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
@@ -135,9 +147,10 @@ def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
     for score in COMPARED_SCORES:
         family = [number for number, one in enumerate(differences) if one.score == score]
         rows = holm([differences[number].rows_p for number in family])
-        seeds = holm([differences[number].seeds_p for number in family])
-        for number, row_p, seed_p in zip(family, rows, seeds, strict=True):
-            adjusted[number] = replace(differences[number], rows_holm=row_p, seeds_holm=seed_p)
+        tests = holm([differences[number].seeds_t_p for number in family])
+        flips = holm([differences[number].seeds_p for number in family])
+        for number, row_p, test_p, flip_p in zip(family, rows, tests, flips, strict=True):
+            adjusted[number] = replace(differences[number], rows_holm=row_p, seeds_t_holm=test_p, seeds_holm=flip_p)
     return adjusted
 
 

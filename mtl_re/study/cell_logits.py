@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ import torch
 
 from mtl_re.config import OnBadRow, ReadingConfig
 from mtl_re.data.splits import check_unchanged, load_splits, without_rejected
+from mtl_re.data.unicode_form import composed
 from mtl_re.errors import MtlReError
 from mtl_re.files import WEIGHTS, digest, read_json
 from mtl_re.model.network import split_heads
@@ -71,6 +73,7 @@ class DecodedCell:
         prior: What was applied to the coarse prior, as text.
         rows: Digest of the rows.
         temperatures: By head, as applied.
+        unrestricted: (rows, labels) probabilities before a restriction; None without one.
     """
 
     gold: Indices
@@ -82,6 +85,7 @@ class DecodedCell:
     prior: str
     rows: str
     temperatures: Mapping[str, float]
+    unrestricted: Floats | None = None
 
     @property
     def labels(self) -> Indices:
@@ -104,7 +108,8 @@ def decode_cell(cell: CellLogits, decoding: StudyDecoding) -> DecodedCell:
     if decoded.shares is not None:
         prior = f"{'em: ' if decoding.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
     probs, hard, soft = (part.numpy() for part in (decoded.probs, decoded.hard, decoded.soft))
-    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures)
+    heads = None if decoded.unrestricted is None else decoded.unrestricted.numpy()
+    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures, heads)
 
 
 def vote(members: Sequence[DecodedCell]) -> DecodedCell:
@@ -119,9 +124,14 @@ def vote(members: Sequence[DecodedCell]) -> DecodedCell:
             "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
         )
     probs = np.mean([member.probs for member in members], axis=0)
+    heads = np.mean(
+        [member.probs if member.unrestricted is None else member.unrestricted for member in members], axis=0
+    )
     voted = Decoded(torch.from_numpy(probs), first.taxonomy, first.decoding)
     hard, soft = voted.hard.numpy(), voted.soft.numpy()
-    return replace(first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={})
+    return replace(
+        first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={}, unrestricted=heads
+    )
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
@@ -255,6 +265,37 @@ def _labelled_rows(
     reading = ReadingConfig(span_ends=ends, first_character=first, normalise=normalise)
     examples, _ = load_examples(spec, Taxonomy.from_option(heads), on_bad_row, reading)
     return tuple(examples)
+
+
+def shared_rows(study: Study, cells: Sequence[Cell]) -> tuple[int, int]:
+    """Count the test rows that are among the rows which cells trained or selected on.
+
+    Returns:
+        Those that share sentence and spans, and those that share the sentence, with such a row.
+
+    Raises:
+        MtlReError: The rows cannot be read again, or a file has changed since.
+    """
+    assert study.test is not None
+    test = test_rows(study.test, cells[0])
+    keys, sentences = {row.key for row in test}, {composed(row.sentence) for row in test}
+    read_keys, read_sentences = set[Any](), set[str]()
+    for cell in {_source(cell): cell for cell in cells}.values():
+        check_unchanged(study.run_dir(cell))
+        config = checked_config(cell.config)
+        config.data = replace(config.data, valid_fraction=0.0, fold=None)  # held-out rows were selected on: they count
+        rows = load_splits(config, Taxonomy.from_option(config.model.heads))
+        for row in chain(rows.train, rows.valid):
+            read_keys |= keys & {row.key}
+            read_sentences |= sentences & {composed(row.sentence)}
+    return sum(row.key in read_keys for row in test), sum(composed(row.sentence) in read_sentences for row in test)
+
+
+def _source(cell: Cell) -> tuple[Any, ...]:
+    """Return what decides which rows a cell reads, however it splits them."""
+    data = checked_config(cell.config).data
+    rows = (data.train, data.valid, data.limit, data.split_seed, data.on_bad_row)
+    return *rows, data.span_ends, data.first_character, data.normalise
 
 
 def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:

@@ -96,7 +96,8 @@ def _confirming(study: Study, optimum: dict[str, float], pairs: int, prediction:
 def _predicted(study: Study) -> dict[str, Any]:
     """Return the optimum and, by response, the difference that the surface predicts between it and the baseline.
 
-    `selected_by` is the score that `selection` is, where it is one that the pairs can have without validation rows.
+    `selected_by` is the score that `selection` is, where it is one that the pairs can have without validation rows;
+    `baseline_tried` whether the baseline lies between the design's runs, so that the surface speaks of it.
     """
     assert study.design is not None
     assert study.confirmation is not None
@@ -110,11 +111,13 @@ def _predicted(study: Study) -> dict[str, Any]:
     options, heads = study.design.options, study.design.region.names
     if table_.flat(options.response):
         raise MtlReError(f"--confirm: all runs have the same {RESPONSES[options.response]}; there is no optimum")
-    optimum = find_optimum(table_.surface(options.response, options.model)).point
+    surface = table_.surface(options.response, options.model)
+    optimum = find_optimum(surface).point
     rounded = weights(heads, optimum.tolist())
     base = np.array([study.confirmation.baseline.get(head, 1.0) for head in heads])
+    base /= base.sum()
     differences = {
-        name: predicted_difference(table_, name, options.model, optimum, base / base.sum())
+        name: predicted_difference(table_, name, options.model, optimum, base)
         for name in table_.scores
         if not table_.flat(name)
     }
@@ -126,6 +129,7 @@ def _predicted(study: Study) -> dict[str, Any]:
         "response": options.response,
         "model": options.model,
         "selected_by": selected_by,
+        "baseline_tried": bool(surface.tried(base[None])[0]),
         "differences": differences,
     }
 
@@ -175,6 +179,11 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
     ]
     heads = list(study.prediction["optimum"])
     shares = np.array(list(study.prediction["optimum"].values()))
+    beyond = [
+        "**The baseline's weights lie outside what the design tried**: what the surface predicts is extrapolated, "
+        "and its intervals hold only if the surface has the right form there.",
+        "",
+    ]
     header = ["score of the surface", "confirmed by", "pairs", "surface predicts", "pairs should show"]
     return [
         "## Does the optimum hold?",
@@ -183,11 +192,14 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
         f"{point_text(heads, shares / shares.sum())} of the loss weights. Both arms were trained with "
         "the same fresh seeds.",
         "",
+        *([] if study.prediction.get("baseline_tried", True) else beyond),
         *table([*header, "the pairs show", "inside?", "verdict"], rows),
         "All differences are optimum − baseline, in percentage points, with 95 % intervals. The surface predicts: its "
         "difference, the interval by Scheffé's S-method (the optimum was chosen from the same runs). The pairs should "
         "show: that interval widened by the spread of the mean of so many pairs, as wide as runs spread around the "
-        "surface. The pairs show: their mean difference and Student's t interval. The surface was fitted on another "
+        "surface. The pairs show: their mean difference and Student's t interval; the verdict is whether that excludes "
+        "0, not adjusted for the number of scores: the one that counts is of the "
+        f"{RESPONSES[study.prediction['response']]}, which was named beforehand. The surface was fitted on another "
         "budget or other rows where `confirm` changes them, so a difference outside its band may be theirs.",
         "",
     ]

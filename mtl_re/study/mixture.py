@@ -3,8 +3,8 @@
 Enters: names of components (the heads) and bounds of their proportions. Leaves: points, and the columns of a model.
 Proportions sum to 1, so a polynomial in them has no intercept of its own: Scheffé's canonical forms drop the terms that
 the sum makes redundant (Scheffé 1958, J. R. Statist. Soc. B 20). Under lower bounds the components are rescaled to
-L-pseudocomponents, whose corners are those of the bounded simplex (Kurotori 1966; Cornell, Experiments with Mixtures,
-3rd ed. 2002, ch. 3): coefficients then speak of the region that was tried, not of weights far outside it.
+L-pseudocomponents (Kurotori 1966; Cornell, Experiments with Mixtures, 3rd ed. 2002, ch. 3). Their corners are those of
+the region unless upper bounds cut these off: then a head's coefficient is the score at weights that nobody tried.
 """
 
 from __future__ import annotations

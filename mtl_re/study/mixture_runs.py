@@ -31,7 +31,7 @@ class RunTable:
     Attributes:
         points: (N, q) proportions.
         seeds: (N,) of the trainings.
-        blocks: (N,) `seeds`, where they are blocks of common seeds; None where every run has its own.
+        blocks: (N,) `seeds`, where the design has blocks of common seeds; None where every run has its own.
         scores: By response, (N,) in %; a response that some run lacks is absent.
     """
 
@@ -82,12 +82,11 @@ def run_table(study: Study, entries: Sequence[ScoredArm]) -> RunTable:
         len(kept), len(study.design.region.names)
     )
     seeds = np.array([run.seed for _, run in kept])
-    blocked = bool(study.design.options.block_seeds) and len(set(seeds.tolist())) > 1
     return RunTable(
         region=study.design.region,
         points=points,
         seeds=seeds,
-        blocks=seeds if blocked else None,
+        blocks=seeds if study.design.options.block_seeds else None,
         scores=_common([scores for scores, _ in kept]),
     )
 

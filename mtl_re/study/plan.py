@@ -101,8 +101,8 @@ class StudyDecoding(Decoding):
 
     Attributes:
         calibrate: Divide the logits of each head by a temperature fitted on the cell's own validation rows, before the
-            prior is shifted: EM overshoots on uncalibrated posteriors (Alexandari et al. 2020). Arms without validation
-            rows are not decoded in this way.
+            prior is shifted, for EM presumes calibrated posteriors (`scoring.calibrate` says what that did here). Arms
+            without validation rows are not decoded in this way.
     """
 
     calibrate: bool = False

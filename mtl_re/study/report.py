@@ -22,6 +22,7 @@ from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
+from mtl_re.study.cell_logits import shared_rows
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import confirmation_section
 from mtl_re.study.plan import Arm, Cell, Study, checked_config, shares_of, trained_heads
@@ -128,7 +129,6 @@ def _heading(
 ) -> list[str]:
     rows = sorted({len(cell.gold) for entry in entries for cell in entry.cells.values()})
     counts = "–".join(f"{count:,}" for count in {rows[0]: 0, rows[-1]: 0})
-    config = checked_config(next(iter(done.values())).config)
     lines = [f"# Study {escape(study.name)}", ""]
     missing = [cell.key for key, cell in cells.items() if key not in done]
     seeds = f"seeds {', '.join(map(str, study.seeds))}"
@@ -139,18 +139,16 @@ def _heading(
     lines += [f"{len(done)} of {len(cells)} cells are finished; {seeds}."]
     if missing:
         lines += ["", f"**Not finished** (left out): {', '.join(missing)}."]
-    chosen = (
-        f"In every cell the checkpoint with the best {config.eval.metric} on validation rows was kept"
-        + (f" (re-weighted to coarse shares {config.eval.target_prior})" if config.eval.target_prior else "")
-        if config.data.validated
-        else "No cell selected anything: the last model counts"
-    )
     if study.test is not None:
-        where = f"All scores are on `{study.test}` ({counts} rows), which no cell has read"
+        where = f"All scores are on `{study.test}` ({counts} rows){_shared(study, done)}"
     else:
-        where = f"**No test rows.** All scores are on each cell's own validation rows ({counts}), split off by its seed"
+        same = len({cell.rows for entry in entries for cell in entry.cells.values()}) == 1
+        rows_of = (
+            f"the same {counts} validation rows in all cells" if same else f"each cell's validation rows ({counts})"
+        )
+        where = f"**No test rows.** All scores are on {rows_of}"
         where += "; the checkpoint was selected on them too, so they rank the arms but overestimate their scores"
-    lines += ["", f"{chosen}. {where}.", ""]
+    lines += ["", f"{_selection(done)}. {where}.", ""]
     lines += [
         f"Intervals over rows: {resamples:,} bootstrap resamples. All scores in %, differences in percentage points.",
         "",
@@ -169,6 +167,32 @@ def _heading(
     if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
         lines += table(["composed of separate networks", "head: arm"], composed)
     return lines
+
+
+def _selection(done: Mapping[tuple[str, int], Cell]) -> str:
+    """Say by what each arm's checkpoint was kept; arms may differ in that."""
+    arms: dict[str, list[str]] = {}
+    for arm, cell in {arm: cell for (arm, _), cell in done.items()}.items():
+        config = checked_config(cell.config)
+        shares = f" (re-weighted to coarse shares {config.eval.target_prior})" if config.eval.target_prior else ""
+        kept = f"the checkpoint with the best {config.eval.metric} on validation rows was kept{shares}"
+        kept = kept if config.data.validated else "nothing was selected: the last model counts"
+        arms.setdefault(kept, []).append(arm)
+    if len(arms) == 1:
+        return f"In every cell {next(iter(arms))}"
+    return ". ".join(f"In {', '.join(map(escape, names))} {kept}" for kept, names in arms.items())
+
+
+def _shared(study: Study, done: Mapping[tuple[str, int], Cell]) -> str:
+    """Say how many of the test rows the cells have read."""
+    try:
+        rows, sentences = shared_rows(study, list(done.values()))
+    except MtlReError as error:
+        return f", which no cell was given; its rows were not compared with theirs ({escape(str(error))})"
+    return (
+        f", which no cell was given: {rows:,} of its rows are among those that cells trained or selected on, by "
+        f"sentence and spans, and {sentences:,} by their sentence alone"
+    )
 
 
 def _priors(entries: Sequence[ScoredArm], reading: str) -> str:
@@ -226,7 +250,7 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
                 f"{d.rows_ci[0]:+.2f} to {d.rows_ci[1]:+.2f}",
                 f"{d.rows_p:.4f} ({d.rows_holm:.4f})",
                 NONE if d.seeds_ci is None else f"{d.seeds_ci[0]:+.2f} to {d.seeds_ci[1]:+.2f}",
-                f"{d.seeds_p:.4f} ({d.seeds_holm:.4f})",
+                f"{d.seeds_t_p:.4f} ({d.seeds_t_holm:.4f})",
                 d.verdict,
             ]
             for d in differences
@@ -237,13 +261,14 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
     compared = {name: sum(d.score == score for d in differences) for score, name in SCORES.items()}
     counts = ", ".join(f"{count} for {name}" for name, count in compared.items())
     least = sorted({(d.seeds, d.smallest_p) for d in differences})
-    floor = "; ".join(f"with {seeds} seeds no p can be below {p:.4g}" for seeds, p in least)
+    floor = "; ".join(f"with {seeds} seeds none of their p can be below {p:.4g}" for seeds, p in least)
     lines += [
         "Over rows: a paired bootstrap (other rows, the same trained models); the difference is averaged over the "
-        "seeds. Over seeds: Student's t interval, and sign flips for p (other trainings, the same rows; "
-        f"{floor}). Holm's correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, "
-        "so readings that differ in the gate alone are listed once). Verdict: better or worse if Holm's p over rows is "
-        "below 0.05 and the interval over seeds excludes 0.",
+        "seeds. Over seeds: Student's paired t test, and its interval (other trainings, the same rows). Holm's "
+        f"correction is over the comparisons of a score ({counts}; AUPRC does not depend on the gate, so readings that "
+        "differ in the gate alone are listed once); the intervals are not corrected. Verdict: better or worse if "
+        "Holm's p over rows and Holm's p over seeds are both below 0.05. Sign flips of the seeds' differences, which "
+        f"presume no normal distribution, stand in differences.csv; {floor}.",
         "",
     ]
     return lines

@@ -178,17 +178,34 @@ class Surface:
 
     @property
     def prediction_r_squared(self) -> float | None:
-        """The same for runs left out one by one: 1 - PRESS / variation (Allen 1974); below 0: the mean predicts better.
+        """1 - PRESS / PRESS of 'weights do not matter' (Allen 1974); below 0: the mean predicts better.
 
-        None where a run alone decides a coefficient, so that leaving it out leaves no surface.
+        Both predict the runs at each point from those at the other points, so that replicates tell nothing. None where
+        a point alone decides a coefficient, so that leaving it out leaves no surface.
         """
-        if self.leverages.max() > 1 - 1e-9:
+        ours, mean = self._press(self.fit), self._press(self.null)
+        if ours is None or mean is None or self._flat:
             return None
-        return self._explained(float(((self.fit.resid / (1 - self.leverages)) ** 2).sum()))
+        return 1 - ours / mean
+
+    def _press(self, fit: Any) -> float | None:
+        """Sum of squares of the runs, each predicted by a fit without any run at its point."""
+        basis, _ = np.linalg.qr(fit.model.exog)
+        groups, squares = replicated(self.points), 0.0
+        for group in range(groups.max() + 1):
+            rows = np.flatnonzero(groups == group)
+            left = np.eye(len(rows)) - basis[rows] @ basis[rows].T
+            if np.linalg.eigvalsh(left)[0] < 1e-9:
+                return None
+            squares += float((np.linalg.solve(left, fit.resid[rows]) ** 2).sum())
+        return squares
 
     def _explained(self, squares: float) -> float | None:
-        flat = self.null.ssr <= FLAT * float(self.values @ self.values)
-        return None if flat else float(1 - squares / self.null.ssr)
+        return None if self._flat else float(1 - squares / self.null.ssr)
+
+    @property
+    def _flat(self) -> bool:
+        return bool(self.null.ssr <= FLAT * float(self.values @ self.values))
 
     @cached_property
     def leverages(self) -> Floats:
@@ -199,7 +216,10 @@ class Surface:
 
     @property
     def coefficients(self) -> list[Coefficient]:
-        """The terms of the surface, without the blocks: of a head, the score at its corner of the region."""
+        """The terms of the surface, without the blocks: of a head, the score at its corner of the pseudocomponents.
+
+        That corner (`Region.actual`) may lie outside what was tried: where upper bounds cut it off, or no run is near.
+        """
         names = term_names(self.region.names, self.model)
         intervals = self.fit.conf_int(1 - CONFIDENCE)
         return [Coefficient(n, float(self.fit.params[i]), *map(float, intervals[i])) for i, n in enumerate(names)]

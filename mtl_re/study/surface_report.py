@@ -37,11 +37,14 @@ class Beside:
     """An arm beside the surface of one response.
 
     Attributes:
-        point: (q,) its mean proportions.
-        measured: Its mean score.
+        runs: Number of its runs that are compared.
+        point: (q,) their mean proportions.
+        measured: Their mean score.
         fitted: The surface's score at its weights (and in its blocks).
-        low, high: 95 % interval of the difference between them, for all arms at once (Bonferroni).
+        interval: 95 % interval of the difference between them, for all arms at once (Bonferroni); None where no seed is
+            a block of the design.
         inside: Whether its weights lie between those of the runs.
+        left_out: Seeds of its runs that lie in no block, beside others that do.
     """
 
     name: str
@@ -50,18 +53,20 @@ class Beside:
     point: np.ndarray
     measured: float
     fitted: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     inside: bool
+    left_out: tuple[int, ...] = ()
 
     @property
     def verdict(self) -> str:
         """What the interval says."""
         if not self.inside:
             return "outside what was tried: the surface says nothing"
-        if self.low <= 0 <= self.high:
+        if self.interval is None:
+            return "not compared: none of its seeds is a block of the design"
+        if self.interval[0] <= 0 <= self.interval[1]:
             return "no difference shown"
-        return "better than the surface there" if self.low > 0 else "worse than the surface there"
+        return "better than the surface there" if self.interval[0] > 0 else "worse than the surface there"
 
 
 def surface_section(study: Study, entries: Sequence[ScoredArm], folder: Path) -> list[str]:
@@ -132,21 +137,26 @@ def compare_beside(surface: Surface, arm: ArmBeside, response: str, arms: int) -
     """Compare an arm's mean score with what the surface predicts for runs at its weights.
 
     The interval is the prediction interval of a mean of so many new runs (Draper & Smith, Applied Regression Analysis,
-    3rd ed. 1998, ch. 3); its level is shared by all arms. A seed that is a block of the design brings its effect.
+    3rd ed. 1998, ch. 3); its level is shared by all arms. Of a design in blocks, the runs that share a block's seed are
+    compared, with the block's effect: how far another seed lies from these is not in the surface's SD.
 
     Args:
         arms: Number of arms that are compared.
     """
     from scipy.stats import t
 
-    scores = arm.scores[response]
-    columns = surface.run_columns(arm.points, arm.seeds).mean(axis=0)
-    fitted = float(columns @ surface.fit.params)
-    variance = float(columns @ surface.fit.cov_params() @ columns) + surface.sd**2 / len(scores)
-    half = float(t.ppf(1 - LEVEL / 2 / arms, surface.degrees)) * math.sqrt(variance)
-    point, measured = arm.points.mean(axis=0), float(scores.mean())
-    gap, inside = measured - fitted, bool(surface.tried(point[None])[0])
-    return Beside(arm.name, arm.moves, len(scores), point, measured, fitted, gap - half, gap + half, inside)
+    known = np.ones(len(arm.seeds), bool) if surface.blocks is None else np.isin(arm.seeds, surface.blocks)
+    kept = known if known.any() else ~known
+    points, scores = arm.points[kept], arm.scores[response][kept]
+    columns = surface.run_columns(points, arm.seeds[kept]).mean(axis=0)
+    fitted, measured, point = float(columns @ surface.fit.params), float(scores.mean()), points.mean(axis=0)
+    interval = None
+    if known.any():
+        variance = float(columns @ surface.fit.cov_params() @ columns) + surface.sd**2 / len(scores)
+        half = float(t.ppf(1 - LEVEL / 2 / arms, surface.degrees)) * math.sqrt(variance)
+        interval = (measured - fitted - half, measured - fitted + half)
+    inside, left_out = bool(surface.tried(point[None])[0]), tuple(arm.seeds[~kept].tolist())
+    return Beside(arm.name, arm.moves, len(scores), point, measured, fitted, interval, inside, left_out)
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def _caution(surface: Surface) -> list[str]:
     reasons = []
     prediction, lack = surface.prediction_r_squared, surface.lack_of_fit
     if prediction is not None and prediction <= 0:
-        reasons.append(f"runs left out are predicted no better than by the mean (prediction R² {prediction:.2f})")
+        reasons.append(f"weights left out are predicted no better than by the mean (prediction R² {prediction:.2f})")
     if lack is not None and lack.p is not None and lack.p < LEVEL:
         reasons.append(f"its form does not fit (lack of fit {_short(lack)})")
     if not reasons:
@@ -255,9 +265,10 @@ def _tests(surfaces: Mapping[str, Mapping[Model, Surface]]) -> list[str]:
         *table([*header, "prediction R²", "lack of fit", "SD of replicates"], rows),
         "Weights matter: F test against a constant (with block effects where runs share seeds), from which R² is "
         "measured too. Lack of fit: what the surface leaves over, against the spread of runs at the same weights; a "
-        "small p says that the surface has the wrong form. Prediction R²: each run predicted by the others; below 0 "
-        "the mean predicts better. p-values are not adjusted for the number of scores and surfaces: the one that "
-        "answers was named beforehand.",
+        "small p says that the surface has the wrong form. Prediction R²: the runs at each point predicted by those at "
+        "the other points, 1 − their sum of squares by the surface / by the mean (of each block); below 0 the mean "
+        "predicts better. p-values are not adjusted for the number of scores and surfaces: the one that answers was "
+        "named beforehand.",
         "",
     ]
 
@@ -280,16 +291,33 @@ def _coefficients(surfaces: Mapping[str, Surface]) -> list[str]:
     }
     names = term_names(first.region.names, first.model)
     rows = [[term, *(column[index] for column in columns.values())] for index, term in enumerate(names)]
-    low = any(part > 0 for part in first.region.low)
     return [
         f"### Coefficients of the {first.model} surface",
         "",
         *table(["term", *(RESPONSES[name] for name in columns)], rows),
-        "With 95 % intervals (Student's t). Of a head: the score at its corner"
-        + (", as far as the bounds let it go" if low else "")
-        + ". Of a pair: four times what the middle between two corners lies above (below: −) the line that joins them.",
+        f"With 95 % intervals (Student's t). Of a head: {_corners(first)}. Of a pair: four times what the middle "
+        "between two corners lies above (below: −) the line that joins them.",
         "",
     ]
+
+
+def _corners(surface: Surface) -> str:
+    """Say at which weights the coefficients of the heads are scores, and which of these corners no run came near."""
+    names, corners = surface.region.names, surface.region.actual(np.eye(len(surface.region.names)))
+    if not any(part > 0 for part in surface.region.low):
+        text = "the score with all weight on it"
+    else:
+        shares = ", ".join(f"{name} {percent(100 * corners[i, i])}" for i, name in enumerate(names))
+        text = f"the score at its corner, where the other heads have their least shares ({shares})"
+    most = surface.points.max(axis=0)
+    outside = [
+        f"{name} (at most {percent(100 * most[i])})" for i, name in enumerate(names) if not surface.tried(corners)[i]
+    ]
+    if outside:
+        text += (
+            f"; the corner lies outside what was tried, so that the score there is extrapolated: {', '.join(outside)}"
+        )
+    return text
 
 
 def _beside(heads: Sequence[str], compared: Sequence[Beside], what: str) -> list[str]:
@@ -303,17 +331,20 @@ def _beside(heads: Sequence[str], compared: Sequence[Beside], what: str) -> list
             *(f"{100 * part:.0f} %" for part in one.point),
             f"{one.measured:.2f}",
             f"{one.fitted:.2f}",
-            f"{one.measured - one.fitted:+.2f} [{one.low:+.2f}, {one.high:+.2f}]",
+            f"{one.measured - one.fitted:+.2f}"
+            + ("" if one.interval is None else f" [{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]"),
             one.verdict,
         ]
         for one in compared
     ]
+    left_out = [f"{one.name} {', '.join(map(str, one.left_out))}" for one in compared if one.left_out]
     return [
         "### Other weightings beside the surface",
         "",
         *table(["arm", "weights", "runs", *heads, what, "surface there", "difference", "verdict"], rows),
         "The weights are means over the steps of all runs. The interval is for the mean of so many new runs, 95 % for "
-        "all arms at once (Bonferroni).",
+        "all arms at once (Bonferroni)."
+        + (f" Seeds that are no blocks of the design are left out: {'; '.join(left_out)}." if left_out else ""),
         "",
     ]
 

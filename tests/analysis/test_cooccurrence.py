@@ -108,6 +108,24 @@ def test_by_entity_types(tmp_path):
         assert part["rate"] == (1.0 if name.endswith("→ORG") else 0.0), name
 
 
+def test_data_are_read_as_the_options_say(tmp_path):
+    """Spans whose ends lie behind the last character, as doccano writes them."""
+    examples = sample_examples("train", 5)
+    path = written(tmp_path, [(NO_RELATION, NO_RELATION, 0.9, 0.05) for _ in examples])
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [example.to_row() | {"label": NO_RELATION} for example in examples]
+    for line, row in zip(lines, rows, strict=True):
+        line["id"] = row["guid"]
+        for entity in ("subject_entity", "object_entity"):
+            row[entity]["end_idx"] += 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = tmp_path / "d.json"
+    data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert cooccurrence(path, CooccurrenceConfig(data=str(data), span_ends="exclusive"))["n"] == 5
+    with pytest.raises(MtlReError, match="--span_ends exclusive"):
+        cooccurrence(path, CooccurrenceConfig(data=str(data)))
+
+
 @pytest.mark.parametrize(
     ("rows", "text"),
     [([("per:title", "per:title", 0.1, 0.8)], "no row has the gold label no_relation"), ([], "no rows")],

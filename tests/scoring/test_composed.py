@@ -264,3 +264,7 @@ def test_reliability_bins():
     means, right, counts = reliability(confidence, np.array([True, False, True, True]))
     assert (counts, right) == ([2, 2], [0.5, 1.0])
     assert means == pytest.approx([0.055, 0.975])
+    edges, correct = np.array([0.2, 0.21, 0.4, 0.41]), np.array([True, False, True, False])
+    means, right, counts = reliability(edges, correct)
+    assert counts == [1] * 4  # 3/15 and 6/15 are the upper ends of their bins, as in the ECE of the picture's title
+    assert metrics.ece(edges, correct) == pytest.approx(100 * np.abs(np.array(means) - right).mean())

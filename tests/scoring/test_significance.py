@@ -137,6 +137,17 @@ def test_seed_interval_is_students():
     assert significance.seed_interval([70.0]) == {"n": 1, "mean": 70.0, "sd": None, "ci": None}
 
 
+def test_t_test_is_the_interval_said_as_a_p():
+    values = [0.3, 1.2, -0.1, 0.9, 0.6]
+    found = significance.t_test(values)
+    assert found == pytest.approx(0.06275, abs=5e-6)  # t = 2.558 on 4 degrees of freedom
+    assert significance.t_test([-value for value in values]) == found
+    low, high = significance.seed_interval(values, level=1 - found)["ci"]
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)
+    assert significance.t_test([5.0]) == significance.t_test([0.0, 0.0]) == 1.0
+    assert significance.t_test([2.0, 2.0]) == 0.0
+
+
 def test_holm_known_values():
     # statsmodels.stats.multitest.multipletests(p, method="holm")[1]
     assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -158,6 +169,7 @@ def test_mcnemar_by_hand():
         (lambda: significance.permutation_test([]), "at least one"),
         (lambda: significance.seed_interval([1.0, float("inf")]), "finite"),
         (lambda: significance.seed_interval([1.0, 2.0], level=95), "between 0 and 1"),
+        (lambda: significance.t_test([]), "at least one"),
         (lambda: significance.paired_bootstrap(*two_arms(0, 9, 1, 1), TAXONOMY, resamples=0), "at least 1"),
     ],
 )

@@ -6,6 +6,7 @@ Trainings are played by `fake_launch`, whose selection score is highest at unit 
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from mtl_re.config import AblateConfig
 from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.summary import NONE
-from mtl_re.study import cell_process, scored_arms, workers
+from mtl_re.study import cell_process, confirmation, scored_arms, workers
 from mtl_re.study.cell_logits import CellLogits
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.mixture_runs import arms_beside, mean_weights, run_table
-from mtl_re.study.plan import shares_of
-from mtl_re.study.scored_arms import score_arms
+from mtl_re.study.plan import Study, shares_of
+from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study_file import load_study
 from mtl_re.study.workers import ablate
 from mtl_re.taxonomy import Taxonomy
@@ -139,6 +140,23 @@ def test_what_the_surface_predicts_is_written_once(finished, tmp_path):
     assert later.arms["optimum"]["loss.weights"] == {"coarse": 2, "org": 0.5, "per": 0.5}
     assert (first.seeds, later.seeds) == ((10001, 10002), (10001, 10002, 10003))
     assert stored_confirmation(loaded, 3).cells() == later.cells()
+    assert prediction["baseline_tried"] is True
+    extreme = replace(loaded.confirmation, baseline={"coarse": 100.0, "org": 1.0, "per": 1.0})
+    assert confirmation._predicted(replace(loaded, confirmation=extreme))["baseline_tried"] is False
+
+
+def test_a_prediction_beyond_what_was_tried_says_so():
+    scores = {seed: {"micro_f1": 50.0 + seed} for seed in (1, 2, 3)}
+    arms = [ScoredArm(arm, "hard", {}, scores) for arm in ("optimum", "baseline")]
+    about = {"response": "micro_f1", "model": "quadratic", "optimum": {"coarse": 2.0, "org": 0.5, "per": 0.5}}
+    about["differences"] = {"micro_f1": {"difference": 1.0, "low": 0.0, "high": 2.0, "sd": 1.0, "t": 2.1}}
+    texts = {}
+    for tried in (True, False):
+        study = Study("made", {}, (1, 2, 3), {}, prediction=about | {"baseline_tried": tried})
+        texts[tried] = "\n".join(confirmation.confirmation_section(study, arms))
+    assert "what the surface predicts is extrapolated" in texts[False]
+    assert "extrapolated" not in texts[True]
+    assert "not adjusted for the number of scores: the one that counts is of the micro-F1" in texts[True]
 
 
 def test_confirming_waits_for_the_designs_runs(study):
@@ -218,4 +236,7 @@ def test_the_old_screen_is_read_from_its_published_scores(tmp_path, monkeypatch,
     assert (row["runs"], row["weights_df"]) == ("30", "5/22")
     found = [float(row[name]) for name in ("weights_f", "weights_p", "sd")]
     assert found == pytest.approx([2.884, 0.0377, 4.764], abs=0.001)
-    assert "Do not rely on this surface" in (tmp_path / "out" / "surface.md").read_text()
+    assert float(row["prediction_r2"]) == pytest.approx(-9.18, abs=0.005)  # of whole points; of single runs +0.12
+    text = (tmp_path / "out" / "surface.md").read_text()
+    assert "Do not rely on this surface" in text
+    assert "extrapolated: org (at most 67 %), per (at most 67 %)" in text

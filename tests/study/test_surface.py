@@ -13,7 +13,7 @@ from mtl_re.study.mixture_runs import ArmBeside, RunTable
 from mtl_re.study.optimum import find_optimum, slices
 from mtl_re.study.power import POWER, detectable, dome, power, slope
 from mtl_re.study.surface import Surface, pooled_sd
-from mtl_re.study.surface_report import compare_beside
+from mtl_re.study.surface_report import _beside, _coefficients, compare_beside
 
 HEADS = ("coarse", "org", "per")
 WHOLE = Region.bounded(HEADS, {})
@@ -80,15 +80,33 @@ def test_the_linear_surface_of_the_yarn_lacks_fit():
     assert test.p < 0.001
 
 
-def test_press_is_that_of_leaving_runs_out():
-    surface = yarn()
-    squares = 0.0
-    for out in range(len(surface.values)):
-        kept = np.arange(len(surface.values)) != out
-        rest = Surface(WHOLE, "quadratic", surface.points[kept], surface.values[kept])
-        squares += (surface.values[out] - rest.predict(surface.points[out])[0]) ** 2
-    total = ((surface.values - surface.values.mean()) ** 2).sum()
-    assert surface.prediction_r_squared == pytest.approx(1 - squares / total)
+def test_prediction_r_squared_is_that_of_leaving_whole_points_out():
+    surface = yarn("linear")
+    ours, mean = 0.0, 0.0
+    for point in np.unique(surface.points, axis=0):
+        out = (surface.points == point).all(axis=1)
+        rest = Surface(WHOLE, "linear", surface.points[~out], surface.values[~out])
+        ours += ((surface.values[out] - rest.predict(point)) ** 2).sum()
+        mean += ((surface.values[out] - surface.values[~out].mean()) ** 2).sum()
+    assert surface.prediction_r_squared == pytest.approx(1 - ours / mean)
+    assert yarn().prediction_r_squared is None  # six blends, six coefficients: without a blend there is no surface
+
+
+def test_prediction_r_squared_leaves_points_out_of_blocks_too():
+    """Of one run a point the surface predicts each run from the others, and so does the mean of the run's block."""
+    plan = design(24, 1, (1, 2, 3))
+    values = peaked(plan.points) + np.random.default_rng(0).normal(size=24)
+    surface = Surface(WHOLE, "quadratic", plan.points, values, plan.blocks)
+    squares = [0.0, 0.0]
+    for point in np.unique(plan.points, axis=0):
+        out = (plan.points == point).all(axis=1)
+        rest = Surface(WHOLE, "quadratic", plan.points[~out], values[~out], plan.blocks[~out])
+        predicted = rest.run_columns(plan.points[out], plan.blocks[out]) @ rest.fit.params
+        contrasts = block_contrasts(plan.blocks, 24)
+        columns = np.concatenate([np.ones((24, 1)), contrasts], axis=1)
+        mean = columns[out] @ np.linalg.lstsq(columns[~out], values[~out], rcond=None)[0]
+        squares = [squares[0] + ((values[out] - predicted) ** 2).sum(), squares[1] + ((values[out] - mean) ** 2).sum()]
+    assert surface.prediction_r_squared == pytest.approx(1 - squares[0] / squares[1])
 
 
 def test_a_region_bounded_below_changes_coefficients_and_nothing_else():
@@ -240,6 +258,44 @@ def test_a_block_that_a_moving_weighting_shares_does_not_count_for_it():
     for seed, effect in effects.items():
         arm = ArmBeside("dwa", True, unit, np.array([seed]), {"micro_f1": peaked(unit) + effect})
         assert compare_beside(surface, arm, "micro_f1", 1).verdict == "no difference shown"
+
+
+def test_arms_beside_a_surface_in_blocks_are_compared_in_these_blocks():
+    """Seeds differ by 3 points, runs around the surface by 1: another seed is no sign of another weighting."""
+    plan = design(24, 2, (1, 2, 3))
+    seeds, unit, called = np.array([run.seed for run in plan.runs]), np.full((3, 3), 1 / 3), []
+    for number in range(40):
+        generator = np.random.default_rng([13, number])
+        effects = 3 * generator.normal(size=9)
+        values = peaked(plan.points) + generator.normal(size=24) + effects[seeds]
+        surface = Surface(WHOLE, "quadratic", plan.points, values, seeds)
+        noise = peaked(unit) + generator.normal(size=3)
+        arm = ArmBeside("famo", True, unit, np.array([2, 3, 8]), {"micro_f1": noise + effects[[2, 3, 8]]})
+        mixed = compare_beside(surface, arm, "micro_f1", 1)
+        called.append(mixed.verdict != "no difference shown")
+        assert (mixed.runs, mixed.left_out) == (2, (8,))
+        assert mixed.measured == pytest.approx(arm.scores["micro_f1"][:2].mean())
+    assert within(np.mean(called), 0.05, 40)
+    foreign = ArmBeside("rlw", True, unit, np.array([6, 7, 8]), arm.scores)
+    alone = compare_beside(surface, foreign, "micro_f1", 1)
+    assert (alone.runs, alone.interval, alone.left_out) == (3, None, ())
+    assert alone.verdict == "not compared: none of its seeds is a block of the design"
+    lines = _beside(HEADS, [mixed, alone], "micro-F1")
+    assert any(line.startswith("| rlw") and line.endswith("is a block of the design |") for line in lines)
+    assert "Seeds that are no blocks of the design are left out: famo 8." in "\n".join(lines)
+
+
+def test_coefficients_name_a_corner_that_nobody_tried():
+    """An upper bound cuts the corner off, so that a head's coefficient is no score that a run came near."""
+    bounds = {"coarse": (0.1, 0.8), "org": (0.1, 0.5), "per": (0.1, 0.8)}
+    for region, outside in ((WHOLE, ""), (Region.bounded(HEADS, bounds), "org (at most 50 %)")):
+        plan = make_design(DesignOptions("simplex-centroid", 24, 2), region)
+        text = "\n".join(_coefficients({"micro_f1": Surface(region, "quadratic", plan.points, peaked(plan.points))}))
+        if outside:
+            assert "least shares (coarse 80 %, org 80 %, per 80 %); the corner lies outside what was tried" in text
+            assert f"is extrapolated: {outside}. Of a pair" in text
+        else:
+            assert "Of a head: the score with all weight on it. Of a pair" in text
 
 
 def test_the_pairs_of_a_confirmation_lie_where_the_surface_says():
