@@ -1,5 +1,6 @@
 """What the tests share: the workplace's data where it is present, sample rows, and one tiny model made from them."""
 
+import gc
 import json
 import os
 import subprocess
@@ -56,6 +57,19 @@ TAXONOMIES = _taxonomies()
 torch.set_num_threads(1)
 
 
+def room_in_memory(folder: str = "/dev/shm") -> bool:
+    """Whether the tests' files, programs among them, may lie in memory: fsync of a file costs 3 ms on a disk."""
+    if not os.access(folder, os.W_OK):
+        return False
+    place = os.statvfs(folder)
+    return place.f_bavail * place.f_frsize > 4e9 and not place.f_flag & os.ST_NOEXEC
+
+
+IN_MEMORY = room_in_memory()
+if IN_MEMORY:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
+
 def sample_examples(split: str, size: int, seed: int = 0) -> list[Example]:
     taxonomy = Taxonomy.from_prefixes()
     return [parse_row(row, taxonomy) for row in sample.rows(split, size, seed)]
@@ -83,6 +97,27 @@ def enliven(made: model.MtlReModel, seed: int = 0) -> model.MtlReModel:
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 2 / parameter.shape[-1] ** 0.5, generator=generator)
     return made.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    """What is imported is never garbage; and where files lie on a disk, no test waits for it (none pulls its plug)."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        if not IN_MEMORY:
+            patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are put together but not rendered, which takes most of the time."""
+
+    def write(figure, path, **options):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", write)
 
 
 @pytest.fixture(scope="session")

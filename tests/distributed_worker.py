@@ -8,6 +8,7 @@ this process, in a child and under `torchrun distributed_worker.py JOB.json` is 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import importlib
 import json
 import multiprocessing
@@ -31,7 +32,7 @@ from mtl_re.config import GROUPS, Config
 from mtl_re.data import sample
 from mtl_re.model import encoders
 from mtl_re.scoring import evaluation
-from mtl_re.training import checkpoint, run_report
+from mtl_re.training import checkpoint, loop, run_report, tracking
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -48,6 +49,7 @@ BASE: dict[str, Any] = {
 }
 """Forty rows of `rows_file` under these options: 32 training rows, 4 steps an epoch, 8 steps."""
 RATES = {"rows_per_s", "tokens_per_s"}
+git_state = functools.cache(tracking.git_state)
 
 
 def rows_file(path: Path, size: int = 40, split: str = "train", seed: int = 0) -> Path:
@@ -66,12 +68,16 @@ def make_config(options: Mapping[str, Any]) -> Config:
 
 
 def shrink(patch: pytest.MonkeyPatch, dropout: bool = True) -> None:
-    """Make runs small: a smaller `scratch:tiny` (without dropout of its own, if asked), and no pictures at the end."""
+    """Make runs small and quick: a smaller `scratch:tiny` (without dropout of its own, if asked), no pictures at the
+    end, git asked once, and memory not given back.
+    """
     size = encoders.SCRATCH_SIZES["tiny"] | SIZE
     if not dropout:
         size = {name: 0.0 if "dropout" in name else value for name, value in size.items()}
     patch.setitem(encoders.SCRATCH_SIZES, "tiny", size)
     patch.setattr(run_report, "write_run_report", lambda run_dir: None)
+    patch.setattr(tracking, "git_state", git_state)
+    patch.setattr(loop, "release_free_memory", lambda: None)
 
 
 def score_by_step(patch: pytest.MonkeyPatch, scores: Mapping[str, float]) -> None:

@@ -2,7 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Container, Iterable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 from conftest import TYPES, sample_examples, small_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -90,16 +95,32 @@ FAMILIES = {
     "modernbert": ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 16}, byte_level),
 }
 """Name → model type, its options, tokenizer."""
+COMMON = ("bert", "xlm-roberta", "modernbert")
+"""One family of each kind of tokenizer: WordPiece, unigram, bytes."""
+
+
+def slow_but(names: Iterable[str], quick: Container[str]) -> list:
+    """Parameters of a test or fixture, of which the `quick` ones belong to the fast set."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def make_family(name: str, folder, length: int = LENGTH) -> str:
     """An encoder's directory with its masked-LM head and random weights, as the hub would give it."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, content in _files(name, length).items():
+        Path(folder, file).write_bytes(content)
+    return str(folder)
+
+
+@cache
+def _files(name: str, length: int) -> dict[str, bytes]:
     kind, options, make = FAMILIES[name]
     tokenizer = make()
     if "max_position_embeddings" in options:  # RoBERTa's two extra places
         options = options | {"max_position_embeddings": length + 2}
     config = small_config(kind, **options, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     torch.manual_seed(1)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    with TemporaryDirectory() as folder:
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -201,8 +201,8 @@ FILE_FAULTS = {name: part for name, (_, part) in (RAW_FILE_FAULTS | _PLACES).ite
 ROW_FAULTS: dict[str, tuple[int, str]] = {
     **{f"{name}.json": (2, place) for name, (_, place) in BAD_ROWS.items()},
     **{name: (row, place) for name, (_, row, place) in RAW_ROW_FAULTS.items()},
-    "line_of_50_mb.jsonl": (2, "sentence"),
-    "row_of_50_mb.json": (2, "sentence"),
+    "line_of_5_mb.jsonl": (2, "sentence"),
+    "row_of_5_mb.json": (2, "sentence"),
 }
 
 
@@ -216,8 +216,8 @@ def write_hostile(folder: Path) -> dict[str, Path]:
         (folder / name).write_bytes(content)
     for name, (row, _) in BAD_ROWS.items():  # surrogates need the escapes of plain json
         (folder / f"{name}.json").write_text(json.dumps([klue_row(1), row, klue_row(3)]), encoding="ascii")
-    large = json.dumps(klue_row(2, sentence="x" * 50_000_000))
+    large = json.dumps(klue_row(2, sentence="x" * 5_000_000))
     first = json.dumps(klue_row(1))
-    (folder / "line_of_50_mb.jsonl").write_text(f"{first}\n{large}\n", encoding="ascii")
-    (folder / "row_of_50_mb.json").write_text(f"[{first}, {large}]", encoding="ascii")
+    (folder / "line_of_5_mb.jsonl").write_text(f"{first}\n{large}\n", encoding="ascii")
+    (folder / "row_of_5_mb.json").write_text(f"[{first}, {large}]", encoding="ascii")
     return {name: folder / name for name in (*FILE_FAULTS, *ROW_FAULTS)}

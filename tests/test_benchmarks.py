@@ -242,17 +242,23 @@ def test_the_whole_of_it(tmp_path):
     assert "min left" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "extract", "train"])
-def test_growth_runs_the_command_from_file_to_file(tmp_path, command):
-    wish = {"work": str(tmp_path), "train": "sample:train", "test": "sample:test", "pool": 64, "tokenizer": None}
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """What the measurements of growth are made on."""
+    work = str(tmp_path_factory.mktemp("work"))
+    wish = {"work": work, "train": "sample:train", "test": "sample:test", "pool": 64, "tokenizer": None}
     wish |= {"encoders": {}, "predict": [], "predict_rows": {}, "contenders": [], "times": [2], "checkpoint": None}
-    made = inputs.prepare(wish | {"growth_rows": 10})
+    return inputs.prepare(wish | {"growth_rows": 10})
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "extract", "train"])
+def test_growth_runs_the_command_from_file_to_file(grown, tmp_path, command):
     setting = Setting(
         "growth",
         "2×",
         command,
-        made["networks"]["extract" if command == "extract" else "growth"],
-        made["documents" if command == "extract" else "growth"][2],
+        grown["networks"]["extract" if command == "extract" else "growth"],
+        grown["documents" if command == "extract" else "growth"][2],
         str(tmp_path),
         batch_size=8,
         precision="no",

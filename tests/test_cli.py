@@ -479,7 +479,7 @@ def test_a_console_of_another_encoding_ends_no_command(tmp_path, encoding):
     path = tmp_path / "rows.json"
     row = {"guid": "1", "sentence": "가 나 😀", "subject_entity": "–", "object_entity": {}, "label": None}
     path.write_text(json.dumps([row], ensure_ascii=False), encoding="utf-8")
-    for command in (["check", str(path)], ["predict", str(tmp_path), "--data", str(path), "--output", "o–😀.csv"]):
+    for command in (["check", str(path)], ["sample", "/proc/–😀"]):
         environment = os.environ | {"PYTHONIOENCODING": encoding}
         done = subprocess.run([sys.executable, "-m", "mtl_re", *command], capture_output=True, env=environment)
         assert done.returncode == 1

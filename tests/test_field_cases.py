@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases under {CAS
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, undrawn):
     """Each case runs in an empty directory."""
     monkeypatch.chdir(tmp_path)
     yield
@@ -158,6 +158,7 @@ def test_19_a_dot_in_a_class(capsys):
     assert "coarse class 'music.genre' has a dot" in said
 
 
+@pytest.mark.slow
 def test_22_the_card_s_pipeline_takes_klue_rows(saved, capsys):
     assert call(capsys, "export", saved, "e")[0] == 0
     assert "pipeline_tag" not in Path("e/README.md").read_text(encoding="utf-8")

@@ -98,16 +98,18 @@ def test_no_command_replaces_what_it_reads(tmp_path, name, option):
         COMMANDS[name].check_files(parsed(name, **values), options_of(name))
 
 
-@pytest.mark.parametrize("kind", ["path", "link", "inode"])
+VOTE = ["vote", "ROWS", "ROWS", "--output", "OUT"]
+
+
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize(
-    "command",
+    ("command", "kind"),
     [
-        ["predict", "CKPT", "--data", "ROWS", "--output", "OUT"],
-        ["evaluate", "CKPT", "--data", "ROWS", "--output", "OUT"],
-        ["evaluate", "CKPT", "--data", "ROWS", "--predictions", "OUT"],
-        ["vote", "ROWS", "ROWS", "--output", "OUT"],
-        ["cooccurrence", "ROWS", "--output", "OUT"],
+        (["predict", "CKPT", "--data", "ROWS", "--output", "OUT"], "path"),
+        (["evaluate", "CKPT", "--data", "ROWS", "--output", "OUT"], "path"),
+        (["evaluate", "CKPT", "--data", "ROWS", "--predictions", "OUT"], "path"),
+        (["cooccurrence", "ROWS", "--output", "OUT"], "path"),
+        *((VOTE, kind) for kind in ("path", "link", "inode")),
     ],
 )
 def test_an_output_is_no_input(tmp_path, saved, rows, capsys, command, overwrite, kind):
@@ -120,6 +122,7 @@ def test_an_output_is_no_input(tmp_path, saved, rows, capsys, command, overwrite
     assert rows.read_bytes() == before
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("command", "name"),
     [

@@ -11,6 +11,7 @@ from mtl_re.commands import COMMANDS
 SMALL = {"sample": ["--train", "200", "--valid", "30", "--test", "30"], "train": ["--train.max_steps", "2"]}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("fails", [None, "evaluate"])
 def test_it_runs_where_there_is_no_repository(tmp_path, monkeypatch, capsys, fails):
     calls = []
@@ -18,7 +19,7 @@ def test_it_runs_where_there_is_no_repository(tmp_path, monkeypatch, capsys, fai
     def main(arguments):
         name = arguments[0]
         calls.append(name)
-        return 1 if name == fails else cli.main([*arguments, *SMALL.get(name, [])])
+        return int(name == fails) if fails else cli.main([*arguments, *SMALL.get(name, [])])
 
     monkeypatch.setattr(quickstart, "main", main)
     monkeypatch.chdir(tmp_path)

@@ -132,7 +132,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     run, done = "", []
     for command in commands("README.md"):
         name = command.split()[0]
-        # tests/page/test_page.py, tests/predict/test_ray.py; a study that needs the hub, see tests/study/test_workers.py
+        # tests/page/test_page.py, tests/predict/test_ray.py; the study needs the hub (tests/study/test_workers.py)
         if name in ("demo", "ablate") or "--engine ray" in command:
             continue
         arguments = shlex.split(command.replace("runs/NAME", run or "runs/NAME"))

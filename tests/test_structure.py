@@ -212,25 +212,6 @@ def test_importing_loads_nothing_heavy(module):
     assert not set(json.loads(done.stdout)) & set(HEAVY)
 
 
-def test_help_names_the_commands_and_loads_no_torch():
-    code = (
-        "import sys; from mtl_re import cli\n"
-        "try: cli.main(['--help'])\n"
-        "except SystemExit as end: assert not end.code\n"
-        f"loaded = set(sys.modules) & set({HEAVY!r}); assert not loaded, loaded"
-    )
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
-    for command in ("sample", "check", "train", "evaluate", "predict", "compare"):
-        assert command in done.stdout
-
-
-def test_the_module_runs():
-    done = python("-m", "mtl_re", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage: mtl-re" in done.stdout
-
-
 def test_public_names_exist():
     for name in mtl_re.__all__:
         assert getattr(mtl_re, name) is not None

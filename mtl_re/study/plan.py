@@ -222,7 +222,11 @@ def check_study(study: Study) -> None:
     Raises:
         MtlReError: Something is wrong; the message names the arm.
     """
-    configs = [check_cell(study, cell) for cell in study.cells()]
+    configs, seen = [], set[str | int]()
+    for cell in study.cells():  # each arm and each seed once: no option hangs on both
+        if not {cell.arm, cell.seed} <= seen:
+            configs.append(check_cell(study, cell))
+            seen |= {cell.arm, cell.seed}
     if study.search is not None:
         for settings in study.search.corners():
             cell = study.cell("search", settings, study.seeds[0])

@@ -415,6 +415,7 @@ def test_a_resumed_run_says_what_it_passed_over_and_what_is_not_exact(small, cap
         adapt.adapt(small("run", **settings))
 
 
+@pytest.mark.slow
 def test_rates_after_a_resume_leave_out_what_was_counted_before(small, monkeypatch):
     settings = {"train": {"save_every": 1, "max_steps": 6}, "data": {"held_out": 0}}
     step, tokens = adapt._step, []
@@ -525,7 +526,7 @@ def test_two_processes_adapt_as_one_does(small, monkeypatch, tmp_path):
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("limit", [2, 100])
+@pytest.mark.parametrize("limit", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_fp16_that_only_overflows_ends_with_a_word(small, monkeypatch, limit):
     """The scaler skips a step that overflows; where it skips them all, nothing is learnt and someone must say so."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TYPES, sample_examples
-from families import FAMILIES, LENGTH, make_family
+from families import COMMON, FAMILIES, LENGTH, make_family, slow_but
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -18,7 +18,7 @@ from mtl_re.model import encoders
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=slow_but(FAMILIES, COMMON), scope="module")
 def headless(request, tmp_path_factory) -> Path:
     """A family's encoder as e5 and sentence-transformers ship theirs: no head."""
     folder = tmp_path_factory.mktemp(request.param)

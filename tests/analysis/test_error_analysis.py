@@ -85,12 +85,6 @@ def analyse(tmp_path):
     return run
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pictures are put together but not rendered, which takes most of the time."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.write_bytes(PNG))
-
-
 def section(markdown, title):
     return markdown.split(f"\n## {title}\n")[1].split("\n## ")[0]
 

@@ -56,12 +56,6 @@ def sample():
     return load_examples("sample:valid", TAXONOMY)[0]
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pictures are put together but not rendered, which takes most of the time."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.write_bytes(PNG))
-
-
 def test_counts_are_those_of_the_rows(sample):
     counts = count("sample:valid", TAXONOMY)
     lengths = [len(example.sentence) for example in sample]

@@ -305,7 +305,7 @@ def klue_rows(draw):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(row=klue_rows())
 def test_a_row_survives_the_way_there_and_back(name, row):
     (back,), report = rows_of(name, INVERSES[name](row), columns=OWN)

@@ -40,7 +40,7 @@ needs_klue = pytest.mark.skipif(not TRAIN.is_file() or not DEV.is_file(), reason
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     folder = tmp_path_factory.mktemp("hostile")
     yield write_hostile(folder)
-    shutil.rmtree(folder)  # 100 MB
+    shutil.rmtree(folder)  # 10 MB
 
 
 def parse(**changes: Any) -> Example:

@@ -44,7 +44,7 @@ from mtl_re.scoring.decoding import Decoding, decode
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training import checkpoint
 
-SECRETS = re.compile(rb"/(?:tmp|work|root|home|Users|opt|usr|var)/")
+SECRETS = re.compile(rb"/(?:tmp|work|root|home|Users|opt|usr|var|dev)/")
 """Beginnings of absolute paths as a training machine has them."""
 
 

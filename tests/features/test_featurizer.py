@@ -207,8 +207,9 @@ def test_markers_survive_every_length_that_can_hold_them(make, family, query):
         entities = whole.positions[1] - whole.positions[0] + whole.positions[3] - whole.positions[2] + 2
         size = len(whole.input_ids)
         least = size - sentence_size(whole, Frame.of(tokenizer, query), query) + entities
+        featurizer = Featurizer(tokenizer, TAXONOMY, SCHEME, query, 512, TYPES)
         for length in range(4, size + 2):
-            featurizer = Featurizer(tokenizer, TAXONOMY, SCHEME, query, length, TYPES)
+            featurizer.max_length = length
             if length < least:
                 with pytest.raises(MtlReError, match=rf"take {entities} tokens.* leaves {length - least + entities}$"):
                     featurizer.table([example])

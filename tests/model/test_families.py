@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TYPES
-from families import FAMILIES, LENGTH, ROWS, make_family, texts
+from families import COMMON, FAMILIES, LENGTH, ROWS, make_family, slow_but, texts
 from transformers import AutoModel, AutoTokenizer
 
 from mtl_re import cli
@@ -30,7 +30,7 @@ SCHEMES = ("typed_punct_ko", "typed_special")
 TAXONOMY = Taxonomy.from_prefixes()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(FAMILIES, COMMON))
 def family(request, tmp_path_factory) -> str:
     return make_family(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import make_config, rows_file, shrink
-from test_run_report import PNG, log_lines, make_run, result_of
+from test_run_report import log_lines, make_run, result_of
 
 import mtl_re
 from mtl_re.analysis import explore
@@ -294,11 +294,6 @@ def hostile_taxonomy():
 def unescaped(markdown):
     """Places where text could start a tag: a `<` that no backslash guards."""
     return re.findall(r"(?<!\\)(?:\\\\)*<", markdown)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.write_bytes(PNG))
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -216,6 +216,7 @@ def test_an_unknown_pooling_lists_the_known_ones():
 # ---- law 7: save and load ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_the_same_model(elsewhere, tiny, table):
     here = inference.all_logits(tiny[0], table, tiny[1].pad_token_id, 8)
     for seed in (1, 2):

@@ -222,8 +222,8 @@ def test_a_flipped_bit_of_a_part_is_found_out(stopped, resumed, whole, tmp_path)
     contents = {path: path.read_bytes() for path in parts.directory.iterdir()}
     part = parts.path(2)
     head = len(b"".join(contents[part].splitlines(keepends=True)[:2]))
-    places = [contents[part].index(b'"window": 2') + 10, *(chance.randrange(head) for _ in range(30))]
-    places += [chance.randrange(len(contents[part])) for _ in range(10)]
+    places = [contents[part].index(b'"window": 2') + 10, *(chance.randrange(head) for _ in range(12))]
+    places += [chance.randrange(len(contents[part])) for _ in range(4)]
     for place in places:
         parts.directory.mkdir(exist_ok=True)
         for path, content in contents.items():

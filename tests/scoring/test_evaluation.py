@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import sample_examples, tiny_model
 
-from mtl_re import files
 from mtl_re.config import EvalConfig, EvaluateConfig
 from mtl_re.errors import MtlReError
 from mtl_re.model import device
 from mtl_re.model.network import load, split_heads
-from mtl_re.scoring import calibration, evaluation, gating, inference, metrics
+from mtl_re.scoring import evaluation, gating, inference, metrics
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
 from mtl_re.scoring.evaluation import evaluate
 from mtl_re.taxonomy import KLUE
@@ -150,16 +149,6 @@ def test_prior_by_em_is_named_and_blind_to_labels(ckpt, data, rows, tmp_path):
     assert [x["probs"] for x in a] == [x["probs"] for x in b]
 
 
-def test_em_finds_the_shares_of_calibrated_posteriors():
-    generator = np.random.default_rng(0)
-    target, trained = np.array([0.6, 0.17, 0.23]), np.array([0.29, 0.32, 0.39])
-    gold = generator.choice(3, 20_000, p=target)
-    scores = np.eye(3)[gold] * 2 + generator.normal(size=(20_000, 3))  # p(x | class): unit normals around 2·e_class
-    posterior = np.exp(2 * scores) * trained
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    assert calibration.em_prior(posterior, trained) == pytest.approx(target, abs=0.02)
-
-
 def test_prior_needs_a_known_training_prior(ckpt, data, tokenizer, tmp_path):
     model, _ = load(ckpt)
     model.config.training_prior = None
@@ -193,21 +182,6 @@ def test_output_that_cannot_be_written(ckpt, data, tmp_path):
         evaluate(ckpt, EvaluateConfig(data=data, resamples=0, output=str(tmp_path / "file" / "m.json")))
 
 
-def test_write_json_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / "m.json"
-    files.write_json(path, {"라벨": 1})
-    assert path.read_text(encoding="utf-8") == '{\n "라벨": 1\n}\n'
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(MtlReError, match="No space left"):
-        files.write_json(path, {})
-    assert "라벨" in path.read_text(encoding="utf-8")
-    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
-
-
 # ---- parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,16 +202,6 @@ def test_more_processes_than_batches(tiny, table):
     model, tokenizer = tiny
     rows, logits = inference.table_logits(model, table, tokenizer.pad_token_id, 1000, share=(1, 2))
     assert (len(rows), logits.shape) == (0, (0, 32))
-
-
-def test_mode_of_the_model_is_given_back(tiny, table):
-    model, tokenizer = tiny
-    model.train()
-    try:
-        inference.table_logits(model, table, tokenizer.pad_token_id, 64)
-        assert model.training
-    finally:
-        model.eval()
 
 
 def test_temperatures_reach_the_probabilities(tiny, table):

@@ -56,8 +56,9 @@ def test_scores_equal_scikit_learn(seed, decimals, weighted):
     assert metrics.micro_f1(gold, pred, TAXONOMY, weights) == pytest.approx(
         official_f1(gold, pred, range(1, 30), "micro", weights), abs=1e-9
     )
-    np.testing.assert_allclose(metrics.auprc_by_class(gold, probs, weights), official_auprc(gold, probs, weights))
-    assert metrics.auprc(gold, probs, weights) == pytest.approx(official_auprc(gold, probs, weights).mean())
+    official = official_auprc(gold, probs, weights)
+    np.testing.assert_allclose(metrics.auprc_by_class(gold, probs, weights), official)
+    assert metrics.auprc(gold, probs, weights) == pytest.approx(official.mean())
     occurring = sorted((set(gold) | set(pred)) - {0})
     if not weighted:  # a label whose rows all weigh nothing still "occurs" for scikit-learn
         assert metrics.macro_f1(gold, pred, TAXONOMY) == pytest.approx(official_f1(gold, pred, occurring, "macro"))
@@ -112,7 +113,7 @@ def test_ece_by_hand():
 def test_resampled_equals_plain_recomputation(decimals):
     gold, probs, pred = draw(3, rows=80, decimals=decimals, empty=(7,))
     score = metrics.Resampled(gold, pred, probs, TAXONOMY)
-    (drawn,) = metrics.multiplicities(len(gold), 40, seed=0)
+    (drawn,) = metrics.multiplicities(len(gold), 10, seed=0)
     assert (drawn.sum(axis=0) == len(gold)).all()
     f1, areas = score(drawn)
     vanished, empty = 0, np.setdiff1d(np.arange(30), gold)

@@ -7,21 +7,24 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from fake_launch import Played
 
 from mtl_re.cli import main
 from mtl_re.config import AblateConfig
 from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.summary import NONE
-from mtl_re.study import cell_process, confirmation, scored_arms, workers
+from mtl_re.study import cell_process, confirmation, scored_arms, surface_report, workers
 from mtl_re.study.cell_logits import CellLogits
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.mixture_runs import arms_beside, mean_weights, run_table
+from mtl_re.study.optimum import find_optimum
 from mtl_re.study.plan import Study, shares_of
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study_file import load_study
@@ -66,6 +69,7 @@ def made_up(study, cell) -> CellLogits:
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """study(**keys) → path of a study file, and the launcher of its trainings."""
+    monkeypatch.setattr(cell_process, "start_process", Played)
     monkeypatch.setattr(workers, "POLL", 0.2)
     monkeypatch.setattr(cell_process, "TICK", 0.02)
     monkeypatch.setattr(scored_arms, "cell_logits", made_up)
@@ -220,8 +224,10 @@ def test_blocks_of_seeds_are_in_the_surface(study):
     assert "against a constant with blocks of seeds, F(5, 13)" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_old_screen_is_read_from_its_published_scores(tmp_path, monkeypatch, shared):
     """The figure that the issue of this analysis names: F(5, 22) = 2.9, p = 0.04, SD 4.8 over 30 runs."""
+    monkeypatch.setattr(surface_report, "find_optimum", partial(find_optimum, resamples=100))
     experiments = Path(__file__).parents[2] / "experiments"
     monkeypatch.syspath_prepend(str(experiments.parent))
     (tmp_path / "shared").symlink_to(shared)

@@ -139,7 +139,7 @@ def test_scores_that_are_all_equal_have_no_tests():
 # ---- rates over simulated studies ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blocks", [(), (1, 2, 3)], ids=["own seeds", "blocks"])
+@pytest.mark.parametrize("blocks", [(), pytest.param((1, 2, 3), marks=pytest.mark.slow)], ids=["own seeds", "blocks"])
 def test_the_global_test_keeps_its_level_when_weights_do_not_matter(blocks):
     plan = design(24, 2, blocks)
     tests = [simulated(plan, np.zeros(24), number).weights_matter for number in range(600)]
@@ -155,6 +155,7 @@ def test_lack_of_fit_keeps_its_level_and_finds_a_wrong_form():
     assert np.mean(wrong) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [(), (1, 2, 3)], ids=["own seeds", "blocks"])
 def test_power_is_what_the_plan_promises(blocks):
     plan = design(24, 2, blocks)
@@ -180,6 +181,7 @@ def test_a_slope_is_as_long_as_it_says_and_the_worst_head_counts():
     assert dome(WHOLE, WHOLE.corners()).tolist() == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.slow
 def test_intervals_and_bands_cover_at_their_nominal_rate():
     plan, grid = design(), WHOLE.grid(300)
     truth, unit = peaked(grid), np.full((1, 3), 1 / 3)
@@ -212,7 +214,9 @@ TRUTHS = {
 }
 
 
-@pytest.mark.parametrize("form", TRUTHS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form == "on an edge" else pytest.mark.slow) for form in TRUTHS]
+)
 def test_the_region_of_the_optimum_covers_and_what_is_called_worse_is_worse(form):
     plan, grid = design(), WHOLE.grid(250)
     truth = TRUTHS[form](grid)
@@ -298,6 +302,7 @@ def test_coefficients_name_a_corner_that_nobody_tried():
             assert "Of a head: the score with all weight on it. Of a pair" in text
 
 
+@pytest.mark.slow
 def test_the_pairs_of_a_confirmation_lie_where_the_surface_says():
     """The optimum is chosen from the same runs, so its predicted gain is too high; the interval pays for that."""
     plan, unit, inside, gains = design(), np.full(3, 1 / 3), [], []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_launch import Played
 from optuna.trial import TrialState
 
 from mtl_re.config import AblateConfig
@@ -28,10 +29,17 @@ BASE = {"data": {"train": "sample:train", "limit": 100}, "model": {"encoder": "s
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def real_processes():
+    """For a test whose cells must be processes of their own; others play them."""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch, request):
     """write(**keys) → path of a study file with two arms and two seeds, its output in tmp_path."""
     monkeypatch.setattr(workers, "POLL", 0.2)
     monkeypatch.setattr(cell_process, "TICK", 0.05)
+    if "real_processes" not in request.fixturenames:
+        monkeypatch.setattr(cell_process, "start_process", Played)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
 
     def make(**keys):
@@ -100,6 +108,8 @@ WRONG = {
     "group": ({"arms": {"a": {"optimizer.lr": 1}}}, "arm a: .*optimizer"),
     "type": ({"arms": {"a": {"train.epochs": "many"}}}, "arm a: .*epochs"),
     "bound": ({"arms": {"a": {"train.epochs": 0}}}, "arm a: .*epochs"),
+    "bound of the second arm": ({"arms": {"a": {}, "b": {"train.epochs": 0}}}, "arm b: .*epochs"),
+    "bound of the second seed": ({"seeds": [1, -1]}, "arm a: .*seed"),
     "registry": ({"arms": {"a": {"model.pooling": "maximum"}}}, "arm a: model.pooling: 'maximum'"),
     "weighting": ({"arms": {"a": {"loss.weighting": "magic"}}}, "arm a: loss.weighting: 'magic'"),
     "head": ({"arms": {"a": {"loss.weights": {"fine": 1}}}}, "arm a: loss.weights: no head is called 'fine'"),
@@ -201,6 +211,7 @@ def test_there_are_shipped_studies():
 # ---- running -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_one_worker_runs_every_cell_and_a_second_time_none(write, tmp_path):
     path = write()
     queue = work(path, launcher(tmp_path, "quick"))
@@ -427,6 +438,7 @@ def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_processes")
 def test_a_hopeless_cell_is_pruned(write, tmp_path):
     """Five good cells give the median its footing; the sixth scores below it at every step."""
     arms = {f"good{number}": {"optim.lr": 0.01} for number in range(5)} | {"bad": {"optim.lr": 0.03}}

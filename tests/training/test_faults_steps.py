@@ -225,7 +225,9 @@ def test_fp16_overflow_is_skipped_and_counted(go, as_fp16, monkeypatch):
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_dir).values())
 
 
-@pytest.mark.parametrize("weighting", ["uncertainty", "dwa", "famo"])
+@pytest.mark.parametrize(
+    "weighting", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("uncertainty", "dwa")), "famo"]
+)
 def test_a_skipped_step_teaches_no_weighting(go, monkeypatch, weighting):
     """Under fp16 the loss itself may overflow: infinite losses would make all weights NaN, for ever."""
     real, skipped = train_module.check_step, []

@@ -103,8 +103,12 @@ def test_a_changed_option_is_named_with_both_values(go):
 
 
 def test_changed_rows_are_named_with_their_file(go, tmp_path):
+    """One label is enough."""
     crash(go, "run", "step", 3, **EVERY)
-    other = rows_file(tmp_path / "other.json", seed=3)
+    made = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    made[0]["label"] = "per:title" if made[0]["label"] != "per:title" else "per:origin"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(made), encoding="utf-8")
     with pytest.raises(MtlReError, match=r"training rows \(data\.train: .*other\.json\)"):
         go("run", **EVERY, **{"train.resume": "auto", "data.train": str(other)})
 

@@ -73,12 +73,6 @@ def pictures(folder):
     return found
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pictures are put together but not rendered, which takes most of the time."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.write_bytes(PNG))
-
-
 def test_report_holds_the_run(tmp_path):
     result = result_of()
     path = run_report.write_run_report(make_run(tmp_path / "run", result, log_lines(result)))
@@ -143,7 +137,7 @@ def test_long_log_with_changing_weights_and_an_empty_head(tmp_path):
     assert set(pictures(tmp_path)) == {"curves.png"}
 
 
-@pytest.mark.parametrize("layout", ["hierarchical", "flat"])
+@pytest.mark.parametrize("layout", ["hierarchical", pytest.param("flat", marks=pytest.mark.slow)])
 def test_any_taxonomy_and_any_name(tmp_path, layout):
     """Names that hold markup, mathematics or Hangul; no `no_relation`; one label alone."""
     names = ("a|b*c", "$x_1$", "설립일", "l" * 300, "<b>`")

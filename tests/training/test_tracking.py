@@ -19,7 +19,7 @@ from wandb_file import read_run
 from mtl_re.config import TrackingConfig
 from mtl_re.training import tracking
 from mtl_re.training.metrics_log import MetricsLog
-from mtl_re.training.tracking import Answers, Trackers, flatten, manifest
+from mtl_re.training.tracking import Answers, Trackers, flatten, git_state, manifest
 from mtl_re.training.train import train
 
 
@@ -103,9 +103,9 @@ def test_manifest_holds_no_environment(monkeypatch):
 def test_manifest_outside_a_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert tracking.git_state() is None
+    assert git_state() is None
     monkeypatch.setenv("PATH", "")
-    assert tracking.git_state() is None
+    assert git_state() is None
 
 
 def test_git_state_names_commit_and_dirt(monkeypatch, tmp_path):
@@ -113,11 +113,11 @@ def test_git_state_names_commit_and_dirt(monkeypatch, tmp_path):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *arguments], check=True)
-    state = tracking.git_state()
+    state = git_state()
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
     (tmp_path / "new").write_text("")
-    assert tracking.git_state()["dirty"] is True
+    assert git_state()["dirty"] is True
 
 
 # ---- wandb: offline or not -----------------------------------------------------------------------------------------

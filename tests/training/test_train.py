@@ -208,7 +208,8 @@ def test_default_run_directories_do_not_collide(rows, tmp_path, monkeypatch):
 
 
 def test_loss_falls_and_every_head_learns(go):
-    run_dir = go(**{"train.epochs": 30, "optim.lr": 5e-3, "data.valid_fraction": 0.0, "tracking.log_every": 5})
+    options = {"data.valid_fraction": 0.0, "tracking.log_every": 5, "train.save_every": 10_000}
+    run_dir = go(**options, **{"train.epochs": 30, "optim.lr": 5e-3})
     logged = lines(run_dir, "train")
     for head in ("coarse", "org", "per"):
         assert logged[-1]["loss"][head] < 0.7 * logged[0]["loss"][head], head
@@ -243,11 +244,10 @@ def test_every_trained_parameter_moves(go, monkeypatch):
     assert not stuck
 
 
-def test_scale_of_the_weights_is_immaterial(go):
-    ones = go("ones", **{"loss.weights": {"coarse": 1, "org": 1, "per": 1}})
+def test_scale_of_the_weights_is_immaterial(plain_run, go):
     tens = go("tens", **{"loss.weights": {"coarse": 10, "org": 10, "per": 10}})
-    assert_same_tensors(weights(ones), weights(tens))
-    assert lines(ones) == lines(tens)
+    assert_same_tensors(weights(plain_run), weights(tens))
+    assert lines(plain_run) == lines(tens)
     assert yaml.safe_load((tens / "config.yaml").read_text())["loss"]["weights"] == {"coarse": 1, "org": 1, "per": 1}
 
 
@@ -259,8 +259,7 @@ def test_weights_change_what_is_trained(plain_run, go):
     assert lines(tilted, "train")[0]["weights"]["coarse"] == pytest.approx(15 / 7)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_head_of_weight_zero_keeps_its_first_values(go, monkeypatch, decay):
+def test_head_of_weight_zero_keeps_its_first_values(go, monkeypatch):
     seen = {}
     real = train_module.TrainingLoop.fit
 
@@ -269,12 +268,12 @@ def test_head_of_weight_zero_keeps_its_first_values(go, monkeypatch, decay):
         return real(loop)
 
     monkeypatch.setattr(train_module.TrainingLoop, "fit", remember)
-    after = weights(go(**{"loss.weights": {"org": 0.0}, "optim.weight_decay": decay}))
+    after = weights(go(**{"loss.weights": {"org": 0.0}, "optim.weight_decay": 0.5}))
     assert torch.equal(after["heads.org.weight"], seen["weight"])
     assert torch.equal(after["heads.org.bias"], seen["bias"])
 
 
-@pytest.mark.parametrize("reduction", ["joint", "per_head"])
+@pytest.mark.parametrize("reduction", ["joint", pytest.param("per_head", marks=pytest.mark.slow)])
 def test_rows_that_teach_no_head_are_not_read_and_not_missed(go, no_dropout, monkeypatch, reduction):
     same = no_dropout | {"loss.reduction": reduction, "loss.weights": {"coarse": 0.0, "org": 1.0, "per": 0.0}}
     read, real = [], train_module.own_parts
@@ -296,7 +295,7 @@ def test_rows_that_teach_no_head_are_not_read_and_not_missed(go, no_dropout, mon
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["joint", "per_head"])
+@pytest.mark.parametrize("reduction", ["joint", pytest.param("per_head", marks=pytest.mark.slow)])
 def test_accumulation_does_not_change_a_step(go, no_dropout, reduction):
     same = no_dropout | {"loss.reduction": reduction, "data.valid_fraction": 0.0, "train.epochs": 1}
     whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})  # 40 rows: 16, 16, 8
@@ -366,9 +365,14 @@ TECHNIQUES = {
     "dropout samples": {"model.dropout_samples": 3},
     "average": {"train.ema": 0.9},
 }
+each_technique = pytest.mark.parametrize(
+    "options",
+    [pytest.param(TECHNIQUES[name], marks=() if name == "rdrop" else pytest.mark.slow) for name in TECHNIQUES],
+    ids=TECHNIQUES,
+)
 
 
-@pytest.mark.parametrize("options", TECHNIQUES.values(), ids=TECHNIQUES)
+@each_technique
 def test_a_technique_changes_the_training_and_leaves_the_model_as_it_is(plain_run, go, options):
     run_dir = go(**options)
     ours, plain = weights(run_dir), weights(plain_run)
@@ -377,7 +381,7 @@ def test_a_technique_changes_the_training_and_leaves_the_model_as_it_is(plain_ru
     assert_same_run(run_dir, go("again", **options))
 
 
-@pytest.mark.parametrize("options", TECHNIQUES.values(), ids=TECHNIQUES)
+@each_technique
 def test_a_technique_does_not_know_how_a_step_was_split(go, no_dropout, options):
     same = no_dropout | options | {"data.valid_fraction": 0.0, "train.epochs": 1}
     whole = go("whole", **same, **{"train.batch_size": 16, "train.accumulate": 1})
@@ -413,7 +417,7 @@ def test_rdrop_reads_every_pair_in_two_sequences(go, monkeypatch):
         assert torch.equal(second[:, 1:], first[:, 1:])
 
 
-@pytest.mark.parametrize("name", ["rdrop", "dropout samples"])
+@pytest.mark.parametrize("name", ["rdrop", pytest.param("dropout samples", marks=pytest.mark.slow)])
 def test_what_lives_on_dropout_does_nothing_without_it(go, no_dropout, name):
     assert_same_tensors(weights(go("plain", **no_dropout)), weights(go("with", **no_dropout, **TECHNIQUES[name])), 1e-6)
 
@@ -451,11 +455,12 @@ def test_rdrop_is_trained_and_not_logged(go):
     assert first[-1]["loss"] != second[-1]["loss"]
 
 
-def test_folds_are_validation_rows(go, rows):
-    held = [go(f"fold{k}", **{"data.fold": f"{k}/4", "train.max_steps": 1}) for k in (1, 2, 3, 4)]
-    manifests = [json.loads((run_dir / "manifest.json").read_text())["data"] for run_dir in held]
-    assert sum(data["valid"]["rows"] for data in manifests) == 40
-    assert all(data["train"]["rows"] + data["valid"]["rows"] == 40 for data in manifests)
+def test_a_fold_is_the_validation_rows(go, rows):
+    for k in (1, 4):
+        run_dir = go(f"fold{k}", **{"data.fold": f"{k}/4", "train.max_steps": 1})
+        data = json.loads((run_dir / "manifest.json").read_text())["data"]
+        assert data["train"]["rows"] + data["valid"]["rows"] == 40
+        assert 5 <= data["valid"]["rows"] <= 15
 
 
 @pytest.mark.parametrize("heads", ["hierarchical", "flat"])
@@ -727,14 +732,9 @@ def test_taxonomy_from_yaml(go, tmp_path):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_faulty_option_is_named(go, options, message):
+def test_faulty_option_is_named(go, tmp_path, options, message):
     with pytest.raises(MtlReError, match=message):
         go(**options)
-
-
-def test_target_prior_that_does_not_fit_is_refused_before_training(go, tmp_path):
-    with pytest.raises(MtlReError):
-        go(**{"eval.target_prior": [0.5, 0.5]})
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or not lines(tmp_path / "run")
 
@@ -790,10 +790,10 @@ def test_early_stop_inside_an_epoch(go, scripted):
     assert last_checkpoint(run_dir).path.name == "step-000006"
 
 
-def test_target_prior_weighs_the_selection_only(rows, go):
-    plain, weighted = go("plain"), go("weighted", **{"eval.target_prior": [0.6, 0.17, 0.23]})
-    assert_same_tensors(last_checkpoint(plain).tensors["model"], last_checkpoint(weighted).tensors["model"])
-    for a, b in zip(lines(plain, "valid"), lines(weighted, "valid"), strict=True):
+def test_target_prior_weighs_the_selection_only(plain_run, go):
+    weighted = go("weighted", **{"eval.target_prior": [0.6, 0.17, 0.23]})
+    assert_same_tensors(last_checkpoint(plain_run).tensors["model"], last_checkpoint(weighted).tensors["model"])
+    for a, b in zip(lines(plain_run, "valid"), lines(weighted, "valid"), strict=True):
         assert a["micro_f1"] == b["micro_f1"]
         assert a["selection"] == pytest.approx(a["micro_f1"])
 
@@ -884,7 +884,7 @@ def test_the_sample_trains_by_name(go):
 # ---- a loss that is not finite -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_loss_that_is_not_finite_stops_the_run(go, tmp_path, monkeypatch, value):
     real, asked = train_module.step, []
 
@@ -904,19 +904,6 @@ def test_loss_that_is_not_finite_stops_the_run(go, tmp_path, monkeypatch, value)
     found = last_checkpoint(tmp_path / "run")
     assert found.path.name == "step-000004"
     assert all(torch.isfinite(tensor).all() for tensor in found.tensors["model"].values())
-
-
-def test_gradient_that_is_not_finite_stops_the_run(go, monkeypatch):
-    """The loss itself may be finite: one gradient is enough to ruin the weights."""
-    real = train_module._clip
-
-    def spoil(run):
-        next(run.plain_model.parameters()).grad[0, 0] = float("nan")
-        return real(run)
-
-    monkeypatch.setattr(train_module, "_clip", spoil)
-    with pytest.raises(MtlReError, match="step 1: the loss or its gradient is not finite"):
-        go()
 
 
 # ---- the gate ----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_a_restored_weighting_goes_on_exactly(name: str, cut: int) -> None:
 
 def test_uncertainty_favours_the_small_loss_and_settles_at_its_optimum() -> None:
     weighting = WEIGHTINGS["uncertainty"](HEADS, 0)
-    for _ in range(20_000):
+    for _ in range(3000):
         weighting.update({"coarse": 0.5, "org": 1.0, "per": 2.0}, None)
     factors = weighting.factors(0)  # the optimum of exp(-s)·L + s is exp(-s) = 1 / L
     expected = np.array([2, 1, 0.5]) * 3 / 3.5

@@ -7,7 +7,7 @@ import string
 import pytest
 import torch
 from conftest import small_config
-from families import FAMILIES, LENGTH, ROWS, make_family, texts, unigram
+from families import COMMON, FAMILIES, LENGTH, ROWS, make_family, slow_but, texts, unigram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -98,7 +98,7 @@ class Pair:
         return [self.kept[index] for index in full] if set(full) <= self.kept.keys() else None, cut
 
 
-@pytest.fixture(params=[*FAMILIES, *MORE], scope="module")
+@pytest.fixture(params=slow_but([*FAMILIES, *MORE], [*COMMON, "sentencepiece-bpe"]), scope="module")
 def pair(request, tmp_path_factory) -> Pair:
     return Pair(request.param, tmp_path_factory.mktemp(request.param))
 

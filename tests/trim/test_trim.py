@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TYPES, sample_examples
-from families import LENGTH, ROWS, make_family
+from families import COMMON, LENGTH, ROWS, make_family, slow_but
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -43,7 +43,7 @@ def call(*arguments) -> int:
         return int(error.code or 0)
 
 
-@pytest.fixture(scope="module", params=["bert", "xlm-roberta", "modernbert"])
+@pytest.fixture(scope="module", params=slow_but(COMMON, ["xlm-roberta"]))
 def family(request, tmp_path_factory) -> str:
     return make_family(request.param, tmp_path_factory.mktemp(request.param))
 
