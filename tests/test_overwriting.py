@@ -68,7 +68,9 @@ def test_every_command_says_what_it_writes():
     assert {name: {*command.writes} for name, command in COMMANDS.items() if command.writes} == WRITES
 
 
-@pytest.mark.parametrize(("name", "option"), [(name, option) for name, options in WRITES.items() for option in sorted(options)])
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, options in WRITES.items() for option in sorted(options)]
+)
 def test_no_command_replaces_a_strangers_file(tmp_path, name, option):
     names = COMMANDS[name].written(options_of(name))[option]
     target = tmp_path / "out.csv"
