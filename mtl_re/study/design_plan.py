@@ -132,7 +132,8 @@ def _time_lines(study: Study, workers: int) -> list[str]:
         lines[0] += f" Beside the design: {others}, seeds {', '.join(map(str, study.seeds))}."
     pace = _measured(study, cells) or _stated(study, cells)
     if pace is None:
-        return [*lines, "", "Hours: unknown. Give `design.seconds_per_step`, or let one cell finish."]
+        stated = "" if study.design is None else "; or give `design.seconds_per_step`"
+        return [*lines, "", f"Hours: unknown until one cell has finished{stated}."]
     seconds = sum(pace.seconds[cell.key] for cell in left)
     each = duration(sum(pace.seconds.values()) / len(pace.seconds))
     by = f"{workers} workers" if workers > 1 else "one worker"

@@ -339,7 +339,7 @@ def test_a_plan_takes_the_sd_from_earlier_scores(write, tmp_path):
     (tmp_path / "scores.csv").write_text(scores)
     text = ablate(write({"sd": "scores.csv"}), AblateConfig(plan=True))
     assert f"SD of a run: {math.sqrt(2):.2f} points, of runs of one arm in scores.csv" in text
-    assert "Hours: unknown" in text
+    assert "Hours: unknown until one cell has finished; or give `design.seconds_per_step`." in text
 
 
 def test_a_plan_measures_hours_by_finished_cells(write, monkeypatch):
