@@ -17,7 +17,7 @@ from mtl_re.markdown import write_markdown
 from mtl_re.study.design import DesignOptions
 from mtl_re.study.mixture import MODELS, Region
 from mtl_re.study.mixture_runs import RESPONSES, RunTable
-from mtl_re.study.plan import Study, heads_of, shares_of
+from mtl_re.study.study import Study, heads_of, shares_of
 from mtl_re.study.study_file import load_study
 from mtl_re.study.surface_report import surface_lines
 

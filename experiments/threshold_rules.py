@@ -21,7 +21,7 @@ from mtl_re.data.loading import load_examples
 from mtl_re.data.splits import load_splits
 from mtl_re.files import WEIGHTS, digest, read_yaml
 from mtl_re.model.network import split_heads
-from mtl_re.scoring import calibration, gating, metrics
+from mtl_re.scoring import calibration_fits, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding as Reading
 from mtl_re.scoring.decoding import decode
@@ -75,7 +75,7 @@ def own(bound: Bound, alpha: float = 0.05, least: int = 1) -> Callable:
 
 def package(best, scores, gold, taxonomy: Taxonomy, target, weights):
     """Fit by the package's rule."""
-    fitted = calibration.fit_relation_thresholds(best, scores, gold, taxonomy, target, weights).relations
+    fitted = calibration_fits.fit_relation_thresholds(best, scores, gold, taxonomy, target, weights).relations
     values = [fitted[label].value if label in fitted else None for label in taxonomy.labels]
     return np.array([np.inf if value is None else value for value in values])
 
@@ -112,7 +112,7 @@ def unseen(run: Path, rows: int, path: Path | None) -> tuple[ComposedModel, dict
             torch.save((valid, logits, mark), path)
     parts = {name: part.numpy() for name, part in split_heads(valid, model.taxonomy).items()}
     labels = [example.label for example in splits.valid]
-    model.root.config.temperatures = calibration.fit_temperatures(parts, labels, model.taxonomy)
+    model.root.config.temperatures = calibration_fits.fit_temperatures(parts, labels, model.taxonomy)
     sentences = [example.sentence for example in other]
     return model, split_heads(logits, model.taxonomy), gold_indices(other, model.taxonomy), sentences
 

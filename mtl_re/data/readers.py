@@ -27,7 +27,7 @@ from itertools import chain
 from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
-from mtl_re.data.formats import format_of
+from mtl_re.data.format_signs import format_of
 from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
 from mtl_re.errors import MtlReError, RowError
 

@@ -1,7 +1,7 @@
 """What the page asks of a checkpoint: a marked sentence → HTML, an uploaded file → a contest submission.
 
 Enters: a `Predictor`, drafts and paths of uploaded files. Leaves: HTML, and files in this server's temporary directory.
-Nothing in here imports Gradio: `layout` only connects its components to these functions, so they are tested without a
+Nothing in here imports Gradio: `components.py` only connects its parts to these functions, so they are tested without a
 browser.
 """
 

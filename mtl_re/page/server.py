@@ -21,8 +21,8 @@ from typing import Any
 from mtl_re.config import DemoConfig
 from mtl_re.errors import MtlReError
 from mtl_re.page.backend import PageBackend
+from mtl_re.page.components import build_page
 from mtl_re.page.document import DocumentBackend
-from mtl_re.page.layout import build_page
 from mtl_re.predict.document_triples import load_finder
 from mtl_re.predict.predictor import Predictor
 

@@ -26,7 +26,7 @@ from mtl_re.data.splits import check_unchanged, load_splits
 from mtl_re.errors import MtlReError, tell
 from mtl_re.files import read_yaml, whole_file, write_json
 from mtl_re.model.network import THRESHOLD_KEYS, checkpoint_folder, split_heads
-from mtl_re.scoring import calibration, gating, metrics
+from mtl_re.scoring import calibration_fits, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, Decoding
 from mtl_re.scoring.evaluation import gold_indices, labelled_examples
@@ -54,7 +54,7 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     logits = model.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = model.decode(logits, examples, Decoding())
     parts = {name: part.numpy() for name, part in split_heads(logits, taxonomy).items()}
-    temperatures = calibration.fit_temperatures(parts, [example.label for example in examples], taxonomy)
+    temperatures = calibration_fits.fit_temperatures(parts, [example.label for example in examples], taxonomy)
     model.root.config.temperatures = temperatures
     after = model.decode(logits, examples, Decoding())
     prior = _prior(model, options, after, gold)
@@ -138,7 +138,7 @@ def _prior(model: ComposedModel, options: CalibrateConfig, decoded: Decoded, gol
             _coarse(one).argmax(axis=1) for one in (decoded, model.decode(logits, rows, Decoding()))
         )
         try:  # a cross-check: where it is impossible, the estimate stands and the reason is reported
-            prior["bbse"] = calibration.bbse_prior(predicted, groups[gold], unlabelled, len(model.taxonomy.groups))
+            prior["bbse"] = calibration_fits.bbse_prior(predicted, groups[gold], unlabelled, len(model.taxonomy.groups))
         except MtlReError as error:
             prior["bbse"] = str(error)
     return prior
@@ -155,7 +155,7 @@ def _threshold(
     decoded = model.decode(logits, examples, Decoding(gate, prior))
     best = gating.labels(decoded.probs, taxonomy, gate, threshold=-1.0).numpy()
     weights = None if target is None else metrics.prior_weights(gold, taxonomy, target)
-    fitted = calibration.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, weights)
+    fitted = calibration_fits.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, weights)
     plain = metrics.micro_f1(gold, decoded.labels.numpy(), taxonomy, weights)
     scores = {"f1": fitted.f1, "f1_without": plain}
     return {"value": fitted.value, "interval": list(fitted.interval), **scores, "prior": target or []}
@@ -178,10 +178,10 @@ def _precision(
     decoded = model.decode(logits, examples, Decoding(prior=prior))
     best, scores = (one.numpy() for one in gating.best_relation(decoded.probs, taxonomy))
     weights = None if target is None else metrics.prior_weights(gold, taxonomy, target)
-    fitted = calibration.fit_relation_thresholds(best, scores, gold, taxonomy, wanted, weights)
+    fitted = calibration_fits.fit_relation_thresholds(best, scores, gold, taxonomy, wanted, weights)
     return {
         "target": wanted,
-        "confidence": calibration.CONFIDENCE,
+        "confidence": calibration_fits.CONFIDENCE,
         "prior": target or [],
         "pooled": fitted.pooled,
         "relations": {label: one._asdict() for label, one in fitted.relations.items()},
@@ -192,7 +192,7 @@ def _tell_precision(precision: dict[str, Any]) -> None:
     """Say which relations the fit of their thresholds speaks of, and which it does not."""
     relations = precision["relations"]
     by = {kind: [label for label, one in relations.items() if one["by"] == kind] for kind in ("own", "pooled", "never")}
-    target, support = precision["target"], calibration.SUPPORT
+    target, support = precision["target"], calibration_fits.SUPPORT
     tell(
         f"--precision {target:g}: {len(by['own'])} of {len(relations)} relations reach it on their own rows; "
         f"{len(by['pooled'])} with fewer than {support} rows get the threshold of all relations together, which "

@@ -1,9 +1,9 @@
 """Decoding: logits by head → probabilities of the final labels → one label a row.
 
 The one place that knows the order: temperatures → product of the heads → prior → type restriction → threshold → gate.
-The steps themselves are `gating`'s functions, the prior by EM is `calibration`'s. Everything stays a float64 tensor;
-whoever computes metrics or writes files converts. What was applied is named by `Decoded.applied`, which goes into every
-output.
+The steps themselves are functions of `gating`, the prior by EM one of `calibration_fits`. Everything stays a float64
+tensor; whoever computes metrics or writes files converts. What was applied is named by `Decoded.applied`, which goes
+into every output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtl_re.config import Gate, Restrict, parse_shares
 from mtl_re.errors import MtlReError, tell
-from mtl_re.scoring import calibration, gating
+from mtl_re.scoring import calibration_fits, gating
 from mtl_re.taxonomy import Taxonomy
 
 
@@ -123,7 +123,7 @@ def decode(
         if trained is None:
             raise MtlReError("--prior: this checkpoint does not record the prior it was trained under")
         if decoding.prior == "em":
-            shares = calibration.em_prior(gating.coarse(probs, taxonomy).numpy(), trained)
+            shares = calibration_fits.em_prior(gating.coarse(probs, taxonomy).numpy(), trained)
         else:
             shares = parse_shares("--prior", decoding.prior)
         probs = gating.shift_prior(probs, taxonomy, shares, trained)

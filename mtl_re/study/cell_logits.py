@@ -26,11 +26,11 @@ from mtl_re.data.unicode_form import composed
 from mtl_re.errors import MtlReError
 from mtl_re.files import WEIGHTS, digest, read_json
 from mtl_re.model.network import split_heads
-from mtl_re.scoring.calibration import fit_temperatures
+from mtl_re.scoring.calibration_fits import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, decode
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.study.plan import Cell, Study, StudyDecoding, checked_config
+from mtl_re.study.study import Cell, Study, StudyDecoding, checked_config
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

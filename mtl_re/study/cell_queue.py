@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from mtl_re.errors import MtlReError
-from mtl_re.study.plan import Cell, Range, Study, check_cell
+from mtl_re.study.study import Cell, Range, Study, check_cell
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

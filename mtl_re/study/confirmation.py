@@ -22,8 +22,8 @@ from mtl_re.study.cell_process import finished
 from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
 from mtl_re.study.optimum import find_optimum
-from mtl_re.study.plan import Study, check_study, checked_config
 from mtl_re.study.scored_arms import ScoredArm, score_arms
+from mtl_re.study.study import Study, check_study, checked_config
 
 FIRST_SEED = 10_001
 """Of the fresh seeds: below those of a design's own runs, above those that people write."""

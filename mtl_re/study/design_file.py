@@ -16,7 +16,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.study.design import Design, DesignOptions, Kind, make_design
 from mtl_re.study.file_keys import choice, known, number, some, typed
 from mtl_re.study.mixture import MODELS, Region, point_name, weights
-from mtl_re.study.plan import Arm, Confirmation, Response, checked_config
+from mtl_re.study.study import Arm, Confirmation, Response, checked_config
 from mtl_re.study.surface import pooled_sd
 from mtl_re.taxonomy import Taxonomy
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from mtl_re.scoring.metrics import Floats
 from mtl_re.study.mixture import Model, Region
-from mtl_re.study.plan import Cell, Response, Study, shares_of
 from mtl_re.study.scored_arms import ScoredArm
+from mtl_re.study.study import Cell, Response, Study, shares_of
 from mtl_re.study.surface import Surface
 from mtl_re.training.run_report import read_log
 

@@ -25,8 +25,8 @@ from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
 from mtl_re.study.cell_logits import shared_rows
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import confirmation_section
-from mtl_re.study.plan import Arm, Cell, Study, checked_config, shares_of, trained_heads
 from mtl_re.study.scored_arms import ScoredArm, score_arms
+from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
 from mtl_re.study.surface_report import surface_section
 from mtl_re.study.tables import write_csv
 from mtl_re.training.run_report import read_log

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mtl_re.study.arm_statistics import cell_metrics, summarise
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, cell_logits, compose, decode_cell
 from mtl_re.study.cell_process import best_score
-from mtl_re.study.plan import Cell, Study, heads_of, trained_heads
+from mtl_re.study.study import Cell, Study, heads_of, trained_heads
 
 
 @dataclass

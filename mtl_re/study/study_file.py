@@ -1,4 +1,4 @@
-"""Reading of a study file (YAML) into `plan.Study`.
+"""Reading of a study file (YAML) into `study.Study`.
 
 Arms are listed (`arms`), the product of axes (`axes` of lists: the full grid), or sampled while the study runs (`axes`
 with ranges, or `trials` and `sampler`: a search). A mixture design over the loss weights (`design`) makes arms of its
@@ -24,7 +24,7 @@ from mtl_re.study.confirmation import check_confirmation
 from mtl_re.study.design import Design
 from mtl_re.study.design_file import design_arms, read_confirmation, read_design
 from mtl_re.study.file_keys import choice, known, number, some, typed
-from mtl_re.study.plan import (
+from mtl_re.study.study import (
     Arm,
     Confirmation,
     Pruner,

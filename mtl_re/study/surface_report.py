@@ -23,8 +23,8 @@ from mtl_re.study.design import DesignOptions
 from mtl_re.study.mixture import MODELS, Model, point_text, term_names
 from mtl_re.study.mixture_runs import RESPONSES, ArmBeside, RunTable, arms_beside, run_table
 from mtl_re.study.optimum import Optimum, find_optimum
-from mtl_re.study.plan import Study
 from mtl_re.study.scored_arms import ScoredArm
+from mtl_re.study.study import Study
 from mtl_re.study.surface import CONFIDENCE, FTest, Surface
 from mtl_re.study.surface_pictures import percent
 from mtl_re.study.tables import write_csv

@@ -22,7 +22,7 @@ from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
 from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
-from mtl_re.study.plan import Cell
+from mtl_re.study.study import Cell
 from mtl_re.study.study_file import load_study
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
         MtlReError: The study file is wrong, or cells failed (after the others ran and the report was written).
     """
     from mtl_re.study.cell_logits import test_rows
-    from mtl_re.study.design_plan import plan_text
+    from mtl_re.study.plan_text import plan_text
     from mtl_re.study.report import write_report
 
     study = load_study(path)

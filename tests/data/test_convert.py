@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mtl_re.config import ConvertConfig
-from mtl_re.data import convert, formats
+from mtl_re.data import convert, format_signs
 from mtl_re.data.tool_records import FORMATS, NO_LIST, UNTYPED, Columns, Conversion, EntityColumns
 from mtl_re.data.validation import parse_row
 from mtl_re.errors import MtlReError
@@ -88,8 +88,8 @@ def test_a_record_becomes_a_row(name, record, expected):
     rows, report = rows_of(name, record)
     assert [spelled(row) for row in rows] == [expected]
     assert (report.records, report.rows) == (1, 1)
-    if name in formats._SIGNS or name == "boostcamp":
-        assert formats.format_of(record) == name
+    if name in format_signs._SIGNS or name == "boostcamp":
+        assert format_signs.format_of(record) == name
 
 
 def test_every_format_is_named_in_the_help_of_an_unknown_one():

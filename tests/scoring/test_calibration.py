@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtl_re.errors import MtlReError
-from mtl_re.scoring.calibration import em_prior
+from mtl_re.scoring.calibration_fits import em_prior
 
 
 def posteriors(truth, trained, rows: int = 20_000, spread: float = 1.5, seed: int = 0):

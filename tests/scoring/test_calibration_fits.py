@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtl_re.errors import MtlReError
-from mtl_re.scoring import calibration, metrics
+from mtl_re.scoring import calibration_fits, metrics
 from mtl_re.taxonomy import IGNORE, Taxonomy
 
 TAXONOMY = Taxonomy.from_prefixes()
@@ -21,12 +21,12 @@ def test_a_known_temperature_is_recovered(temperature: float) -> None:
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     gold = draw(probs, generator)
     gold[::3] = IGNORE
-    assert calibration.fit_temperature(logits * temperature, gold) == pytest.approx(temperature, rel=0.03)
+    assert calibration_fits.fit_temperature(logits * temperature, gold) == pytest.approx(temperature, rel=0.03)
 
 
 def test_a_head_without_rows_has_no_temperature() -> None:
     with pytest.raises(MtlReError, match="no labelled row"):
-        calibration.fit_temperature(np.zeros((3, 4)), np.full(3, IGNORE))
+        calibration_fits.fit_temperature(np.zeros((3, 4)), np.full(3, IGNORE))
 
 
 def test_em_and_bbse_find_the_same_shift() -> None:
@@ -42,8 +42,8 @@ def test_em_and_bbse_find_the_same_shift() -> None:
     trained, target = [0.3, 0.3, 0.4], [0.6, 0.15, 0.25]
     gold, seen = rows(trained, 20_000)
     _, shifted = rows(target, 20_000)
-    by_em = calibration.em_prior(shifted, trained)
-    by_bbse = calibration.bbse_prior(seen.argmax(axis=1), gold, shifted.argmax(axis=1), 3)
+    by_em = calibration_fits.em_prior(shifted, trained)
+    by_bbse = calibration_fits.bbse_prior(seen.argmax(axis=1), gold, shifted.argmax(axis=1), 3)
     assert np.allclose(by_em, target, atol=0.02)
     assert np.allclose(by_bbse, target, atol=0.02)
     assert sum(by_bbse) == pytest.approx(1)
@@ -51,7 +51,7 @@ def test_em_and_bbse_find_the_same_shift() -> None:
 
 def test_bbse_refuses_a_class_that_is_never_there() -> None:
     with pytest.raises(MtlReError, match="singular"):
-        calibration.bbse_prior(np.array([0, 1]), np.array([0, 1]), np.array([0, 1]), 3)
+        calibration_fits.bbse_prior(np.array([0, 1]), np.array([0, 1]), np.array([0, 1]), 3)
 
 
 def test_the_threshold_is_the_best_of_all_by_the_official_score() -> None:
@@ -60,7 +60,7 @@ def test_the_threshold_is_the_best_of_all_by_the_official_score() -> None:
     gold = draw(probs, generator)
     gold[::2] = 0
     best = probs[:, 1:].argmax(axis=1) + 1
-    found = calibration.fit_threshold(probs, gold, best, TAXONOMY, resamples=20)
+    found = calibration_fits.fit_threshold(probs, gold, best, TAXONOMY, resamples=20)
 
     def score(threshold: float) -> float:
         return metrics.micro_f1(gold, np.where(1 - probs[:, 0] >= threshold, best, 0), TAXONOMY)
@@ -77,9 +77,9 @@ def test_the_threshold_follows_the_weights() -> None:
     probs = np.zeros((800, 30))
     probs[:, 0], probs[:, 5] = 1 - related, related
     best = np.full(800, 5)
-    even = calibration.fit_threshold(probs, gold, best, TAXONOMY, resamples=0)
-    rare = calibration.fit_threshold(probs, gold, best, TAXONOMY, np.where(gold == 0, 8.0, 1.0), resamples=0)
+    even = calibration_fits.fit_threshold(probs, gold, best, TAXONOMY, resamples=0)
+    rare = calibration_fits.fit_threshold(probs, gold, best, TAXONOMY, np.where(gold == 0, 8.0, 1.0), resamples=0)
     assert rare.value > even.value
     repeated = np.repeat(np.arange(800), np.where(gold == 0, 8, 1))
-    again = calibration.fit_threshold(probs[repeated], gold[repeated], best[repeated], TAXONOMY, resamples=0)
+    again = calibration_fits.fit_threshold(probs[repeated], gold[repeated], best[repeated], TAXONOMY, resamples=0)
     assert rare.value == pytest.approx(again.value)

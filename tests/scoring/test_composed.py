@@ -11,7 +11,7 @@ from mtl_re.config import CalibrateConfig, EvaluateConfig
 from mtl_re.data.readers import file_digest
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
-from mtl_re.scoring import calibration, gating, metrics
+from mtl_re.scoring import calibration_fits, gating, metrics
 from mtl_re.scoring.calibrate import calibrate, reliability
 from mtl_re.scoring.composed import ComposedModel, parse_compose
 from mtl_re.scoring.decoding import Decoding
@@ -157,8 +157,10 @@ def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path):
 
 def test_thresholds_are_fitted_under_the_target_prior(ckpt, data, rows, monkeypatch):
     """Temperatures first, then the prior, rows weighted to its shares; without the weights other values come out."""
-    shares, passed, real = [0.7, 0.1, 0.2], [], calibration.fit_relation_thresholds
-    monkeypatch.setattr(calibration, "fit_relation_thresholds", lambda *given: (passed.append(given), real(*given))[1])
+    shares, passed, real = [0.7, 0.1, 0.2], [], calibration_fits.fit_relation_thresholds
+    monkeypatch.setattr(
+        calibration_fits, "fit_relation_thresholds", lambda *given: (passed.append(given), real(*given))[1]
+    )
     options = CalibrateConfig(data=data, store=False, prior="0.7,0.1,0.2", unlabelled=None, precision=0.02)
     found = calibrate(ckpt, options)
     model = ComposedModel.load(ckpt)
@@ -169,7 +171,7 @@ def test_thresholds_are_fitted_under_the_target_prior(ckpt, data, rows, monkeypa
     best = gating.labels(decoded.probs, taxonomy, model.config.gate, threshold=-1.0).numpy()
     weights = metrics.prior_weights(gold, taxonomy, shares)
     fitted, plain = (
-        calibration.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, each) for each in (weights, None)
+        calibration_fits.fit_threshold(decoded.probs.numpy(), gold, best, taxonomy, each) for each in (weights, None)
     )
     assert found["threshold"]["value"] == pytest.approx(fitted.value)
     assert (fitted.value, fitted.f1) != pytest.approx((plain.value, plain.f1))

@@ -13,7 +13,7 @@ from mtl_re.errors import MtlReError
 from mtl_re.export.export import export
 from mtl_re.model.network import THRESHOLD_KEYS, load
 from mtl_re.predict.predictor import Predictor
-from mtl_re.scoring import calibration
+from mtl_re.scoring import calibration_fits
 from mtl_re.scoring.calibrate import calibrate
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoding
@@ -28,7 +28,7 @@ def fit(rows, target, weights=None):
     best = np.array([TAXONOMY.labels.index(label) for label, _, _ in rows])
     scores, right = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
     gold = np.where(right, best, 0)
-    return calibration.fit_relation_thresholds(best, scores, gold, TAXONOMY, target, weights)
+    return calibration_fits.fit_relation_thresholds(best, scores, gold, TAXONOMY, target, weights)
 
 
 def ladder(label, right, high=1.0, low=0.5):
@@ -97,10 +97,10 @@ def test_laws(seed, weighted):
     gold = np.where(right, best, 0)
     weights = np.where(gold == 0, 2.0, 0.6) if weighted else None
     full = np.ones(400) if weights is None else weights
-    assert (best == 3).sum() < calibration.SUPPORT <= (best == 2).sum()
+    assert (best == 3).sum() < calibration_fits.SUPPORT <= (best == 2).sum()
     last = dict.fromkeys("abc", -1.0)
     for target in np.linspace(0.3, 1.0, 36):
-        found = calibration.fit_relation_thresholds(best, scores, gold, TAXONOMY, target, weights).relations
+        found = calibration_fits.fit_relation_thresholds(best, scores, gold, TAXONOMY, target, weights).relations
         for label, one in found.items():
             value = np.inf if one.value is None else one.value
             rows = (best == TAXONOMY.labels.index(label)) & (scores >= value)
@@ -110,21 +110,23 @@ def test_laws(seed, weighted):
             assert value >= last[label]
             last[label] = value
     turned = None if weights is None else weights[::-1]
-    one = calibration.fit_relation_thresholds(best, scores, gold, TAXONOMY, 0.6, weights).relations
-    other = calibration.fit_relation_thresholds(best[::-1], scores[::-1], gold[::-1], TAXONOMY, 0.6, turned).relations
+    one = calibration_fits.fit_relation_thresholds(best, scores, gold, TAXONOMY, 0.6, weights).relations
+    other = calibration_fits.fit_relation_thresholds(
+        best[::-1], scores[::-1], gold[::-1], TAXONOMY, 0.6, turned
+    ).relations
     assert {label: part[:4] for label, part in one.items()} == {label: part[:4] for label, part in other.items()}
 
 
 def test_the_bound_is_exact_without_weights_and_below_the_precision_with_them():
     rng = np.random.default_rng(0)
     scores, right = rng.random(80), rng.random(80) < 0.8
-    bounds = calibration.precision_bounds(scores, right, np.ones(80), 1.0)
+    bounds = calibration_fits.precision_bounds(scores, right, np.ones(80), 1.0)
     for row in range(80):
         kept = right[scores >= scores[row]]
         exact = binomtest(int(kept.sum()), len(kept), alternative="greater").proportion_ci(0.95, "exact").low
         assert bounds[row] == pytest.approx(exact)
     weights = np.where(right, 0.5, rng.uniform(0.5, 2, 80))
-    below = calibration.precision_bounds(scores, right, weights, 2.0)
+    below = calibration_fits.precision_bounds(scores, right, weights, 2.0)
     for row in range(80):
         kept = scores >= scores[row]
         assert below[row] <= np.average(right[kept], weights=weights[kept])

@@ -25,8 +25,8 @@ from mtl_re.study.cell_logits import CellLogits
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.mixture_runs import arms_beside, mean_weights, run_table
 from mtl_re.study.optimum import find_optimum
-from mtl_re.study.plan import Study, shares_of
 from mtl_re.study.scored_arms import ScoredArm, score_arms
+from mtl_re.study.study import Study, shares_of
 from mtl_re.study.study_file import load_study
 from mtl_re.study.workers import ablate
 from mtl_re.taxonomy import Taxonomy

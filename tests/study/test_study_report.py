@@ -27,8 +27,8 @@ from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell, vote
-from mtl_re.study.plan import Cell, Study, StudyDecoding
 from mtl_re.study.scored_arms import ScoredArm
+from mtl_re.study.study import Cell, Study, StudyDecoding
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 

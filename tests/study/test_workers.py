@@ -19,7 +19,7 @@ from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.study import cell_process, cell_queue, workers
 from mtl_re.study.cell_queue import CellQueue
-from mtl_re.study.plan import StudyDecoding, shares_of, trained_heads
+from mtl_re.study.study import StudyDecoding, shares_of, trained_heads
 from mtl_re.study.study_file import grid_name, load_study
 from mtl_re.study.workers import Worker, ablate
 

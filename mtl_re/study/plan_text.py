@@ -19,8 +19,8 @@ from mtl_re.study.cell_queue import CellQueue, duration
 from mtl_re.study.design import Design, d_efficiency
 from mtl_re.study.mixture import MODELS, products
 from mtl_re.study.mixture_runs import RESPONSES
-from mtl_re.study.plan import Cell, Study, checked_config
 from mtl_re.study.power import LEVEL, POWER, detectable
+from mtl_re.study.study import Cell, Study, checked_config
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.resume import planned_steps
 
