@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from mtl_re.data.loading import load_examples
-from mtl_re.study.tables import write_csv
+from mtl_re.files import write_csv
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.trim.network import load_source
 from mtl_re.trim.trim import hidden_states

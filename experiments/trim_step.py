@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from mtl_re.study.tables import write_csv
+from mtl_re.files import write_csv
 
 SHAPES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
 """Width, layers, heads, inner width of XLM-R."""

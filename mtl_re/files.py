@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, YAML and JSON, and the SHA-256 seal beside a model's weights.
+"""Files that appear whole or not at all, locks, YAML, JSON and CSV, and the SHA-256 seal beside a model's weights.
 
 A writer builds under a temporary name, flushes to the disk, and renames; a kill or a full disk leaves the old file or
 the new one, never half of either. Locks are `filelock`'s, so that every operating system has them.
@@ -6,12 +6,13 @@ the new one, never half of either. Locks are `filelock`'s, so that every operati
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of named values as CSV through `whole_file`; a row may lack some.
+
+    Raises:
+        MtlReError: The file cannot be written.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write_yaml(path: Path, value: Any) -> None:
     """Write a YAML file through `whole_file`, keys in the order given.
 
@@ -216,6 +230,23 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
         yield descriptors[0] if descriptors else None
     finally:
         lock.release()
+
+
+@contextmanager
+def being_written(output: Path, lock: Path, command: str) -> Iterator[None]:
+    """Hold an output for this process by a lock file, which is gone afterwards.
+
+    Raises:
+        MtlReError: Another process holds it, or the lock cannot be made.
+    """
+    with locked(lock) as held:
+        if held is None:
+            raise MtlReError(f"{output}: another `mtl-re {command}` is writing it")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
 
 
 # ---- weights and directories -------------------------------------------------------------------------------------

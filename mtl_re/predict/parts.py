@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import locked, unwritable, whole_file
+from mtl_re.files import being_written, unwritable, whole_file
 
 RejectedRow = tuple[int, str, str]
 """A row left out: its number in the input, the field at fault, the reason."""
@@ -84,16 +84,9 @@ class PartFiles:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.output, error) from error
-        lock = self.directory / _LOCK
         try:
-            with locked(lock) as held:
-                if held is None:
-                    raise MtlReError(f"{self.output}: another `mtl-re {command}` is writing it")
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        lock.unlink()
+            with being_written(self.output, self.directory / _LOCK, command):
+                yield
         finally:
             with suppress(OSError):  # where parts are kept, or another process holds the lock
                 self.directory.rmdir()

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mtl_re.config import ExtractConfig, PredictConfig
 from mtl_re.errors import MtlReError, first_line, tell
-from mtl_re.files import locked, protect
+from mtl_re.files import being_written, protect
 from mtl_re.outputs import input_files
 from mtl_re.predict.folders import Unit, check_begun, counts_of, forget, made_of, note_finished, strays, units_of
 from mtl_re.predict.ray_cluster import check_launch, cluster, pool
@@ -85,11 +85,11 @@ def run_folder(
     """
     check_launch()
     units = units_of(options)
-    with _held(Path(units[0].folder), job.command):
+    folder = units[0].folder
+    with being_written(Path(folder), Path(folder, ".lock"), job.command):
         made = _plan(job.command, load, options, units)
         with cluster(options.ray), stop_signals(interrupt=True):
             workers, reserved = pool(options.ray, len(units))
-            folder = units[0].folder
             assignment = Assignment(load, options, made, input_files(reads), folder, workers)
             return _run(job, assignment, units, reserved)
 
@@ -97,20 +97,6 @@ def run_folder(
 def absolute(path: str) -> str:
     """Return the name under which a worker finds what lies here at `path`; a hub id is left as it is."""
     return os.path.abspath(path) if os.path.exists(path) else path
-
-
-@contextmanager
-def _held(folder: Path, command: str) -> Iterator[None]:
-    """Hold the output folder for this process; the system frees it however the process ends."""
-    lock = folder / ".lock"
-    with locked(lock) as held:
-        if held is None:
-            raise MtlReError(f"{folder}: another `mtl-re {command}` is writing it")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
 
 
 # ---- before --------------------------------------------------------------------------------------------------------

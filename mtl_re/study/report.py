@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mtl_re.data.splits import digests_of
 from mtl_re.errors import MtlReError
+from mtl_re.files import write_csv
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
@@ -28,7 +29,6 @@ from mtl_re.study.confirmation import confirmation_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
 from mtl_re.study.surface_report import surface_section
-from mtl_re.study.tables import write_csv
 from mtl_re.training.run_report import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mtl_re.errors import MtlReError
+from mtl_re.files import write_csv
 from mtl_re.markdown import table
 from mtl_re.scoring.summary import NONE
 from mtl_re.study import surface_pictures
@@ -27,7 +28,6 @@ from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study import Study
 from mtl_re.study.surface import CONFIDENCE, FTest, Surface
 from mtl_re.study.surface_pictures import percent
-from mtl_re.study.tables import write_csv
 
 LEVEL = 1 - CONFIDENCE
 
