@@ -29,6 +29,7 @@ from mtl_re.model.network import split_heads
 from mtl_re.scoring.calibration_fits import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, decode
+from mtl_re.scoring.evaluation import gold_indices
 from mtl_re.scoring.metrics import Floats, Indices
 from mtl_re.study.study import Cell, Study, StudyDecoding, checked_config
 from mtl_re.taxonomy import Taxonomy
@@ -207,7 +208,7 @@ def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str)
     logits = model.logits(examples, checked_config(cell.config).eval.batch_size)
     return CellLogits(
         logits={name: part.numpy() for name, part in split_heads(logits, model.taxonomy).items()},
-        gold=_gold(examples, model.taxonomy),
+        gold=gold_indices(examples, model.taxonomy),
         subjects=[example.subject.type for example in examples],
         taxonomy=model.taxonomy,
         trained=model.root.config.training_prior,
@@ -237,7 +238,7 @@ def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) ->
         logits = {name.removeprefix("head "): file[name].astype(np.float32) for name in names}
     taxonomy = Taxonomy.from_dict(about["taxonomy"])
     subjects = [example.subject.type for example in examples]
-    gold = _gold(examples, taxonomy)
+    gold = gold_indices(examples, taxonomy)
     return CellLogits(logits, gold, subjects, taxonomy, about["trained"], about["temperatures"], mark["rows"])
 
 
@@ -319,12 +320,6 @@ def _split_off(options: str, heads: str) -> tuple[Example, ...]:
 
 def _heads(cell: Cell) -> str:
     return str(cell.config.get("model", {}).get("heads", "hierarchical"))
-
-
-def _gold(examples: Sequence[Example], taxonomy: Taxonomy) -> Indices:
-    from mtl_re.scoring.evaluation import gold_indices
-
-    return gold_indices(examples, taxonomy)
 
 
 def _digest(examples: Sequence[Example]) -> str:

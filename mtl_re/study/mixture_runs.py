@@ -17,7 +17,7 @@ from mtl_re.study.mixture import Model, Region
 from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study import Cell, Response, Study, shares_of
 from mtl_re.study.surface import Surface
-from mtl_re.training.run_report import read_log
+from mtl_re.training.metrics_log import read_log
 
 RESPONSES = {"selection": "selection score", "micro_f1": "micro-F1", "auprc": "AUPRC", "gate_f1": "gate F1"}
 MAY_DIFFER = {"loss.weights", "loss.weighting"}

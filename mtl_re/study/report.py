@@ -29,7 +29,7 @@ from mtl_re.study.confirmation import confirmation_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
 from mtl_re.study.surface_report import surface_section
-from mtl_re.training.run_report import read_log
+from mtl_re.training.metrics_log import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
 

@@ -16,6 +16,7 @@ from mtl_re.scoring import metrics
 from mtl_re.scoring.summary import evaluation_summary
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training import learning_curves, run_report
+from mtl_re.training.metrics_log import read_log
 
 TAXONOMY = Taxonomy.from_prefixes()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,7 +157,7 @@ def test_any_taxonomy_and_any_name(tmp_path, layout):
 def test_log_cut_short_is_read_up_to_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
-    assert run_report.read_log(path) == [{"kind": "train", "step": 1}]
+    assert read_log(path) == [{"kind": "train", "step": 1}]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_damaged_log_is_named(tmp_path, text, reason):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     with pytest.raises(MtlReError, match=f"metrics.jsonl{reason}"):
-        run_report.read_log(path)
+        read_log(path)
 
 
 @pytest.mark.parametrize(
