@@ -22,6 +22,7 @@ from mtl_re.adapt.masking import UnitKind, Units, text_units
 from mtl_re.config import AdaptConfig
 from mtl_re.data.readers import one_line, read_rows
 from mtl_re.data.validation import BadRow, encodable, parse_row, shown
+from mtl_re.data.walk import files_of
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.features.featurizer import Frame, encode_with_offsets
@@ -100,11 +101,11 @@ def read_texts(
     """
     path = Path(spec)
     if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
+        files = files_of(spec, lambda name: name.endswith(".txt"), ".txt")
         if not files:
             raise MtlReError(f"{spec}: the folder holds no .txt file")
-        for file in files:
-            yield from _lines(file)
+        for _, file in files:
+            yield from _lines(Path(file))
     elif path.suffix.lower() == ".txt":
         yield from _lines(path)
     else:

@@ -202,12 +202,15 @@ def test_case_spacing_punctuation_and_composition_do_not_hide_a_leak():
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def test_every_form_of_text_is_read(tmp_path):
+def test_every_form_of_text_is_read(tmp_path, capsys):
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_text("둘째 줄\n\n  셋째 줄 \n", encoding="utf-8")
     (tmp_path / "deep" / "a.txt").write_text("\ufeff첫 줄\n둘째 줄\n", encoding="utf-8")
     assert [text.text for text in read_texts(str(tmp_path / "b.txt"))] == ["둘째 줄", "셋째 줄"]
+    (tmp_path / ".b.txt").write_text("an editor's copy", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("something else", encoding="utf-8")
     assert [text.text for text in merged(read_texts(str(tmp_path)))] == ["둘째 줄", "셋째 줄", "첫 줄"]
+    assert "1 files that are no .txt are passed over, such as" in capsys.readouterr().err
     lines = [{"text": "하나\n둘"}, {"sentence": "셋"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert [text.text for text in read_texts(str(tmp_path / "rows.jsonl"))] == ["하나", "둘", "셋"]
