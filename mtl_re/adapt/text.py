@@ -20,7 +20,8 @@ import numpy as np
 
 from mtl_re.adapt.masking import UnitKind, Units, text_units
 from mtl_re.config import AdaptConfig
-from mtl_re.data.readers import one_line, read_rows
+from mtl_re.data.raw_rows import one_line
+from mtl_re.data.readers import read_rows
 from mtl_re.data.validation import BadRow, encodable, parse_row, shown
 from mtl_re.data.walk import files_of
 from mtl_re.encodings import file_encoding

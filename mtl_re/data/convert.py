@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ConvertConfig
-from mtl_re.data.readers import one_line, read_rows
+from mtl_re.data.raw_rows import one_line
+from mtl_re.data.readers import read_rows
 from mtl_re.data.tool_records import FORMATS, Columns, Conversion, Dropped, Format, Record, Row
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, RowError

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.config import ReadingConfig
-from mtl_re.data.readers import CHUNK, TEXTS, RawRow, file_digest, one_line, read_rows
+from mtl_re.data.raw_rows import CHUNK, TEXTS, RawRow, one_line
+from mtl_re.data.readers import file_digest, read_rows
 from mtl_re.data.tool_records import python_offset
 from mtl_re.data.unicode_form import Borders, compose_spans, composed_borders, is_decomposed
 from mtl_re.data.validation import (

@@ -16,7 +16,8 @@ from typing import Literal
 from mtl_re.config import ReadingConfig
 from mtl_re.data import spool
 from mtl_re.data.format_signs import format_of
-from mtl_re.data.readers import one_line, read_rows
+from mtl_re.data.raw_rows import one_line
+from mtl_re.data.readers import read_rows
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import AS_KLUE, READINGS, BadRow, Example, fitting_readings, parse_row, shown
 from mtl_re.encodings import note

@@ -21,7 +21,7 @@ from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from mtl_re.config import ReadingConfig
-from mtl_re.data.readers import one_line
+from mtl_re.data.raw_rows import one_line
 from mtl_re.data.unicode_form import compose_spans, difference, is_decomposed
 from mtl_re.errors import RowError
 from mtl_re.taxonomy import KLUE, Taxonomy

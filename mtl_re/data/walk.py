@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from mtl_re.data.readers import one_line
+from mtl_re.data.raw_rows import one_line
 from mtl_re.encodings import note
 from mtl_re.errors import MtlReError
 

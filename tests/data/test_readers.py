@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hostile import FILE_FAULTS, csv_text, klue_row, write_hostile
 
-from mtl_re.data import readers
+from mtl_re.data import json_rows, raw_rows
 from mtl_re.data.readers import file_digest, read_rows
 from mtl_re.errors import MtlReError
 
@@ -77,8 +77,9 @@ def test_rows_before_a_fault_are_given(tmp_path: Path) -> None:
 
 
 def test_an_element_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "CHUNK", 64)
-    monkeypatch.setattr(readers, "MAX_ELEMENT", 4096)
+    monkeypatch.setattr(json_rows, "CHUNK", 64)
+    for module in (json_rows, raw_rows):
+        monkeypatch.setattr(module, "MAX_ELEMENT", 4096)
     (tmp_path / "a.json").write_text('[{"sentence": "' + "x" * 10_000)
     (tmp_path / "a.jsonl").write_text('{"sentence": "' + "x" * 10_000)
     for name in ("a.json", "a.jsonl"):
@@ -102,7 +103,7 @@ def test_the_byte_that_is_not_utf8_is_counted_from_the_start(tmp_path: Path) -> 
 def test_json_does_not_depend_on_the_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(readers, "CHUNK", chunk)
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
     rows = [*ROWS, {"a": 12.5e-3, "b": [True, None, '\\"\u1234\U0001f600'], "c": -120, "d": "\\u00e9"}]
     path = tmp_path / "a.json"
     path.write_text(" \n" + json.dumps(rows, indent=indent) + "\n\n", encoding="utf-8")
