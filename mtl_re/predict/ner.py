@@ -24,10 +24,10 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from mtl_re.data.unicode_form import composed, composed_borders
-from mtl_re.data.validation import Entity, shown
+from mtl_re.data.validation import Entity, encodable, shown
 from mtl_re.errors import MtlReError, tell
 from mtl_re.features.collate import sorted_batches
-from mtl_re.features.featurizer import Frame
+from mtl_re.features.featurizer import Frame, encode_with_offsets
 from mtl_re.files import read_yaml
 from mtl_re.model.device import autocast, default_device, resolve_precision
 from mtl_re.model.encoders import is_own, load_pretrained, position_room
@@ -268,18 +268,11 @@ class EntityFinder:
             MtlReError: A text is none, or holds half a surrogate pair.
         """
         for number, text in enumerate(texts):
-            _check_text(text, f"texts[{number}]")
+            encodable(text, f"texts[{number}]")
         unique = list(dict.fromkeys(texts))
         if not unique:
             return []
-        coded = self.tokenizer(
-            [composed(text) for text in unique],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        coded = encode_with_offsets(self.tokenizer, [composed(text) for text in unique])
         found = {}
         for number, (text, tags) in enumerate(zip(unique, self._tags(coded["input_ids"]), strict=True)):
             offsets = self._offsets(text, coded["input_ids"][number], coded["offset_mapping"][number])
@@ -392,15 +385,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise MtlReError(f"device {name!r}: not a device of this machine; take cpu, or leave it out") from error
     return device
-
-
-def _check_text(text: Any, name: str) -> None:
-    if not isinstance(text, str):
-        raise MtlReError(f"{name}: expected text, found {shown(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise MtlReError(f"{name}: half a surrogate pair at character {error.start}; export the text again") from error
 
 
 def _line(kinds: Sequence[str]) -> str:
