@@ -4,7 +4,7 @@ In: two sets of predictions of the same rows, or one value a seed of two arms. O
 differences in percentage points, always b minus a. Pairing is the point: both arms see the same resampled rows, or
 the same seed, so what the arms share cancels.
 
-Sources: Efron & Tibshirani 1993 (bootstrap), Good 2005 (sign flips), Holm 1979, McNemar 1947.
+Sources: Efron & Tibshirani 1993 (bootstrap), Good 2005 (sign flips), Holm 1979, McNemar 1947; Cohen 1988 (power).
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ DRAWS = 100_000
 """Most sign flips of a permutation test: those of 16 pairs (65,536) are enumerated; of more pairs they are drawn."""
 
 COMPARED_SCORES = ("micro_f1", "auprc")
+LEVEL = 0.05
+"""Level of significance."""
+POWER = 0.8
+"""Probability with which a difference that is called detectable is shown."""
 
 
 # ---- over rows -----------------------------------------------------------------------------------------------
@@ -132,6 +136,53 @@ def t_test(differences: Sequence[float]) -> float:
 
     error = float(values.std(ddof=1)) / math.sqrt(count)
     return float(2 * t.sf(abs(mean) / error, count - 1)) if error else 0.0
+
+
+def detectable(pairs: int, comparisons: int = 1) -> float:
+    """Return the smallest true mean of paired differences that `t_test` shows with power 80 %, in their SDs.
+
+    Args:
+        pairs: Differences, one a seed.
+        comparisons: In the family; the level is 5 % divided by them, which is what Holm's correction asks of a
+            difference that stands alone among true zeros.
+
+    Returns:
+        Infinity for a single pair, which shows nothing.
+
+    Raises:
+        MtlReError: there is no pair or no comparison.
+    """
+    if pairs < 1 or comparisons < 1:
+        raise MtlReError(f"pairs: {pairs}, comparisons: {comparisons}; at least 1 of each is needed")
+    if pairs == 1:
+        return math.inf
+    from scipy.optimize import brentq
+    from scipy.stats import norm, t
+
+    # Power is the mean, over the distribution of the estimated SD, of a normal tail. By quadrature: solvers on the
+    # noncentral t (statsmodels' TTestPower) return wrong values without a word for few pairs and small levels.
+    critical, spread = (
+        float(t.isf(LEVEL / comparisons / 2, pairs - 1)),
+        _sd_ratios(pairs, (np.arange(4000) + 0.5) / 4000),
+    )
+
+    def lack(shift: float) -> float:
+        return float((norm.cdf(shift - critical * spread) + norm.cdf(-shift - critical * spread)).mean()) - POWER
+
+    return float(brentq(lack, 0, 4 * critical + 10)) / math.sqrt(pairs)
+
+
+def sd_factors(pairs: int) -> tuple[float, float]:
+    """Return between which multiples of an SD that was estimated from so many values the true one lies (95 %)."""
+    low, high = (1 / _sd_ratios(pairs, np.array([0.975, 0.025]))).tolist()
+    return low, high
+
+
+def _sd_ratios(pairs: int, shares: Floats) -> Floats:
+    """Return quantiles of estimated SD ÷ true SD, of normal values."""
+    from scipy.stats import chi2
+
+    return np.asarray(np.sqrt(chi2.ppf(shares, pairs - 1) / (pairs - 1)))
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from mtl_re.errors import MtlReError
 from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
 from mtl_re.scoring.significance import (
     COMPARED_SCORES,
+    LEVEL,
     bootstrap_summary,
+    detectable,
     holm,
     permutation_test,
     seed_interval,
@@ -31,9 +33,6 @@ from mtl_re.study.cell_logits import DecodedCell
 
 BySeed = Mapping[int, DecodedCell]
 """One arm under one decoding, by seed."""
-
-LEVEL = 0.05
-"""Level of significance."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,14 @@ class Difference:
         rows_ci: 95 % interval by the bootstrap over rows.
         rows_p: p-value by the same bootstrap.
         seeds_ci: 95 % t interval over seeds (None for one seed).
+        seeds_sd: SD of the seeds' differences (None for one seed).
         seeds_t_p: p-value by the paired t test over seeds (1 for one seed).
         seeds_p: p-value by sign flips of the seeds' differences.
         smallest_p: The lowest p-value that so few seeds can reach.
         rows_holm: `rows_p` adjusted for all comparisons of a report (by `holm_adjusted`).
         seeds_t_holm, seeds_holm: `seeds_t_p` and `seeds_p` adjusted in the same way.
+        seeds_detectable: The true difference that the adjusted t test shows with power 80 %, if `seeds_sd` is the true
+            SD (by `holm_adjusted`; None for one seed).
     """
 
     arm: str
@@ -61,12 +63,14 @@ class Difference:
     rows_ci: tuple[float, float]
     rows_p: float
     seeds_ci: tuple[float, float] | None
+    seeds_sd: float | None
     seeds_t_p: float
     seeds_p: float
     smallest_p: float
     rows_holm: float = 1.0
     seeds_t_holm: float = 1.0
     seeds_holm: float = 1.0
+    seeds_detectable: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -138,7 +142,9 @@ def _difference(names: tuple[str, str, str], score: str, by_seed: Floats, drawn:
     low, high, p = bootstrap_summary(drawn)
     ci = None if over_seeds["ci"] is None else (over_seeds["ci"][0], over_seeds["ci"][1])
     over_seeds_p = t_test(values), flips["p"], flips["smallest_p"]
-    return Difference(*names, score, len(values), over_seeds["mean"], (low, high), p, ci, *over_seeds_p)
+    return Difference(
+        *names, score, len(values), over_seeds["mean"], (low, high), p, ci, over_seeds["sd"], *over_seeds_p
+    )
 
 
 def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
@@ -150,7 +156,11 @@ def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
         tests = holm([differences[number].seeds_t_p for number in family])
         flips = holm([differences[number].seeds_p for number in family])
         for number, row_p, test_p, flip_p in zip(family, rows, tests, flips, strict=True):
-            adjusted[number] = replace(differences[number], rows_holm=row_p, seeds_t_holm=test_p, seeds_holm=flip_p)
+            one = differences[number]
+            size = None if one.seeds_sd is None else one.seeds_sd * detectable(one.seeds, len(family))
+            adjusted[number] = replace(
+                one, rows_holm=row_p, seeds_t_holm=test_p, seeds_holm=flip_p, seeds_detectable=size
+            )
     return adjusted
 
 

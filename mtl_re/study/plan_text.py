@@ -1,7 +1,7 @@
 """`mtl-re ablate STUDY --plan`: what a study will train, what it can show, and how long it takes. Nothing is trained.
 
-Enters: a study. Leaves: markdown for the terminal: the design, its D-efficiency, the smallest differences that it can
-show, and hours with the place where they come from.
+Enters: a study. Leaves: markdown for the terminal: the design, its D-efficiency, the smallest differences that design
+and paired seeds can show, and hours with the place where they come from.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 from mtl_re.data.splits import load_splits
 from mtl_re.markdown import table
+from mtl_re.scoring import significance
+from mtl_re.scoring.significance import LEVEL, POWER
 from mtl_re.study.cell_process import finished
 from mtl_re.study.cell_queue import CellQueue, duration
 from mtl_re.study.design import Design, d_efficiency
 from mtl_re.study.mixture import MODELS, products
 from mtl_re.study.mixture_runs import RESPONSES
-from mtl_re.study.power import LEVEL, POWER, detectable
+from mtl_re.study.power import detectable
 from mtl_re.study.study import Cell, Study, checked_config
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.resume import planned_steps
@@ -34,6 +36,7 @@ def plan_text(study: Study, workers: int) -> str:
     lines = [f"# Plan of study {study.name}", ""]
     if study.design is not None:
         lines += [*_design_lines(study, study.design), *_power_lines(study.design)]
+    lines += _seed_lines(study)
     lines += _time_lines(study, workers)
     return "\n".join(lines).rstrip("\n")
 
@@ -107,6 +110,24 @@ def _power_lines(design: Design) -> list[str]:
         f"(noncentral F). {where}",
         "",
         *table(["what is shown", "if the truth is", "test", "smallest difference"], rows),
+    ]
+
+
+def _seed_lines(study: Study) -> list[str]:
+    """Say what the arms that are compared one by one with the baseline can show."""
+    if study.baseline is None or study.search is not None or len(study.seeds) == 1:
+        return []
+    arms = [arm for arm in (*study.other_arms, *study.composed) if arm != study.baseline[0]]
+    if not arms:
+        return []
+    most = len(arms) * len(study.readings)
+    sizes = " to ".join(f"{significance.detectable(len(study.seeds), count):.2f}" for count in sorted({1, most}))
+    corrected = f", the latter if p is corrected for {most} comparisons" if most > 1 else ""
+    return [
+        f"An arm's difference from {study.baseline[0]}, over {len(study.seeds)} paired seeds, is shown with power "
+        f"{100 * POWER:.0f} % at the level {100 * LEVEL:.0f} % from {sizes} SDs of the seeds' differences "
+        f"(noncentral t){corrected}.",
+        "",
     ]
 
 

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl_re.scoring.metrics import Floats
+from mtl_re.scoring.significance import LEVEL, POWER
 from mtl_re.study.design import Design, block_contrasts
 from mtl_re.study.mixture import Region, terms
-
-LEVEL = 0.05
-POWER = 0.8
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mtl_re.data.splits import digests_of
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_csv
 from mtl_re.markdown import escape, table, undrawn, write_markdown
+from mtl_re.scoring.significance import LEVEL, POWER, sd_factors
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
@@ -251,13 +252,14 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
                 f"{d.rows_p:.4f} ({d.rows_holm:.4f})",
                 NONE if d.seeds_ci is None else f"{d.seeds_ci[0]:+.2f} to {d.seeds_ci[1]:+.2f}",
                 f"{d.seeds_t_p:.4f} ({d.seeds_t_holm:.4f})",
+                NONE if d.seeds_detectable is None else f"{d.seeds_detectable:.1f}",
                 d.verdict,
             ]
             for d in differences
             if d.score == score
         ]
         header = ["arm/reading", "minus", "difference", "95 % over rows", "p (Holm)"]
-        lines += [f"### {name}", "", *table([*header, "95 % over seeds", "p (Holm)", "verdict"], rows)]
+        lines += [f"### {name}", "", *table([*header, "95 % over seeds", "p (Holm)", "detectable", "verdict"], rows)]
     compared = {name: sum(d.score == score for d in differences) for score, name in SCORES.items()}
     counts = ", ".join(f"{count} for {name}" for name, count in compared.items())
     least = sorted({(d.seeds, d.smallest_p) for d in differences})
@@ -270,8 +272,26 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
         "Holm's p over rows and Holm's p over seeds are both below 0.05. Sign flips of the seeds' differences, which "
         f"presume no normal distribution, stand in differences.csv; {floor}.",
         "",
+        _detectable_note(differences),
+        "",
     ]
     return lines
+
+
+def _detectable_note(differences: Sequence[Difference]) -> str:
+    factors = [
+        f"{low:.2f} to {high:.2f} times that with {seeds} seeds"
+        for seeds in sorted({d.seeds for d in differences} - {1})
+        for low, high in [sd_factors(seeds)]
+    ]
+    if not factors:
+        return "One seed shows no difference, however large."
+    return (
+        f"Detectable: a true difference of this size is shown over seeds (p below {LEVEL:g} after correction) in "
+        f"{100 * POWER:.0f} % of such studies, if the SD of the seeds' differences is the one found here. Where none "
+        f"is shown, one of this size would have been missed in {100 * (1 - POWER):.0f} % of them, a smaller one more "
+        f"often. The SD is an estimate itself: the true one lies (95 %) within {', '.join(factors)}."
+    )
 
 
 def _errors(entries: Sequence[ScoredArm], folder: Path) -> list[str]:

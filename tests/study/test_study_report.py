@@ -20,6 +20,7 @@ from mtl_re.data.loading import load_examples, write_rejected
 from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
+from mtl_re.scoring import significance
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.study import arm_statistics, cell_logits, scored_arms
@@ -171,7 +172,7 @@ def test_five_seeds_say_what_they_cannot_reach():
 
 
 def test_holm_runs_over_the_comparisons_of_one_score():
-    values = {"rows_ci": (0.0, 1.0), "seeds_ci": (0.1, 1.0), "seeds_p": 0.5, "smallest_p": 0.0625}
+    values = {"rows_ci": (0.0, 1.0), "seeds_ci": (0.1, 1.0), "seeds_sd": 0.5, "seeds_p": 0.5, "smallest_p": 0.06}
     found = [
         Difference(arm, "hard", "a", score, 5, 1.0, rows_p=p, seeds_t_p=t, **values)
         for score, pairs in (("micro_f1", ((0.01, 0.02), (0.04, 0.03))), ("auprc", ((0.2, 0.001), (0.02, 0.03))))
@@ -181,6 +182,8 @@ def test_holm_runs_over_the_comparisons_of_one_score():
     assert [d.rows_holm for d in result] == pytest.approx([0.02, 0.04, 0.2, 0.04])
     assert [d.seeds_t_holm for d in result] == pytest.approx([0.04, 0.04, 0.002, 0.03])
     assert [d.verdict for d in result] == ["better", "better", "no difference shown", "better"]
+    # of two comparisons in a score; half an SD of 1
+    assert {d.seeds_detectable for d in result} == {0.5 * significance.detectable(5, 2)}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_holm_runs_over_the_comparisons_of_one_score():
     ],
 )
 def test_a_difference_is_shown_over_rows_and_over_seeds_or_not_at_all(rows_holm, seeds_t_holm, verdict):
-    values = {"rows_ci": (0.5, 1.5), "rows_p": 0.001, "seeds_ci": (0.1, 2.0), "seeds_t_p": 0.03}
+    values = {"rows_ci": (0.5, 1.5), "rows_p": 0.001, "seeds_ci": (0.1, 2.0), "seeds_sd": 0.5, "seeds_t_p": 0.03}
     values |= {"seeds_p": 0.06, "smallest_p": 0.06, "rows_holm": rows_holm, "seeds_t_holm": seeds_t_holm}
     assert Difference("b", "hard", "a", "micro_f1", 5, 1.0, **values).verdict == verdict
 
