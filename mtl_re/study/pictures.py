@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_re.figures import COLORS, drawable, legend_below, picture
+from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.significance import seed_interval
 from mtl_re.study.arm_statistics import CORNERS, ternary
 
@@ -60,6 +61,30 @@ def errors(means: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str], p
         axes.set_ylim(len(means) - 0.4, -0.6)
         axes.set_title("Kinds of errors, rows (mean over seeds)")
         legend_below(axes)
+
+
+def label_differences(arms: Mapping[str, Floats], support: Floats, path: Path) -> None:
+    """Draw a panel for each arm: the F1 of every label minus the baseline's, over the label's number of rows.
+
+    Args:
+        arms: (seeds, labels) differences by arm, in percentage points. support: (labels,) rows.
+    """
+    columns = min(3, len(arms))
+    lines = -(-len(arms) // columns)
+    with picture(path, 3.6 * columns + 0.6, 2.9 * lines + 0.4) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, name, values in zip(panels, drawable(list(arms)), arms.values(), strict=False):
+            axes.axhline(0, color="#555555", linewidth=1)
+            axes.vlines(support, values.min(axis=0), values.max(axis=0), color=COLORS[0], linewidth=1, alpha=0.4)
+            axes.plot(support, values.mean(axis=0), "o", color=COLORS[0], markersize=4)
+            axes.set_title(name, fontsize=10)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.grid(axis="both")
+        for axes in panels[len(arms) :]:
+            axes.set_axis_off()
+        figure.supylabel("F1 minus the baseline's, points", fontsize=9)
+        figure.supxlabel("gold rows of the relation; dot: mean over seeds, line: lowest to highest seed", fontsize=8)
 
 
 def _total(row: Mapping[str, float]) -> float:

@@ -27,6 +27,7 @@ from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
 from mtl_re.study.cell_logits import shared_rows
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import confirmation_section
+from mtl_re.study.label_frequency import frequency_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
 from mtl_re.study.surface_report import surface_section
@@ -67,6 +68,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
             _scores(entries, folder),
             _differences(study, differences),
             _errors(entries, folder),
+            frequency_section(entries, study.baseline, folder) if study.design is None else [],
             _search(study, searched, entries),
             _axes(study, arms, entries, folder),
             _curves(study, arms, done, folder),
