@@ -70,7 +70,8 @@ def frequency_section(entries: Sequence[ScoredArm], baseline: tuple[str, str | N
     """Write the arms' scores by the labels' frequency, beside the baseline's, and draw the difference in each label."""
     cells = {(entry.name, seed): LabelScores.of(cell) for entry in entries for seed, cell in entry.cells.items()}
     support = np.mean([scores.counts.sum(axis=1) for scores in cells.values()], axis=0)
-    groups = label_groups(support, next(iter(entries[0].cells.values())).taxonomy)
+    taxonomy = next(iter(entries[0].cells.values())).taxonomy
+    groups = label_groups(support, taxonomy)
     if not groups:
         return []
     bases = {entry.name: _base(entry, entries, baseline) for entry in entries}
@@ -85,10 +86,11 @@ def frequency_section(entries: Sequence[ScoredArm], baseline: tuple[str, str | N
         text += "; in brackets the difference from the baseline with its 95 % interval over seeds, not corrected"
     header = ["arm/reading", *(f"{score}, {name}" for score in SCORES for name in GROUPS)]
     lines = ["## Rare and frequent relations", "", f"{text}.", "", *table(header, rows)]
-    labels = np.concatenate(groups)
+    labels = np.concatenate(groups)[::-1]
     if drawn := _label_differences(entries, bases, cells, labels):
-        pictures.label_differences(drawn, support[labels], folder / "labels.png")
-        lines += ["![F1 of each relation minus the baseline's, over its number of rows](labels.png)", ""]
+        names = [f"{taxonomy.labels[label]} ({support[label]:,.0f})" for label in labels]
+        pictures.label_differences(drawn, names, folder / "labels.png")
+        lines += ["![F1 of each relation minus the baseline's, by its number of gold rows](labels.png)", ""]
     return lines
 
 

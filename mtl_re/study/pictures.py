@@ -63,28 +63,26 @@ def errors(means: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str], p
         legend_below(axes)
 
 
-def label_differences(arms: Mapping[str, Floats], support: Floats, path: Path) -> None:
-    """Draw a panel for each arm: the F1 of every label minus the baseline's, over the label's number of rows.
+def label_differences(arms: Mapping[str, Floats], labels: Sequence[str], path: Path) -> None:
+    """Draw a panel for each arm: the F1 of every label minus the baseline's, with the range over seeds.
 
     Args:
-        arms: (seeds, labels) differences by arm, in percentage points. support: (labels,) rows.
+        arms: (seeds, labels) differences by arm, in percentage points. labels: In the order drawn, from the top.
     """
-    columns = min(3, len(arms))
-    lines = -(-len(arms) // columns)
-    with picture(path, 3.6 * columns + 0.6, 2.9 * lines + 0.4) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes, name, values in zip(panels, drawable(list(arms)), arms.values(), strict=False):
-            axes.axhline(0, color="#555555", linewidth=1)
-            axes.vlines(support, values.min(axis=0), values.max(axis=0), color=COLORS[0], linewidth=1, alpha=0.4)
-            axes.plot(support, values.mean(axis=0), "o", color=COLORS[0], markersize=4)
+    with picture(path, 2.6 + 2.2 * len(arms), 1.2 + 0.2 * len(labels)) as figure:
+        panels = figure.subplots(1, len(arms), squeeze=False, sharex=True, sharey=True)[0]
+        lines = range(len(labels))
+        for axes, name, values in zip(panels, drawable(list(arms)), arms.values(), strict=True):
+            axes.axvline(0, color="#555555", linewidth=1)
+            axes.hlines(lines, values.min(axis=0), values.max(axis=0), color=COLORS[0], linewidth=1.5, alpha=0.4)
+            axes.plot(values.mean(axis=0), lines, "o", color=COLORS[0], markersize=4)
             axes.set_title(name, fontsize=10)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
             axes.grid(axis="both")
-        for axes in panels[len(arms) :]:
-            axes.set_axis_off()
-        figure.supylabel("F1 minus the baseline's, points", fontsize=9)
-        figure.supxlabel("gold rows of the relation; dot: mean over seeds, line: lowest to highest seed", fontsize=8)
+        panels[0].set_yticks(lines, drawable(labels), fontsize=7.5)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+        figure.supxlabel(
+            "F1 minus the baseline's, points; dot: mean over seeds, line: lowest to highest seed", fontsize=8
+        )
 
 
 def _total(row: Mapping[str, float]) -> float:

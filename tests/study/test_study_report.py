@@ -419,7 +419,7 @@ def test_a_report_says_what_it_stands_on(made):
     assert all("no difference shown" in line for line in text.splitlines() if line.startswith("| o2/hard | unit/hard"))
     assert {file.name for file in path.parent.iterdir()} == {
         *("report.md", "scores.csv", "summary.csv", "differences.csv"),
-        *("scores.png", "errors.png", "weights.png", "ternary.png", "losses.png"),
+        *("scores.png", "errors.png", "labels.png", "weights.png", "ternary.png", "losses.png"),
     }
     with (path.parent / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
