@@ -81,11 +81,11 @@ class Difference:
 
 
 def cell_metrics(cell: DecodedCell) -> dict[str, float]:
-    """Return the metrics of one cell by column name: scores, gate F1, fine accuracy of each head, error counts."""
+    """Return the metrics of one cell by column name: scores, calibration error, gate F1, accuracy of heads, errors."""
     gate = cell.decoding.gate
     labels = (cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior)
     values = all_metrics(*labels, resamples=0, unrestricted=cell.unrestricted)
-    columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy")}
+    columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy", "ece")}
     columns["gate_f1"] = values["gate"]["f1"]
     columns |= {f"fine_{name}": value for name, value in values["fine"].items()}
     columns |= {f"error_{name}": value for name, value in values["errors"].items()}

@@ -216,17 +216,20 @@ def _temperatures(entries: Sequence[ScoredArm], reading: str) -> str:
 
 def _scores(entries: Sequence[ScoredArm], folder: Path) -> list[str]:
     pictures.scores([(entry.name, entry.metrics) for entry in entries], SCORES, folder / "scores.png")
-    columns = [*SCORES, "gate_f1", *dict.fromkeys(k for e in entries for k in e.summary if k.startswith("fine_"))]
+    fine = dict.fromkeys(key for entry in entries for key in entry.summary if key.startswith("fine_"))
+    columns = [*SCORES, "ece", "gate_f1", *fine]
     if any("selection" in entry.summary for entry in entries):
         columns.append("selection")
     rows = [
         [entry.name, str(len(entry.cells)), *(_cell(entry.summary.get(column)) for column in columns)]
         for entry in entries
     ]
-    heads = [SCORES.get(column, column.replace("_f1", " F1").replace("fine_", "fine: ")) for column in columns]
-    note = "Mean ± SD over seeds, and the 95 % interval of the mean (Student's t). `fine: X` is the accuracy of the "
-    note += (
-        "head X on rows whose gold label is one of its own; `selection` is the score by which checkpoints were kept."
+    named = SCORES | {"ece": "ECE", "gate_f1": "gate F1"}
+    heads = [named.get(column, column.replace("fine_", "fine: ")) for column in columns]
+    note = (
+        "Mean ± SD over seeds, and the 95 % interval of the mean (Student's t). `ECE`: expected calibration error "
+        "of the predicted labels: lower is better. `fine: X` is the accuracy of the head X on rows whose gold label is "
+        "one of its own; `selection` is the score by which checkpoints were kept."
     )
     lines = ["## Scores", "", "![Scores](scores.png)", "", *undrawn("arms", [entry.name for entry in entries])]
     return [*lines, *table(["arm/reading", "seeds", *heads], rows), note, ""]

@@ -316,7 +316,7 @@ def test_metrics_have_one_column_each():
     gold = golds(generator, 60)
     rows = as_read(gold, predict(generator, gold, 0.6))
     found = cell_metrics(rows)
-    assert {"micro_f1", "auprc", "gate_f1", "fine_a", "fine_b", "error_missed"} <= set(found)
+    assert {"micro_f1", "auprc", "ece", "gate_f1", "fine_a", "fine_b", "error_missed"} <= set(found)
     assert (
         sum(found[f"error_{kind}"] for kind in ("missed", "false_alarm", "wrong_branch", "wrong_label"))
         == (rows.labels != gold).sum()
