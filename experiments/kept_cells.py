@@ -24,8 +24,7 @@ from mtl_re.files import whole_folder
 from mtl_re.study.cell_logits import cell_logits
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import stored_confirmation
-from mtl_re.study.scored_arms import parts_only
-from mtl_re.study.study import Study, checked_config, heads_of, trained_heads
+from mtl_re.study.study import Study, checked_config, heads_of, parts_only, trained_heads
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 from mtl_re.training.losses import normalise

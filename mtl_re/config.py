@@ -325,7 +325,8 @@ class AdaptDataConfig(Options, group="data"):
 
     train: str = ""
     """Rows with entities, or with `text` or `sentence` (a path or `hub:DATASET/CONFIG:SPLIT`, as for `train`), a .txt
-    file (one text a line), or a directory of such files. A repeated text is used once."""
+    file (one text a line), or a directory of such files (names that begin with `.` or `_` are passed over). A repeated
+    text is used once."""
     held_out: float = within(0, 0.9, 0.02)
     """Share of the texts held out of training, on which loss and perplexity are measured (0: none; the last model is
     kept)."""
@@ -392,8 +393,8 @@ class AdaptConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where metrics are sent."""
     exclude: list[str] = field(default_factory=list)
-    """Evaluation sentences, as rows (any form of data.train): texts that share words with them are dropped and
-    counted."""
+    """Evaluation sentences (any form of data.train; of a directory hidden files too): texts that share words with them
+    are dropped and counted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, as written to `config.yaml`."""
@@ -414,7 +415,7 @@ class TrimConfig(Options):
 
     text: list[str]
     """Text of the language: rows (a path or `hub:DATASET/CONFIG:SPLIT`, as for `train`), .txt files (one text a line),
-    or directories of such files."""
+    or directories of such files (names that begin with `.` or `_` are passed over)."""
     keep: list[str] = field(default_factory=list)
     """More to keep whatever `text` uses: files, whose pieces are all kept, or pieces by name (`▁단체` or `단체`)."""
     min_count: int = within(1, math.inf, 1)
@@ -595,7 +596,7 @@ class AblateConfig(Options):
     report: bool = False
     """Train nothing, and write the report from the cells that are finished."""
     plan: bool = False
-    """Train nothing, and print what the study would train, what its design can show, and how long it takes."""
+    """Train nothing, and print what the study would train, what it can show, and how long it takes."""
     confirm: int = within(0, 1_000, 0)
     """Train the optimum of the study's design and the baseline with this many fresh seeds each, and report the
     difference (0: run the study itself)."""

@@ -73,7 +73,8 @@ def select_texts(config: AdaptConfig) -> Texts:
     reject = bad.append if options.on_bad_row == "skip" else None
     found = merged(read_texts(options.train, reject))
     guard = LeakGuard(
-        (text.text for spec in config.exclude for text in read_texts(spec, reject, spans=False)), options.exclude_words
+        (text.text for spec in config.exclude for text in read_texts(spec, reject, spans=False, hidden=True)),
+        options.exclude_words,
     )
     kept = [text for text in found if not guard.leaks(text.text)]
     chosen = kept
@@ -92,6 +93,7 @@ def read_texts(
     reject: Callable[[BadRow], object] | None = None,
     option: str = "--data.on_bad_row",
     spans: bool = True,
+    hidden: bool = False,
 ) -> Iterator[Text]:
     """Stream the texts of a file, folder or data set, one a line, as often as they stand there.
 
@@ -99,10 +101,11 @@ def read_texts(
         reject: called for a row that cannot be used; None: raise.
         option: that leaves such rows out, for the message.
         spans: of a row's entities; without them its sentence is read whatever they are.
+        hidden: read a folder's hidden files too: a guard against evaluation text must miss none.
     """
     path = Path(spec)
     if path.is_dir():
-        files = files_of(spec, lambda name: name.endswith(".txt"), ".txt")
+        files = files_of(spec, lambda name: name.endswith(".txt"), ".txt", hidden)
         if not files:
             raise MtlReError(f"{spec}: the folder holds no .txt file")
         for _, file in files:

@@ -5,10 +5,11 @@ Nothing here says what a row must hold: `validation` does.
 
 from __future__ import annotations
 
+import gzip
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from mtl_re.errors import MtlReError, RowError
 
@@ -16,6 +17,7 @@ CHUNK = 1 << 20
 """Characters of JSON, or bytes of a file, read at once."""
 MAX_ELEMENT = 64 << 20
 """Longest single row of text, in characters: anything longer is not a sentence with two entities."""
+Stream = IO[bytes] | gzip.GzipFile
 TEXTS = ("text", "sentence", "document", "content", "body")
 """What a row or a document calls its text."""
 

@@ -22,8 +22,8 @@ from typing import IO, Literal
 
 from mtl_re.config import SampleConfig
 from mtl_re.data.json_rows import read_json, read_jsonl
-from mtl_re.data.raw_rows import CHUNK, RawRow, fault, one_line
-from mtl_re.data.table_rows import Stream, read_csv, read_parquet
+from mtl_re.data.raw_rows import CHUNK, RawRow, Stream, fault, one_line
+from mtl_re.data.table_rows import read_csv, read_parquet
 from mtl_re.encodings import SNIFFED, encoding_of, tell_encoding
 from mtl_re.errors import MtlReError
 

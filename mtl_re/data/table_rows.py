@@ -13,15 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from typing import IO, Any
+from typing import Any
 
 from mtl_re.data.format_signs import format_of
-from mtl_re.data.raw_rows import CHUNK, RawRow, fault, lines_of
+from mtl_re.data.raw_rows import CHUNK, RawRow, Stream, fault, lines_of
 from mtl_re.errors import RowError
 
 MAX_CELL = 4 << 20
 """Longest cell of a CSV, in characters: a quote that is never closed runs into this."""
-Stream = IO[bytes] | gzip.GzipFile
 
 
 def read_csv(source: str, text: io.TextIOWrapper) -> Iterator[RawRow]:

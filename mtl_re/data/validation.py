@@ -1,8 +1,8 @@
 """One raw row → an `Example`, or the field at fault.
 
-Enters: the fields of a `readers.RawRow`. Leaves: `Example`, with spans as inclusive Python character positions that are
-checked to spell their words. Official KLUE JSON, the contest's CSV and the hub's integer labels are told apart by the
-form of their values, never by a file's name. `loading` applies this to a whole DATA.
+Enters: the fields of a `raw_rows.RawRow`. Leaves: `Example`, with spans as inclusive Python character positions that
+are checked to spell their words. Official KLUE JSON, the contest's CSV and the hub's integer labels are told apart by
+the form of their values, never by a file's name. `loading` applies this to a whole DATA.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Example:
         id: KLUE's `guid`; not unique.
         label: None where the row is unlabelled.
         source: KLUE's `source`: the corpus that the sentence was taken from.
-        file, row: the DATA that the row was loaded from and its number there, as `readers.RawRow` counts; None for a
+        file, row: the DATA that the row was loaded from and its number there, as `raw_rows.RawRow` counts; None for a
             row that was made in memory. They say where, not what: equality ignores them.
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def t_test(differences: Sequence[float]) -> float:
     return float(2 * t.sf(abs(mean) / error, count - 1)) if error else 0.0
 
 
+@cache
 def detectable(pairs: int, comparisons: int = 1) -> float:
     """Return the smallest true mean of paired differences that `t_test` shows with power 80 %, in their SDs.
 
@@ -161,10 +163,8 @@ def detectable(pairs: int, comparisons: int = 1) -> float:
 
     # Power is the mean, over the distribution of the estimated SD, of a normal tail. By quadrature: solvers on the
     # noncentral t (statsmodels' TTestPower) return wrong values without a word for few pairs and small levels.
-    critical, spread = (
-        float(t.isf(LEVEL / comparisons / 2, pairs - 1)),
-        _sd_ratios(pairs, (np.arange(4000) + 0.5) / 4000),
-    )
+    critical = float(t.isf(LEVEL / comparisons / 2, pairs - 1))
+    spread = _sd_ratios(pairs, (np.arange(4000) + 0.5) / 4000)
 
     def lack(shift: float) -> float:
         return float((norm.cdf(shift - critical * spread) + norm.cdf(-shift - critical * spread)).mean()) - POWER

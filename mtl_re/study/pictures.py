@@ -69,20 +69,24 @@ def label_differences(arms: Mapping[str, Floats], labels: Sequence[str], path: P
     Args:
         arms: (seeds, labels) differences by arm, in percentage points. labels: In the order drawn, from the top.
     """
-    with picture(path, 2.6 + 2.2 * len(arms), 1.2 + 0.2 * len(labels)) as figure:
-        panels = figure.subplots(1, len(arms), squeeze=False, sharex=True, sharey=True)[0]
+    columns = min(4, len(arms))
+    rows = -(-len(arms) // columns)
+    with picture(path, 2.6 + 2.2 * columns, 0.6 + rows * (0.6 + 0.2 * len(labels))) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         lines = range(len(labels))
-        for axes, name, values in zip(panels, drawable(list(arms)), arms.values(), strict=True):
+        for axes, name, values in zip(panels.flat, drawable(list(arms)), arms.values(), strict=False):
             axes.axvline(0, color="#555555", linewidth=1)
             axes.hlines(lines, values.min(axis=0), values.max(axis=0), color=COLORS[0], linewidth=1.5, alpha=0.4)
             axes.plot(values.mean(axis=0), lines, "o", color=COLORS[0], markersize=4)
             axes.set_title(name, fontsize=10)
             axes.grid(axis="both")
-        panels[0].set_yticks(lines, drawable(labels), fontsize=7.5)
-        panels[0].set_ylim(len(labels) - 0.5, -0.5)
-        figure.supxlabel(
-            "F1 minus the baseline's, points; dot: mean over seeds, line: lowest to highest seed", fontsize=8
-        )
+        for axes in panels.flat[len(arms) :]:
+            axes.set_axis_off()
+        panels[0, 0].set_ylim(len(labels) - 0.5, -0.5)
+        for axes in panels[:, 0]:
+            axes.set_yticks(lines, drawable(labels), fontsize=7.5)
+        text = "F1 minus the baseline's, points; dot: mean over seeds, line: lowest to highest seed"
+        figure.supxlabel(text, fontsize=8)
 
 
 def _total(row: Mapping[str, float]) -> float:

@@ -14,10 +14,11 @@ from typing import Any
 
 from mtl_re.data.splits import load_splits
 from mtl_re.markdown import table
-from mtl_re.scoring import significance
-from mtl_re.scoring.significance import LEVEL, POWER
+from mtl_re.scoring.significance import COMPARED_SCORES, LEVEL, POWER
+from mtl_re.scoring.significance import detectable as detectable_mean
 from mtl_re.study.cell_process import finished
 from mtl_re.study.cell_queue import CellQueue, duration
+from mtl_re.study.comparisons import comparisons, planned_names
 from mtl_re.study.design import Design, d_efficiency
 from mtl_re.study.mixture import MODELS, products
 from mtl_re.study.mixture_runs import RESPONSES
@@ -114,19 +115,23 @@ def _power_lines(design: Design) -> list[str]:
 
 
 def _seed_lines(study: Study) -> list[str]:
-    """Say what the arms that are compared one by one with the baseline can show."""
-    if study.baseline is None or study.search is not None or len(study.seeds) == 1:
+    """Say what the arms that are compared one by one with the baseline can show over seeds."""
+    planned = [] if study.search is not None else comparisons(study, planned_names(study))
+    if not planned:
         return []
-    arms = [arm for arm in (*study.other_arms, *study.composed) if arm != study.baseline[0]]
-    if not arms:
-        return []
-    most = len(arms) * len(study.readings)
-    sizes = " to ".join(f"{significance.detectable(len(study.seeds), count):.2f}" for count in sorted({1, most}))
-    corrected = f", the latter if p is corrected for {most} comparisons" if most > 1 else ""
+    if len(study.seeds) == 1:
+        return ["One seed shows no difference between arms, however large.", ""]
+    counts = {score: sum(score in one.scores for one in planned) for score in COMPARED_SCORES}
+    sizes = ", ".join(
+        f"{detectable_mean(len(study.seeds), count):.2f} in {RESPONSES[score]} ({count} comparison{'s' * (count > 1)})"
+        for score, count in counts.items()
+        if count
+    )
+    baseline = "/".join(filter(None, study.baseline or ()))
     return [
-        f"An arm's difference from {study.baseline[0]}, over {len(study.seeds)} paired seeds, is shown with power "
-        f"{100 * POWER:.0f} % at the level {100 * LEVEL:.0f} % from {sizes} SDs of the seeds' differences "
-        f"(noncentral t){corrected}.",
+        f"True difference from {baseline} that {len(study.seeds)} paired seeds show with power {100 * POWER:.0f} %, in "
+        f"SDs of the seeds' differences: {sizes}. (Paired t test at {100 * LEVEL:.0f} %, corrected for the number of "
+        "comparisons; the p over rows must be as low.)",
         "",
     ]
 

@@ -26,6 +26,7 @@ from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
 from mtl_re.study.cell_logits import shared_rows
 from mtl_re.study.cell_process import finished
+from mtl_re.study.comparisons import comparisons
 from mtl_re.study.confirmation import confirmation_section
 from mtl_re.study.label_frequency import frequency_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
@@ -68,7 +69,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
             _scores(entries, folder),
             _differences(study, differences),
             _errors(entries, folder),
-            frequency_section(entries, study.baseline, folder) if study.design is None else [],
+            frequency_section(study, entries, folder) if study.design is None else [],
             _search(study, searched, entries),
             _axes(study, arms, entries, folder),
             _curves(study, arms, done, folder),
@@ -97,27 +98,15 @@ def compare_to_baseline(
     study: Study, entries: Sequence[ScoredArm], resamples: int, folder: Path | None
 ) -> list[Difference]:
     """Compare every arm with the baseline, Holm-adjusted; return none without a finished baseline."""
-    if study.baseline is None:
-        return []
-    arm, reading = study.baseline
     by_name = {(entry.arm, entry.reading): entry for entry in entries}
     differences: list[Difference] = []
-    designed = {arm for arm, _ in study.runs}  # points of a design: their surface answers, not one pair after the other
-    others = [entry for entry in entries if entry.arm not in designed]
-    for entry in tqdm(others, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
-        base = by_name.get((arm, reading or entry.reading))
-        if base is None or base is entry or not set(base.cells) & set(entry.cells):
-            continue
-        for one in compare((entry.arm, entry.reading, base.name), entry.cells, base.cells, resamples, folder):
-            if one.score != "auprc" or not any(_same(one, other) for other in differences):
-                differences.append(one)
+    planned = comparisons(study, list(by_name))
+    for one in tqdm(planned, desc="bootstrap", unit="arm", file=sys.stderr, disable=None):
+        ours, base = by_name[one.entry], by_name[one.base]
+        if set(base.cells) & set(ours.cells):
+            found = compare((*one.entry, base.name), ours.cells, base.cells, resamples, folder)
+            differences += [difference for difference in found if difference.score in one.scores]
     return holm_adjusted(differences)
-
-
-def _same(one: Difference, other: Difference) -> bool:
-    """Return whether two decodings of an arm have the same probabilities, so that their AUPRC is one comparison."""
-    names = ("arm", "score", "difference", "rows_ci", "seeds_ci")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 # ---- sections --------------------------------------------------------------------------------------------------
@@ -257,7 +246,7 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
                 f"{d.rows_p:.4f} ({d.rows_holm:.4f})",
                 NONE if d.seeds_ci is None else f"{d.seeds_ci[0]:+.2f} to {d.seeds_ci[1]:+.2f}",
                 f"{d.seeds_t_p:.4f} ({d.seeds_t_holm:.4f})",
-                NONE if d.seeds_detectable is None else f"{d.seeds_detectable:.1f}",
+                f"{d.seeds_detectable:.2f}" if d.seeds_detectable else NONE,
                 d.verdict,
             ]
             for d in differences

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mtl_re.study.arm_statistics import cell_metrics, summarise
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, cell_logits, compose, decode_cell
 from mtl_re.study.cell_process import best_score
-from mtl_re.study.study import Cell, Study, heads_of, trained_heads
+from mtl_re.study.study import Cell, Study, parts_only
 
 
 @dataclass
@@ -49,12 +49,6 @@ class ScoredArm:
                 for seed, values in self.metrics.items()
             ]
         )
-
-
-def parts_only(study: Study) -> set[str]:
-    """Return the arms that only lend a head to a composition: they leave a head untrained, so are not scored alone."""
-    lent = {arm for parts in study.composed.values() for arm in parts.values()}
-    return {arm for arm in lent if trained_heads(study, arm) != heads_of(study, arm)}
 
 
 def score_arms(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[ScoredArm]:

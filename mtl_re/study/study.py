@@ -289,6 +289,12 @@ def trained_heads(study: Study, arm: str) -> list[str]:
     return [head for head in heads_of(study, arm) if weights.get(head, 1) != 0]
 
 
+def parts_only(study: Study) -> set[str]:
+    """Return the arms that only lend a head to a composition: they leave a head untrained, so are not scored alone."""
+    lent = {arm for parts in study.composed.values() for arm in parts.values()}
+    return {arm for arm in lent if trained_heads(study, arm) != heads_of(study, arm)}
+
+
 def shares_of(study: Study, settings: Arm) -> dict[str, float] | None:
     """Return each head's share of the loss weights (sum 1); None if there is one head or the weights change."""
     config = checked_config(study.cell("", settings, study.seeds[0]).config)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtl_re.adapt.text import Text, hold_out, read_texts
 from mtl_re.config import TrimConfig
-from mtl_re.data.readers import file_digest
+from mtl_re.data.documents import digest_of
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.trim.choice import Use, named_ids, set_apart
@@ -65,7 +65,7 @@ def read_all(tokenizer: Any, options: TrimConfig) -> Read:
             found.use.characters.update(Counter("".join(text.text for text in counted)))
             found.first += [text.text for text in counted[: FIRST - len(found.first)]]
             count += len(counted)
-        found.sources.append({"text": spec, "texts": count, "sha256": _digest(spec)})
+        found.sources.append({"text": spec, "texts": count, "sha256": digest_of(spec)})
     if not found.first:
         raise MtlReError(f"--text: {', '.join(options.text)}: there is no text to count pieces of")
     found.use.pieces = np.maximum(plain, apart)
@@ -91,11 +91,6 @@ def coded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     settings = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, **settings)["input_ids"]
     return ids
-
-
-def _digest(spec: str) -> str | None:
-    """SHA-256 of a source; None of a directory, whose files have their own."""
-    return None if Path(spec).is_dir() else file_digest(spec)
 
 
 def wanted_ids(vocabulary: Vocabulary, tokenizer: Any, options: TrimConfig) -> set[int]:

@@ -210,6 +210,7 @@ def test_every_form_of_text_is_read(tmp_path, capsys):
     (tmp_path / ".b.txt").write_text("an editor's copy", encoding="utf-8")
     (tmp_path / "notes.md").write_text("something else", encoding="utf-8")
     assert [text.text for text in merged(read_texts(str(tmp_path)))] == ["둘째 줄", "셋째 줄", "첫 줄"]
+    assert "an editor's copy" in [text.text for text in read_texts(str(tmp_path), hidden=True)]
     assert "1 files that are no .txt are passed over, such as" in capsys.readouterr().err
     lines = [{"text": "하나\n둘"}, {"sentence": "셋"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")

@@ -1,18 +1,25 @@
 """Scores on rare and on frequent relations: their groups, their arithmetic, and what the report says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mtl_re.scoring.metrics import auprc_by_class, micro_f1
+from mtl_re.study import pictures
 from mtl_re.study.cell_logits import DecodedCell
 from mtl_re.study.label_frequency import LabelScores, frequency_section, label_groups
 from mtl_re.study.scored_arms import ScoredArm
-from mtl_re.study.study import StudyDecoding
+from mtl_re.study.study import Study, StudyDecoding
 from mtl_re.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.from_dict({"groups": {"none": ["no_relation"], "a": ["a1", "a2", "a3"], "b": ["b1", "b2", "b3"]}})
 GOLD = np.repeat(np.arange(7), [40, 2, 3, 10, 12, 30, 31])
 """no_relation 40 times, then two rare, two middling and two frequent relations."""
+
+
+def study(baseline):
+    return Study("made", {}, (1, 2), {"flat": {}, "joint": {}}, baseline=baseline)
 
 
 def cell(wrong, seed=0):
@@ -44,7 +51,7 @@ def test_the_section_says_where_an_arm_differs(tmp_path):
     # label 2 is lost in the baseline's second seed, label 5 in both seeds of the arm
     base = ScoredArm("flat", "hard", {1: cell([]), 2: cell([2])}, {})
     arm = ScoredArm("joint", "hard", {1: cell([5]), 2: cell([5])}, {})
-    text = "\n".join(frequency_section([base, arm], ("flat", None), tmp_path))
+    text = "\n".join(frequency_section(study(("flat", None)), [base, arm], tmp_path))
     assert "rare: 2 labels of 2 to 3 rows; middle: 2 labels of 10 to 12 rows; frequent: 2 labels of 30 to 31" in text
     flat, joint = (next(line for line in text.splitlines() if line.startswith(f"| {name}")) for name in ("flat", "joi"))
     # rare: 100 and 4 / 7 of the rows' F1; frequent: 62 / 92
@@ -57,7 +64,30 @@ def test_the_section_says_where_an_arm_differs(tmp_path):
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path):
-    text = "\n".join(frequency_section([ScoredArm("flat", "hard", {1: cell([])}, {})], None, tmp_path))
+    text = "\n".join(frequency_section(study(None), [ScoredArm("flat", "hard", {1: cell([])}, {})], tmp_path))
     assert "| flat/hard | 100.0 | 100.0 | 100.0 |" in text
     assert "baseline" not in text
     assert not list(tmp_path.iterdir())
+
+
+def test_arms_of_different_label_sets_are_not_divided(tmp_path):
+    other = Taxonomy.from_dict({"groups": {"none": ["no_relation"], "all": [f"r{number}" for number in range(6)]}})
+    cells = {1: cell([])}, {1: replace(cell([]), taxonomy=other)}
+    entries = [ScoredArm(arm, "hard", part, {}) for arm, part in zip(("flat", "joint"), cells, strict=True)]
+    assert frequency_section(study(None), entries, tmp_path) == []
+
+
+def test_the_picture_has_a_panel_for_each_arm_and_a_line_for_each_label(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        pictures, "label_differences", lambda arms, labels, path: drawn.update(arms=arms, labels=labels)
+    )
+    base = ScoredArm("flat", "hard", {1: cell([]), 2: cell([2])}, {})
+    soft = ScoredArm("flat", "soft", {1: cell([]), 2: cell([2])}, {})
+    arm = ScoredArm("joint", "hard", {1: cell([5]), 2: cell([5])}, {})
+    made = replace(study(("flat", "hard")), readings={"hard": StudyDecoding(), "soft": StudyDecoding("soft")})
+    frequency_section(made, [base, soft, arm], tmp_path)
+    assert drawn["labels"] == ["b3 (31)", "b2 (30)", "b1 (12)", "a3 (10)", "a2 (3)", "a1 (2)"]
+    assert {name: values.tolist() for name, values in drawn["arms"].items()} == {
+        "joint/hard": [[0, -100, 0, 0, 0, 0], [0, -100, 0, 0, 100, 0]]
+    }

@@ -413,8 +413,13 @@ def test_a_report_says_what_it_stands_on(made):
     assert "with 3 seeds none of their p can be below 0.25" in text
     assert "best micro_f1 on validation rows" in text
     assert "(4 for micro-F1, 4 for AUPRC;" in text
+    assert "the true one lies (95 %) within 0.52 to 6.28 times that with 3 seeds" in text
+    assert "| arm/reading | seeds | micro-F1 | AUPRC | ECE | gate F1 |" in text
     lines = [line for line in text.splitlines() if line.startswith("| c2/hard | unit/hard |")]
     assert len(lines) == 2
+    with (path.parent / "differences.csv").open(encoding="utf-8") as file:
+        size = next(float(row["seeds_detectable"]) for row in csv.DictReader(file) if row["arm"] == "c2")
+    assert f"| {size:.2f} | better |" in lines[0]
     assert all("better" in line for line in lines)
     assert all("no difference shown" in line for line in text.splitlines() if line.startswith("| o2/hard | unit/hard"))
     assert {file.name for file in path.parent.iterdir()} == {
