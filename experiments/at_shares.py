@@ -11,8 +11,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mtl_re.config import parse_shares
 from mtl_re.scoring.metrics import auprc, micro_f1, prior_weights
 from mtl_re.scoring.significance import seed_interval, t_test
@@ -46,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, by_seed in found.items():
         for score in ("F1", "AUPRC"):
             values = {seed: scores[score] for seed, scores in by_seed.items()}
-            spread = f" ± {np.std(list(values.values()), ddof=1):.1f}" if len(values) > 1 else ""
-            text = f"{'/'.join(name)} {score}: {np.mean(list(values.values())):.1f}{spread}"
+            mean = seed_interval(list(values.values()))
+            spread = "" if mean["sd"] is None else f" ± {mean['sd']:.1f}"
+            text = f"{'/'.join(name)} {score}: {mean['mean']:.1f}{spread}"
             theirs = found[bases[name]] if name in bases else {}
             apart = [value - theirs[seed][score] for seed, value in values.items() if seed in theirs]
             if len(apart) > 1:

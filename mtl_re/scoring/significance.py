@@ -140,7 +140,7 @@ def t_test(differences: Sequence[float]) -> float:
 
 
 @cache
-def detectable(pairs: int, comparisons: int = 1) -> float:
+def detectable_mean(pairs: int, comparisons: int = 1) -> float:
     """Return the smallest true mean of paired differences that `t_test` shows with power 80 %, in their SDs.
 
     Args:

@@ -23,7 +23,7 @@ from mtl_re.scoring.significance import (
     COMPARED_SCORES,
     LEVEL,
     bootstrap_summary,
-    detectable,
+    detectable_mean,
     holm,
     permutation_test,
     seed_interval,
@@ -157,7 +157,7 @@ def holm_adjusted(differences: Sequence[Difference]) -> list[Difference]:
         flips = holm([differences[number].seeds_p for number in family])
         for number, row_p, test_p, flip_p in zip(family, rows, tests, flips, strict=True):
             one = differences[number]
-            size = None if one.seeds_sd is None else one.seeds_sd * detectable(one.seeds, len(family))
+            size = None if one.seeds_sd is None else one.seeds_sd * detectable_mean(one.seeds, len(family))
             adjusted[number] = replace(
                 one, rows_holm=row_p, seeds_t_holm=test_p, seeds_holm=flip_p, seeds_detectable=size
             )

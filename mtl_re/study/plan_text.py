@@ -14,8 +14,7 @@ from typing import Any
 
 from mtl_re.data.splits import load_splits
 from mtl_re.markdown import table
-from mtl_re.scoring.significance import COMPARED_SCORES, LEVEL, POWER
-from mtl_re.scoring.significance import detectable as detectable_mean
+from mtl_re.scoring.significance import COMPARED_SCORES, LEVEL, POWER, detectable_mean
 from mtl_re.study.cell_process import finished
 from mtl_re.study.cell_queue import CellQueue, duration
 from mtl_re.study.comparisons import comparisons, planned_names

@@ -152,15 +152,15 @@ def test_t_test_is_the_interval_said_as_a_p():
 def test_detectable_differences_are_those_of_power_tables():
     # Cohen's d of a two-sided paired t test at 5 % with power 80 %, as G*Power and statsmodels give it
     for pairs, size in ((3, 3.26404), (5, 1.68200), (10, 0.99600)):
-        assert significance.detectable(pairs) == pytest.approx(size, abs=1e-4)
-    assert significance.detectable(1) == math.inf
+        assert significance.detectable_mean(pairs) == pytest.approx(size, abs=1e-4)
+    assert significance.detectable_mean(1) == math.inf
     low, high = significance.sd_factors(5)  # sqrt(4 / 11.143) and sqrt(4 / 0.4844), chi-squared tables
     assert (low, high) == pytest.approx((0.599, 2.874), abs=1e-3)
 
 
 @pytest.mark.parametrize(("pairs", "comparisons"), [(3, 13), (5, 6)])
 def test_a_detectable_difference_is_shown_in_four_studies_of_five(pairs, comparisons):
-    studies = np.random.default_rng(0).normal(significance.detectable(pairs, comparisons), size=(600, pairs))
+    studies = np.random.default_rng(0).normal(significance.detectable_mean(pairs, comparisons), size=(600, pairs))
     shown = sum(significance.t_test(study.tolist()) * comparisons < significance.LEVEL for study in studies)
     assert shown / len(studies) == pytest.approx(significance.POWER, abs=3 * math.sqrt(0.8 * 0.2 / len(studies)))
 
@@ -187,8 +187,8 @@ def test_mcnemar_by_hand():
         (lambda: significance.seed_interval([1.0, float("inf")]), "finite"),
         (lambda: significance.seed_interval([1.0, 2.0], level=95), "between 0 and 1"),
         (lambda: significance.t_test([]), "at least one"),
-        (lambda: significance.detectable(0), "pairs: 0"),
-        (lambda: significance.detectable(3, 0), "comparisons: 0"),
+        (lambda: significance.detectable_mean(0), "pairs: 0"),
+        (lambda: significance.detectable_mean(3, 0), "comparisons: 0"),
         (lambda: significance.paired_bootstrap(*two_arms(0, 9, 1, 1), TAXONOMY, resamples=0), "at least 1"),
     ],
 )

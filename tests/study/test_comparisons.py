@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtl_re.scoring.significance import detectable
+from mtl_re.scoring.significance import detectable_mean
 from mtl_re.study.comparisons import comparisons, planned_names
 from mtl_re.study.plan_text import plan_text
 from mtl_re.study.study_file import load_study
@@ -79,6 +79,9 @@ def test_nothing_is_compared_with_a_baseline_that_is_not_there(write):
 def test_the_plan_says_what_so_many_seeds_can_show(write):
     text = plan_text(write("plain/hard"), 1)
     assert "True difference from plain/hard that 3 paired seeds show with power 80 %" in text
-    assert f": {detectable(3, 9):.2f} in micro-F1 (9 comparisons), {detectable(3, 6):.2f} in AUPRC (6 comp" in text
+    assert (
+        f": {detectable_mean(3, 9):.2f} in micro-F1 (9 comparisons), {detectable_mean(3, 6):.2f} in AUPRC (6 comp"
+        in text
+    )
     alone = plan_text(write("plain", text=STUDY.replace("[1, 2, 3]", "[1]")), 1)
     assert "One seed shows no difference between arms, however large." in alone

@@ -183,7 +183,7 @@ def test_holm_runs_over_the_comparisons_of_one_score():
     assert [d.seeds_t_holm for d in result] == pytest.approx([0.04, 0.04, 0.002, 0.03])
     assert [d.verdict for d in result] == ["better", "better", "no difference shown", "better"]
     # of two comparisons in a score; half an SD of 1
-    assert {d.seeds_detectable for d in result} == {0.5 * significance.detectable(5, 2)}
+    assert {d.seeds_detectable for d in result} == {0.5 * significance.detectable_mean(5, 2)}
 
 
 @pytest.mark.parametrize(
