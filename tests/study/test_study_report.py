@@ -583,6 +583,18 @@ def test_held_out_rows_have_the_shares_asked_for_and_share_no_sentence(tmp_path)
     assert {example.key for example in [*train, *test]} < {example.key for example in everything}
 
 
+def test_each_class_with_a_fine_head_gets_a_file_of_its_rows(tmp_path):
+    sample.write(tmp_path, SampleConfig(train=200))
+    script = [sys.executable, str(EXPERIMENTS / "split_by_class.py"), str(tmp_path / "train.json")]
+    subprocess.run([*script, str(tmp_path / "out")], check=True, capture_output=True)
+    klue = Taxonomy.from_prefixes()
+    rows = load_examples(str(tmp_path / "train.json"), klue)[0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"org.json", "per.json"}
+    for name in ("org", "per"):
+        written = load_examples(str(tmp_path / "out" / f"{name}.json"), klue)[0]
+        assert [one.key for one in written] == [one.key for one in rows if one.label.startswith(f"{name}:")]
+
+
 # ---- end to end ----------------------------------------------------------------------------------------------------
 
 
