@@ -34,7 +34,7 @@ def evaluation_summary(result: Mapping[str, Any]) -> str:
         ("gate F1", percent(result["gate"]["f1"]), f"{gate}, has a relation"),
         ("fine", "", fine),
         ("errors", f"{sum(result['errors'].values()):,}", errors),
-        ("disagreement", percent(result["disagreement"]), "rows where hard and soft gate differ"),
+        ("disagreement", percent(result["disagreement"]), "% of rows, where hard and soft gate differ"),
         ("ECE", percent(result["ece"]), "expected calibration error"),
     ]
     lines = [f"{name:<13}{value:>8}  {text}".rstrip() for name, value, text in rows]
