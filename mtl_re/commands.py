@@ -150,10 +150,12 @@ class Command:
         for name, form in forms.items():
             parser.add_argument(f"--{name}", help=texts[name], **form)
         groups = config.groups(options)
-        for name, kind in groups.items():
-            parser.add_class_arguments(kind, name)
         if {field.name for field in fields(options)} - set(forms) - set(groups):
             parser.add_class_arguments(options, skip={*forms, *groups})
+        for name, kind in groups.items():
+            parser.add_class_arguments(kind, name)
+            whole_group = next(action for action in parser._actions if action.dest == name)
+            whole_group.help = f"YAML file with the options of `{name}` alone."
 
     def made(self, parsed: Namespace) -> Any:
         """Return the dataclass of the parsed options.

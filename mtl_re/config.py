@@ -59,7 +59,8 @@ class ReadingConfig(Options):
     """How rows are read that are not written as KLUE-RE's are."""
 
     span_ends: Literal["inclusive", "exclusive"] = "inclusive"
-    """Whether `end_idx` is an entity's last character, as in KLUE-RE, or the one behind it."""
+    """Whether an entity's end (`end_idx` of a row, `end` in a document) is its last character, as in KLUE-RE, or the
+    one behind it."""
     first_character: Literal[0, 1] = 0
     """Number of a sentence's first character."""
     normalise: Literal["none", "nfc"] = "none"
@@ -74,7 +75,7 @@ class DataConfig(ReadingConfig, group="data"):
     """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
     `sample:train`."""
     valid: str | None = None
-    """Validation rows, in the same forms (None: hold `valid_fraction` of the training rows out, by sentence)."""
+    """Validation rows, in the same forms (null: hold `valid_fraction` of the training rows out, by sentence)."""
     valid_fraction: float = within(0, 0.9, 0.1)
     """Share of the training rows that is held out when `valid` is None (0: no validation; the last model is kept)."""
     fold: str | None = None
@@ -94,7 +95,7 @@ class DataConfig(ReadingConfig, group="data"):
     max_unknown: float = within(0, 1, 0.5)
     """Stop where more than this share of the training text's tokens is unknown to the encoder's vocabulary."""
     limit: int | None = within(1, math.inf, None)
-    """Number of training rows to use, drawn by `split_seed` (None: all)."""
+    """Number of training rows to use, drawn by `split_seed` (null: all)."""
     split_seed: int = within(0, 2**32 - 1, 42)
     """Seed of `limit` and of the validation split; separate from `train.seed`, so that runs of several seeds share
     rows."""
@@ -124,7 +125,7 @@ class ModelConfig(Options, group="model"):
     encoder, untrained, whose vocabulary is made from the training text)."""
     init: str | None = None
     """A run or checkpoint of mtl-re to start from, its heads and pair layer included; it takes the place of `encoder`.
-    Labels, heads and pooling must be the same (None: new heads)."""
+    Labels, heads and pooling must be the same (null: new heads)."""
     heads: str = "hierarchical"
     """`hierarchical` (coarse, org and per, from the prefixes of KLUE's labels), `flat` (one head over all labels), or a
     YAML file with a two-level map of labels."""
@@ -160,7 +161,8 @@ class LossConfig(Options, group="loss"):
     """How the weights of the heads change during training, starting from `weights`: fixed, uncertainty, dwa, rlw,
     famo."""
     weights: dict[str, float] = within(0, 1e6, {})
-    """Weight of each head by name: coarse, org, per (a head that is not named: 1; 0: the head is not trained)."""
+    """Weight of each head by name: coarse, org, per (a head that is not named: 1; 0: the head is not trained),
+    such as `--loss.weights.coarse 2`."""
     class_weights: str = "none"
     """Weights of the classes inside each head's loss: `none`, `balanced` (inverse to their training rows), or a YAML
     file that maps classes to weights (not named: 1). They are scaled to a mean of 1 over the training rows."""
@@ -180,7 +182,7 @@ class OptimConfig(Options, group="optim"):
     lr: float = within(0, 1, 2.0e-5)
     """Peak learning rate of the encoder."""
     head_lr: float | None = within(0, 1, None)
-    """Peak learning rate of the pair layer and the heads (None: `lr`)."""
+    """Peak learning rate of the pair layer and the heads (null: `lr`)."""
     weight_decay: float = within(0, 10, 0.01)
     """Decoupled weight decay; biases and normalisation weights are exempt."""
     beta2: float = within(0, 0.999999, 0.999)
@@ -201,12 +203,12 @@ class RunConfig(Options, group="train"):
     """What the runs of `train` and of `adapt` have in common."""
 
     run_dir: str | None = None
-    """Directory of the run (None: runs/CONFIG-TIME)."""
+    """Directory of the run (null: runs/CONFIG-TIME)."""
     epochs: int = within(1, 100_000, 3)
     """Passes over the training rows, or over the text, each with new masks."""
     batch_size: int = within(1, 1_000_000, 32)
-    """Most rows (blocks of text) of one forward pass on one process; a step takes batch_size × processes × accumulate
-    of them, in passes of like length."""
+    """Most rows (in `adapt`: blocks of text) of one forward pass on one process. A step takes batch_size × processes ×
+    accumulate of them, in passes of similar length."""
     accumulate: int = within(1, 1_000_000, 1)
     """A step takes this many times batch_size rows on each process (gradient accumulation)."""
     precision: Precision = "auto"
@@ -224,7 +226,7 @@ class RunConfig(Options, group="train"):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: takes less memory, and about a third more time."""
     max_steps: int | None = within(1, math.inf, None)
-    """Stop after this many steps, where the learning-rate schedule then ends (None: `epochs` decides)."""
+    """Stop after this many steps, where the learning-rate schedule then ends (null: `epochs` decides)."""
 
 
 @dataclass
@@ -234,7 +236,7 @@ class TrainConfig(RunConfig):
     compile: bool = False
     """Compile the encoder with torch.compile."""
     early_stop: int | None = within(1, math.inf, None)
-    """Stop after this many evaluations without a better `eval.metric` (None: never)."""
+    """Stop after this many evaluations without a better `eval.metric` (null: never)."""
     ema: float = within(0, 0.999999, 0.0)
     """Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated and kept as the
     model, the weights themselves are trained further (0: no average)."""
@@ -245,7 +247,7 @@ class TrainConfig(RunConfig):
     name its rows, or `rollback` to the newest undamaged checkpoint and continue without these rows."""
     spike: float | None = within(1, math.inf, None)
     """A step is bad too when its gradient norm exceeds this many times the median of the last 50 steps, such as 10
-    (None: only steps that are not finite are)."""
+    (null: only steps that are not finite are)."""
     max_rollbacks: int = within(0, 1_000_000, 5)
     """Number of bad steps that `on_bad_step: rollback` may leave out in a run; the next one stops it."""
 
@@ -263,7 +265,7 @@ class EvalConfig(Options, group="eval"):
     """The model with the highest value of this metric on the validation rows is kept."""
     target_prior: list[float] | None = None
     """Shares of the coarse classes (no_relation, org, per) to which the validation rows are re-weighted when the best
-    model is chosen. KLUE-RE's dev has about 0.6, 0.17, 0.23, its train 0.29, 0.32, 0.39. None: every row counts
+    model is chosen. KLUE-RE's dev has about 0.6, 0.17, 0.23, its train 0.29, 0.32, 0.39. null: every row counts
     once."""
     batch_size: int = within(1, 1_000_000, 128)
     """Rows of one forward pass in an evaluation."""
@@ -338,7 +340,7 @@ class AdaptDataConfig(Options, group="data"):
     """A text is dropped when it shares this many consecutive words with a sentence of `exclude`, or contains the whole
     of a shorter one."""
     limit: int | None = within(1, math.inf, None)
-    """Number of texts to use, drawn by `split_seed` (None: all)."""
+    """Number of texts to use, drawn by `split_seed` (null: all)."""
     on_bad_row: OnBadRow = "error"
     """A row that cannot be used: `error` stops and names it; `skip` counts it and lists it in rejected.jsonl."""
     split_seed: int = within(0, 2**32 - 1, 42)
@@ -485,13 +487,13 @@ class RayConfig(Options, group="ray"):
     """The Ray cluster of `--engine ray`, and what it writes."""
 
     address: str | None = None
-    """`auto` or HOST:PORT: a running cluster, this machine being one of it (None: that of RAY_ADDRESS if it is set,
+    """`auto` or HOST:PORT: a running cluster, this machine being one of it (null: that of RAY_ADDRESS if it is set,
     else workers on this machine, which end with the command)."""
     workers: int | None = within(1, 100_000, None)
     """Worker processes, each of which holds the models and works on one file at a time; they share the cluster's cores
-    evenly, or take a GPU each where it has GPUs (None: one for each GPU, or without any one for every four cores)."""
+    evenly, or take a GPU each where it has GPUs (null: one for each GPU, or without any one for every four cores)."""
     format: Literal["jsonl", "parquet", "csv"] | None = None
-    """Format of the output files (None: parquet for a .parquet file, else jsonl)."""
+    """Format of the output files (null: parquet for a .parquet file, else jsonl)."""
 
 
 @dataclass(kw_only=True)
@@ -515,7 +517,7 @@ class DecodingConfig(ReadingConfig):
     """What `evaluate` and `predict` have in common."""
 
     gate: Gate | None = None
-    """`hard` or `soft` (None: the first checkpoint's own)."""
+    """`hard` or `soft` (null: as the first checkpoint was trained, `eval.gate`)."""
     prior: str = "none"
     """Prior of the coarse classes in these rows: `none` (as in training), or shares in taxonomy order
     (`0.6,0.17,0.23`). `mtl-re evaluate` also takes `em`: estimated from these rows without their labels, by EM
@@ -543,7 +545,7 @@ class EvaluateConfig(DecodingConfig):
     data: str
     """Labelled rows (for the forms see `data.train` in `mtl-re train --help`)."""
     output: str | None = None
-    """Write the metrics to this JSON file (None: print them)."""
+    """Write the metrics to this JSON file (null: print them)."""
     predictions: str | None = None
     """Write the predictions to this file (.jsonl), one line a row."""
     resamples: int = within(0, 1_000_000, 1000)
@@ -560,9 +562,9 @@ class PredictConfig(DecodingConfig, EngineConfig):
     """File to write. .csv: a contest submission (id, pred_label, probs); .jsonl or .parquet: id, label, score, coarse,
     probs."""
     weights: str | None = None
-    """Weights of several checkpoints in the mean of their probabilities, such as `2,1,1` (None: equal weights)."""
+    """Weights of several checkpoints in the mean of their probabilities, such as `2,1,1` (null: equal weights)."""
     label_order: LabelOrder | None = None
-    """Label order of the probabilities (None: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
+    """Label order of the probabilities (null: `boostcamp` in a .csv of KLUE's labels, else the checkpoint's order)."""
     window: int = within(1, 10_000_000, 4096)
     """Consecutive rows that are sorted by length together and written to the disk as one part: memory and the work that
     a kill loses grow with it, not with the input (small windows pad more: by 6 % at 4096, by 21 % at 1024)."""
@@ -578,9 +580,9 @@ class VoteConfig:
     output: str
     """File to write: .csv (a contest submission), .jsonl or .parquet, as in `mtl-re predict --output`."""
     weights: str | None = None
-    """Weight of each file in the mean, such as `2,1,1` (None: equal weights)."""
+    """Weight of each file in the mean, such as `2,1,1` (null: equal weights)."""
     label_order: LabelOrder | None = None
-    """Label order of the probabilities in .csv files, read and written (None: `boostcamp` for KLUE's labels, else that
+    """Label order of the probabilities in .csv files, read and written (null: `boostcamp` for KLUE's labels, else that
     of --heads)."""
 
 
@@ -611,7 +613,7 @@ class CalibrateConfig(ReadingConfig):
     """Options of `mtl-re calibrate`."""
 
     data: str | None = None
-    """Labelled rows that were not trained on and will not be scored (None: those that the run held out)."""
+    """Labelled rows that were not trained on and will not be scored (null: those that the run held out)."""
     prior: str = "none"
     """Prior of the coarse classes for which the threshold is fitted: `none` (as in training), or shares in taxonomy
     order (`0.6,0.17,0.23`)."""
@@ -619,7 +621,7 @@ class CalibrateConfig(ReadingConfig):
     """Estimate that prior from these rows by EM, with BBSE as a cross-check (labels, if any, are not used)."""
     precision: float | None = within(0, 1, None)
     """Fit a threshold for each relation as well, such that the triples of `mtl-re extract --threshold stored` have this
-    precision on rows like these; other text is promised nothing (None: fit none)."""
+    precision on rows like these; other text is promised nothing (null: fit none)."""
     output: str | None = None
     """Directory for calibration.json and the reliability picture."""
     store: bool = True
@@ -641,7 +643,7 @@ class CompareConfig(ReadingConfig):
     heads: str = "hierarchical"
     """The label set of submissions and of `data`, as `model.heads` of `mtl-re train`."""
     label_order: LabelOrder | None = None
-    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
+    """Label order of the probabilities in .csv files (null: `boostcamp` for KLUE's labels, else that of `heads`)."""
 
 
 @dataclass(kw_only=True)
@@ -650,11 +652,11 @@ class JoinedRowsConfig(ReadingConfig):
 
     data: str | None = None
     """The predicted rows, in the same order: for sentences and entity types, and for gold labels where the predictions
-    have none (None: report what the predictions alone tell)."""
+    have none (null: report what the predictions alone tell)."""
     heads: str = "hierarchical"
     """The label set, as `model.heads` of `mtl-re train`."""
     label_order: LabelOrder | None = None
-    """Label order of the probabilities in .csv files (None: `boostcamp` for KLUE's labels, else that of `heads`)."""
+    """Label order of the probabilities in .csv files (null: `boostcamp` for KLUE's labels, else that of `heads`)."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
@@ -681,8 +683,8 @@ class ExtractConfig(ReadingConfig, EngineConfig):
     sentence: str | None = None
     """One sentence; its triples are printed."""
     entity: list[str] = field(default_factory=list)
-    """The entities in it: WORD:TYPE, or WORD@START:TYPE where the word occurs several times (START counts characters
-    from 0)."""
+    """An entity of `--sentence`, given once for each: WORD:TYPE, or WORD@START:TYPE where the word occurs several times
+    (START counts characters from 0)."""
     data: str | None = None
     """Documents instead of one sentence: rows of `id`, `text` and `entities` (a list of start, end, type and perhaps
     word; spans are inclusive characters) in any form that `mtl-re predict` reads; a .txt file; or a directory of .txt
@@ -691,9 +693,9 @@ class ExtractConfig(ReadingConfig, EngineConfig):
     """The triples of `data`, a row each: .jsonl, .csv or .parquet."""
     entities: str | None = None
     """`ner:MODEL`: find entities where a row has no field `entities` (an empty list says that there are none), by
-    this token-classification model of transformers, which should tag every piece of a word, not the first alone."""
+    this token-classification model of transformers, which should tag every subword of a word, not the first alone."""
     ner_types: str | None = None
-    """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
+    """YAML map from the tags of that model to entity types (null: KLUE's and other usual tags)."""
     sentences: Cut = "split"
     """`split`: cut each document into sentences, and ask only pairs inside of one; `joined`: the same for text whose
     lines are hard-wrapped, where a sentence may go on in the next line of its paragraph; `whole`: a row is one
@@ -702,7 +704,8 @@ class ExtractConfig(ReadingConfig, EngineConfig):
     """Least probability of a triple's relation, which is the pair's most probable one; `stored`: each relation's own,
     fitted to a precision by `mtl-re calibrate --precision` and applied with the prior that they were fitted under."""
     gate: Gate | None = None
-    """Without effect on triples: a pair gives its most probable relation whatever the gate (kept for old commands)."""
+    """Without effect: a triple is the pair's most probable relation, whatever the gate. Accepted so that a script can
+    give `predict` and `extract` the same options."""
     prior: str = "none"
     """Prior of the coarse classes: `none` (as in training), or shares in taxonomy order (`0.6,0.17,0.23`)."""
     restrict: Restrict = "none"
@@ -748,7 +751,7 @@ class CooccurrenceConfig(JoinedRowsConfig):
     output: str | None = None
     """Write the rates to this JSON file, which `mtl-re export --cooccurrence` takes."""
     threshold: float | None = within(0, 1, None)
-    """Count a pair as related when 1 - p(no_relation) reaches this (None: when its predicted label is a relation)."""
+    """Count a pair as related when 1 - p(no_relation) reaches this (null: when its predicted label is a relation)."""
     thresholds: list[float] = within(0, 1, [number / 10 for number in range(1, 10)])
     """Further thresholds to report."""
 
@@ -768,7 +771,7 @@ class DemoConfig(Options):
     entities: str | None = None
     """`ner:MODEL`: find the entities of a text by this token-classification model of transformers."""
     ner_types: str | None = None
-    """YAML map from the tags of that model to entity types (None: KLUE's and other usual tags)."""
+    """YAML map from the tags of that model to entity types (null: KLUE's and other usual tags)."""
     max_characters: int = within(1, 1_000_000, 5_000)
     """Most characters of a text whose triples are asked for."""
     max_pairs: int = within(1, 1_000_000, 1_000)
@@ -806,11 +809,11 @@ class ExportConfig(Options):
     metrics: str | None = None
     """Scores for the model card: the JSON of `mtl-re evaluate --output`."""
     metrics_data: str | None = None
-    """Name of the rows on which `metrics` was measured, such as `KLUE-RE dev` (None: the name of the file)."""
+    """Name of the rows on which `metrics` was measured, such as `KLUE-RE dev` (null: the name of the file)."""
     cooccurrence: str | None = None
     """False-relation rate for the model card: the JSON of `mtl-re cooccurrence --output`."""
     licence: str | None = None
-    """Licence of the weights for the model card, as the hub names it, such as `cc-by-4.0` (None: KLUE's where the name
+    """Licence of the weights for the model card, as the hub names it, such as `cc-by-4.0` (null: KLUE's where the name
     of the training file contains KLUE, else `other`)."""
     overwrite: bool = False
     """Replace an earlier export in DIR."""
