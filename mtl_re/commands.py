@@ -193,7 +193,8 @@ class Command:
         Raises:
             MtlReError: naming the option and the file.
         """
-        inputs = input_files([parsed.get(name) for name in (*self.reads, "config")])
+        data = input_files([parsed.get(name) for name in self.reads])
+        inputs = data + [Path(str(path)) for path in parsed.get("config") or ()]  # jsonargparse has its own path type
         writes = self.written(options)
         given = {name: path for name in writes if (path := parsed.get(name)) is not None}
         for name in filter(writes.get, given):
@@ -203,7 +204,7 @@ class Command:
             check_outputs(files, inputs, parsed.overwrite)
         for name in files.keys() & self.beside.keys():
             check_outputs({name: f"{given[name]}{self.beside[name]}"}, inputs, parsed.overwrite)
-        protect(inputs)
+        protect(data if self.starts_run else inputs)  # a run that goes on may write its own config.yaml again
 
     def remember_files(self, parsed: Namespace) -> None:
         """Note what this command has written, so that it may write it again; the files of a folder that follow from

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -49,8 +50,14 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """Return where this package keeps what it may lose: `$MTL_RE_CACHE`, else `~/.cache/mtl-re`."""
-    return Path(os.environ.get("MTL_RE_CACHE") or Path.home() / ".cache" / "mtl-re")
+    """Return where this package keeps what it may lose: `$MTL_RE_CACHE`, else `~/.cache/mtl-re`; of a user without a
+    home directory, a directory among the system's temporary ones."""
+    if given := os.environ.get("MTL_RE_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "mtl-re"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"mtl-re-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
 
 def remove(path: Path) -> None:
@@ -74,27 +81,46 @@ def _refuse_protected(path: Path) -> None:
             raise MtlReError(f"{path}: is an input of this command ({given}), or holds it; write elsewhere")
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse what a file cannot take the place of.
+
+    Raises:
+        MtlReError: The path is empty, or leads to a directory, a device or a pipe.
+    """
+    if not path.name:
+        raise MtlReError(f"{str(path)!r} is not the name of a file to write")
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a directory" if os.path.isdir(path) else "a device or a pipe, which a file would replace"
+        raise MtlReError(f"{path}: cannot be written (is {what}); name a file")
+
+
 @contextmanager
 def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a temporary path with the suffix of `path`; what the block writes there is at `path` when it ends.
 
-    Missing directories are made. After a fault the old file, if any, is as it was and the temporary one is gone.
+    Missing directories are made. After a fault the old file, if any, is as it was and the temporary one is gone. A link
+    stays one: the file that it leads to is replaced.
 
     Args:
         shared: Several processes may write `path` at once; the last one wins. (Otherwise the temporary name is always
             the same, so that what a kill leaves behind is overwritten the next time.)
 
     Raises:
-        MtlReError: The file cannot be written, or is an input (see `protect`).
+        MtlReError: The file cannot be written, or is an input (see `protect`), a directory, a device or a pipe.
     """
     _refuse_protected(path)
-    partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8] + '-' if shared else ''}{path.name}")
+    check_replaceable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        final = path.resolve()
+        partial = final.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8] + '-' if shared else ''}{final.name}")
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise unwritable(path, OSError(str(error))) from error
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+        os.replace(partial, final)
+        sync(final.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:

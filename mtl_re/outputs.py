@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import cache_dir, digest, read_json, same_file, write_json, write_text
+from mtl_re.files import cache_dir, check_replaceable, digest, read_json, same_file, write_json, write_text
 
 MARK = "mtl-re"
 """What pictures of this package carry in their metadata."""
@@ -36,8 +36,8 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Sequence[Path], ove
         inputs: the files that the command reads (see `input_files`).
 
     Raises:
-        MtlReError: two outputs are the same file; an output is an input, or a directory that holds one and is written
-            as a whole; or an existing file is not ours and `overwrite` is off.
+        MtlReError: two outputs are the same file; an output is an input, or no file; or an existing file is not ours
+            and `overwrite` is off.
     """
     seen: dict[str, Path] = {}
     for option, given in outputs.items():
@@ -49,6 +49,10 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Sequence[Path], ove
         if twin := [other for other, file in seen.items() if same_file(path, file)]:
             raise MtlReError(f"--{twin[0]} and --{option} name the same file, {given}; name two")
         seen[option] = path
+        try:
+            check_replaceable(path)
+        except MtlReError as error:
+            raise MtlReError(f"--{option}: {error}") from error
         if not overwrite and path.is_file() and not is_ours(path):
             whose = "was changed since mtl-re wrote it" if _noted(path) else "this command did not write it"
             what = f"--{option} {given} exists, and {whose}"

@@ -408,13 +408,13 @@ CPU_SETTINGS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE
 @pytest.mark.parametrize(
     ("given", "expected"), [((), ["passive", cli.KERNELS, cli.KERNELS]), (("active", "7", "8"), ["active", "7", "8"])]
 )
-def test_settings_of_the_cpu_are_made_before_torch_reads_them(given, expected):
+def test_settings_of_the_cpu_are_made_before_torch_reads_them(given, expected, tmp_path):
     """Waiting threads sleep, and few kernels are kept, unless the environment says otherwise."""
     program = (
         "import os, sys\nfrom mtl_re import cli, commands\n"
         f"commands.Command.call = lambda *_: print(*map(os.environ.get, {CPU_SETTINGS}), 'torch' in sys.modules)\n"
         "commands.Command.remember_files = lambda *_: None\n"
-        "sys.exit(cli.main(['heads', 'sample:train', '--output', '/dev/null']))\n"
+        f"sys.exit(cli.main(['heads', 'sample:train', '--output', {str(tmp_path / 'heads.yaml')!r}]))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in CPU_SETTINGS}
     environment |= dict(zip(CPU_SETTINGS, given, strict=False))

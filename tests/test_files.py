@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mtl_re import signals
 from mtl_re.errors import MtlReError
-from mtl_re.files import locked, whole_file, whole_folder, write_json, write_yaml
+from mtl_re.files import cache_dir, locked, whole_file, whole_folder, write_json, write_yaml
 from mtl_re.signals import stop_signals
 
 
@@ -88,6 +91,7 @@ def test_a_lock_is_held_once_and_given_back(tmp_path):
 HOLDER = """
 import os, sys, time
 from pathlib import Path
+from unittest.mock import Mock
 from mtl_re.files import locked
 with locked(Path(sys.argv[1])) as descriptor:
     if sys.argv[2] == "handed on":
@@ -172,3 +176,9 @@ def test_an_interrupt_comes_once():
     with pytest.raises(KeyboardInterrupt):
         work()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    monkeypatch.delenv("MTL_RE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    assert cache_dir().parent == Path(tempfile.gettempdir())

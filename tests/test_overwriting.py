@@ -197,3 +197,35 @@ def test_an_edited_label_map_is_kept(tmp_path, rows, capsys):
         file.write("# mine\n")
     assert "was changed since mtl-re wrote it" in refused(capsys, *words)
     assert (tmp_path / "heads.yaml").read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_only_a_file_is_replaced_by_a_file(tmp_path, rows, capsys, kind):
+    """As root a rename would put a file in the place of /dev/null itself."""
+    output = tmp_path / "output"
+    if kind == "directory":
+        output.mkdir()
+    else:
+        os.mkfifo(output)
+    before = output.stat().st_mode
+    said = refused(capsys, "heads", rows, "--output", output, "--overwrite")
+    assert "directory" in said if kind == "directory" else "a device or a pipe" in said
+    assert output.stat().st_mode == before
+    assert "not the name of a file" in refused(capsys, "heads", rows, "--output", "")
+
+
+def test_a_link_stays_one(tmp_path, rows):
+    """Outputs are linked to larger disks."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "heads.yaml").symlink_to(tmp_path / "disk" / "heads.yaml")
+    for _ in range(2):  # the link leads nowhere at first
+        assert cli.main(["heads", str(rows), "--output", str(tmp_path / "heads.yaml")]) == 0
+    assert (tmp_path / "heads.yaml").is_symlink()
+    assert "groups:" in (tmp_path / "disk" / "heads.yaml").read_text()
+
+
+def test_the_config_file_is_an_input(tmp_path, rows, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output: {config}\n")
+    assert "is an input of this command" in refused(capsys, "heads", rows, "--config", config, "--overwrite")
+    assert config.read_text() == f"output: {config}\n"

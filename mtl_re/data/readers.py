@@ -16,9 +16,9 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from mtl_re.config import SampleConfig
 from mtl_re.data.json_rows import read_json, read_jsonl
@@ -171,13 +171,23 @@ def _read_hub(spec: str) -> Iterator[RawRow]:
 
     number = 0
     try:
-        for fields in datasets.load_dataset(dataset, config, split=split, streaming=True):
+        rows = datasets.load_dataset(dataset, config, split=split, streaming=True)
+        names = getattr((getattr(rows, "features", None) or {}).get("label"), "names", None)
+        for fields in rows:
             number += 1
-            yield RawRow(spec, number, dict(fields))
+            yield RawRow(spec, number, _with_label_name(dict(fields), names))
     except Exception as error:  # the hub client raises dozens of kinds: network, name, licence, format
         after = f"after row {number}: " if number else ""
         what = f"{after}the hub data set cannot be read ({type(error).__name__}: {error}); check name and network"
         raise fault(spec, what) from error
+
+
+def _with_label_name(fields: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Replace the number of a ClassLabel by its name; -1 means unlabelled there."""
+    number = fields.get("label")
+    if names is not None and isinstance(number, int):
+        fields["label"] = names[number] if 0 <= number < len(names) else None if number == -1 else number
+    return fields
 
 
 def _read_sample(spec: str) -> Iterator[RawRow]:

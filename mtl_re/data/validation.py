@@ -316,16 +316,20 @@ def _label_field(fields: Mapping[str, Any]) -> Any:
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:
     if is_absent(value) or value in WITHHELD:
         return None
-    if (number := whole_number(value)) is not None:
-        # The hub numbers labels in KLUE's order, whatever order a taxonomy over them has.
-        order = KLUE if set(taxonomy.labels) <= set(KLUE) else taxonomy.labels
-        if 0 <= number < len(order):
-            value = order[number]
-        elif number == UNLABELLED:
-            return None
+    number = whole_number(value)
+    if number == UNLABELLED:
+        return None
+    # Numbers are in KLUE's order, whatever order a taxonomy over KLUE's labels has; no other order is known.
+    numbered = set(taxonomy.labels) <= set(KLUE)
+    if number is not None and numbered and 0 <= number < len(KLUE):
+        value = KLUE[number]
     if not isinstance(value, str) or value not in taxonomy.labels:
-        digits = isinstance(value, str) and value.isdecimal()
-        hint = "a number as text has no known order; write the name" if digits else shown(list(taxonomy.labels))
+        hint = shown(list(taxonomy.labels))
+        if isinstance(value, str) and value.isdecimal():
+            hint = "a number as text has no known order; write the name"
+        elif number is not None:
+            numbers_known = f"KLUE numbers its labels 0 to {len(KLUE) - 1}"
+            hint = numbers_known if numbered else "a number has no known order; write the name"
         raise RowError("label", f"{shown(value)} is not one of the {len(taxonomy.labels)} labels ({hint})")
     return value
 

@@ -186,6 +186,15 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("klue", "re", "train", True), ("someone/klue", "re", "validation", True)]
 
 
+def test_label_numbers_of_the_hub_get_the_names_that_the_data_set_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features({"label": datasets.ClassLabel(names=["none", "gene:up", "gene:down"])})
+    rows = datasets.Dataset.from_dict({"label": [2, 0, -1]}, features=features).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert [row["label"] for row in fields_of("hub:someone/genes:train")] == ["gene:down", "none", None]
+
+
 def test_hub_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: str, **__: object) -> object:
         raise ConnectionError("no route\nto the hub")

@@ -104,8 +104,15 @@ def test_a_row_without_a_label_field() -> None:
 def test_hub_integers_are_in_klue_order_whatever_the_taxonomy() -> None:
     for taxonomy in (TAXONOMY, Taxonomy.from_prefixes(BOOSTCAMP), Taxonomy.from_prefixes(layout="flat")):
         assert [parse_row(klue_row(1, label=n), taxonomy).label for n in range(30)] == list(KLUE)
-    other = Taxonomy.from_prefixes(["no_relation", "gene:up", "gene:down"])
-    assert parse_row(klue_row(1, label=2), other).label == "gene:down"
+
+
+@pytest.mark.parametrize("labels", [["no_relation", "gene:up", "gene:down"], [*KLUE, "per:nickname"]])
+def test_numbers_under_other_labels_are_refused(labels: list[str]) -> None:
+    """A heads file lists labels by frequency: read in that order, every label would be another one."""
+    other = Taxonomy.from_prefixes(labels)
+    with pytest.raises(RowError, match="a number has no known order; write the name"):
+        parse_row(klue_row(1, label=2), other)
+    assert parse_row(klue_row(1, label=100), other).label is None
 
 
 def test_ids() -> None:
