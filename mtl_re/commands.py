@@ -283,7 +283,7 @@ COMMANDS: dict[str, Command] = {
     "explore": Command(
         "Draw the distributions of data files, side by side.",
         "mtl_re.analysis.explore:explore",
-        None,
+        config.ReadingConfig,
         (
             DATA,
             Argument("--output", "Directory for the pictures and explore.md.", kind=Path, settings={"required": True}),

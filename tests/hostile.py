@@ -180,7 +180,7 @@ RAW_FILE_FAULTS: dict[str, tuple[bytes, str]] = {
     "huge_integer.json": (b"[{" + b'"guid": ' + b"9" * 5000 + b"}]", "row 1"),
     "no_header.csv": ("".join(_LINES[1:]).encode(), "must name the columns"),
     "twice.csv": (_GOOD.replace("source", "sentence", 1).encode(), "names a column twice"),
-    "endless_cell.csv": (("".join(_LINES[:2]) + '"' + "가, 나\n" * 900_000).encode(), "row 2: a cell is longer"),
+    "endless_cell.csv": (("".join(_LINES[:2]) + '"' + "가, 나\n" * 900_000).encode(), "line 3: a cell is longer"),
     "not.parquet": (_GOOD_JSON, "Parquet"),
     "cut.parquet": (b"PAR1" + b"\0" * 100, "Parquet"),
 }

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_re.data.loading import read_examples
-from mtl_re.data.validation import BadRow
+from mtl_re.config import ReadingConfig
+from mtl_re.data.loading import cures, read_examples
+from mtl_re.data.validation import AS_KLUE, BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.figures import COLORS, bars, drawable, heat_map, legend_below, picture
 from mtl_re.markdown import escape, table, undrawn, write_markdown
@@ -28,13 +29,16 @@ OTHER = "other"
 QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 EXTENSIONS = re.compile(r"(\.(json|jsonl|csv|parquet|gz))+$")
 
+LISTED = 1_000
+"""Bad rows that are kept, to see what they have in common."""
+
 
 @dataclass
 class Counts:
     """Counts of one DATA.
 
     Attributes:
-        bad, first_bad: number of invalid rows, which are left out, and the first of them.
+        bad, first_bad: number of invalid rows, which are left out, and the first `LISTED` of them.
         labels: label → labelled rows. lengths: characters of a sentence → rows, labelled or not.
         pairs: (`subject type→object type`, label) → labelled rows.
     """
@@ -42,7 +46,7 @@ class Counts:
     rows: int = 0
     unlabelled: int = 0
     bad: int = 0
-    first_bad: BadRow | None = None
+    first_bad: list[BadRow] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -64,7 +68,7 @@ class Counts:
         return lengths[int(np.searchsorted(running, quantile * running[-1] - 1e-9))]
 
 
-def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
+def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> Path:
     """Count the rows of each DATA, and write pictures and tables.
 
     Invalid rows are left out and counted (`mtl-re check` lists them).
@@ -72,6 +76,7 @@ def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
     Args:
         specs: DATA, as for every command; several are compared.
         output: directory for the pictures and `explore.md`; it is made if it does not exist.
+        reading: how rows are read that are not written as KLUE-RE's are.
 
     Returns:
         The path of `explore.md`.
@@ -79,7 +84,7 @@ def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
     Raises:
         MtlReError: a DATA cannot be read or has no valid row, or the directory cannot be written.
     """
-    files = {name: count(spec, taxonomy) for name, spec in zip(short_names(specs), specs, strict=True)}
+    files = {name: count(spec, taxonomy, reading) for name, spec in zip(short_names(specs), specs, strict=True)}
     sections = [_overview(files, specs), _lengths(files, output)]
     if any(counts.labelled for counts in files.values()):
         sections[1:1] = _label_sections(files, output, taxonomy)
@@ -89,7 +94,7 @@ def explore(specs: Sequence[str], output: Path, taxonomy: Taxonomy) -> Path:
     return path
 
 
-def count(spec: str, taxonomy: Taxonomy) -> Counts:
+def count(spec: str, taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> Counts:
     """Count the rows of one DATA.
 
     Raises:
@@ -99,9 +104,10 @@ def count(spec: str, taxonomy: Taxonomy) -> Counts:
 
     def reject(row: BadRow) -> None:
         counts.bad += 1
-        counts.first_bad = counts.first_bad or row
+        if len(counts.first_bad) < LISTED:
+            counts.first_bad.append(row)
 
-    for example in read_examples(spec, taxonomy, "skip", reject):
+    for example in read_examples(spec, taxonomy, "skip", reject, reading):
         counts.rows += 1
         counts.lengths[len(example.sentence)] += 1
         if example.label is None:
@@ -110,7 +116,10 @@ def count(spec: str, taxonomy: Taxonomy) -> Counts:
         counts.labels[example.label] += 1
         counts.pairs[f"{example.subject.type}→{example.object.type}", example.label] += 1
     if counts.rows == 0:
-        raise MtlReError(f"{counts.first_bad}; no row can be used" if counts.bad else f"{spec}: no rows")
+        if not counts.bad:
+            raise MtlReError(f"{spec}: no rows")
+        cure = cures(counts.first_bad, len(counts.first_bad))
+        raise MtlReError("; ".join([f"{counts.first_bad[0]}; no row can be used", *cure]))
     return counts
 
 
@@ -134,7 +143,7 @@ def _overview(files: Mapping[str, Counts], specs: Sequence[str]) -> list[str]:
     for (name, counts), spec in zip(files.items(), specs, strict=True):
         numbers = (counts.rows, counts.labelled, counts.unlabelled, counts.bad, len(counts.labels))
         rows.append([name, *(f"{number:,}" for number in numbers), spec])
-        if (bad := counts.first_bad) is not None:
+        for bad in counts.first_bad[:1]:
             first = f"the first is row {bad.row} (its {escape(bad.field)})"
             notes += [f"{escape(name)}: {counts.bad:,} bad row(s) left out, {first}; `mtl-re check` shows them.", ""]
     shares = "Shares are of a file's labelled rows unless a heading says otherwise."

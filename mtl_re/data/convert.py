@@ -46,7 +46,7 @@ class Report:
 
     Attributes:
         records: read. rows: written. dropped: what could not be carried over → how often. first: and where first.
-        labels: of the rows.
+        labels: of the rows that have one.
     """
 
     records: int = 0
@@ -57,6 +57,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.records:,} records, {self.rows:,} rows, {len(self.labels)} labels"]
+        if without := self.rows - self.labels.total():
+            lines.append(f"without a label: {without:,} rows")
         lines += [
             f"not carried over: {count:,} × {what} (first: {self.first[what]})"
             for what, count in self.dropped.most_common()
@@ -64,8 +66,10 @@ class Report:
         return "\n".join(lines)
 
 
-def converted(records: Iterable[tuple[int, Record]], name: str, options: Conversion, report: Report) -> Iterator[Row]:
-    """Rows of numbered records; what is not carried over is counted in `report`.
+def converted(
+    records: Iterable[tuple[int, Record | RowError]], name: str, options: Conversion, report: Report
+) -> Iterator[Row]:
+    """Rows of numbered records, or of what kept one from being read; what is not carried over is counted in `report`.
 
     Args:
         name: a key of `FORMATS`.
@@ -86,12 +90,16 @@ def converted(records: Iterable[tuple[int, Record]], name: str, options: Convers
             if made["guid"] is None:
                 made["guid"] = str(number)
             report.rows += 1
-            report.labels[str(made["label"])] += 1
+            if made["label"] is not None:
+                report.labels[made["label"]] += 1
             yield made
 
 
-def _safely(convert: Format, record: Record, options: Conversion) -> Iterator[Row | Dropped]:
-    """A record of another shape than its format's is dropped, and named."""
+def _safely(convert: Format, record: Record | RowError, options: Conversion) -> Iterator[Row | Dropped]:
+    """A record that cannot be read, or of another shape than its format's, is dropped, and named."""
+    if isinstance(record, RowError):
+        yield Dropped("a record that cannot be read", record.reason)
+        return
     try:
         yield from convert(record, options)
     except KeyError as error:
@@ -119,15 +127,19 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
     Raises:
         MtlReError: the file cannot be read, the format or an option is unknown, or no record could be converted.
     """
+    if Path(options.output).suffix.lower() != ".jsonl":
+        raise MtlReError(f"--output {options.output}: rows are written as JSON lines; name a .jsonl file")
     columns = None if options.columns is None else Columns.from_yaml(Path(options.columns))
-    made = Conversion(_types(options.types), options.no_relation.split(","), options.pairs, columns)
+    none = [label.strip() for label in options.no_relation.split(",")]
+    made = Conversion(_types(options.types), none, options.pairs, columns)
     report = Report()
-    records: Iterable[tuple[int, Record]]
+    records: Iterable[tuple[int, Record | RowError]]
     if name == "semeval":
         with _lines_of(file) as lines:
             records = list(enumerate(semeval_records(lines), start=1))
     else:
-        records = ((row.number, row.fields) for row in read_rows(file, ".jsonl" if file.endswith(".txt") else None))
+        rows = read_rows(file, ".jsonl" if file.endswith(".txt") else None, any_columns=True)
+        records = ((row.number, row.fields if row.fault is None else row.fault) for row in rows)
     with whole_file(Path(options.output)) as partial, partial.open("w", encoding="utf-8") as output:
         for row in converted(records, name, made, report):
             output.write(json_line(row))
@@ -147,7 +159,7 @@ def _lines_of(file: str) -> Iterator[Iterable[str]]:
 
 def _types(given: str) -> dict[str, str]:
     """Parse `PERSON=PER,ORGANIZATION=ORG`."""
-    pairs = [part.partition("=") for part in given.split(",") if part]
+    pairs = [[word.strip() for word in part.partition("=")] for part in given.split(",") if part.strip()]
     if odd := [name for name, equals, kind in pairs if not (name and equals and kind)]:
         raise MtlReError(f"--types: {odd[0]!r}; expected NAME=TYPE,... such as PERSON=PER,ORGANIZATION=ORG")
     return {name: kind for name, _, kind in pairs}

@@ -1,8 +1,9 @@
 """`mtl-re heads`: the labels of a data file → the two-level map that `model.heads` takes, to be read and edited.
 
 Enters: DATA with labels of any set. Leaves: a YAML file. The coarse class of a label is what stands before its first
-`:` or `/`; a label without either is a class of its own. Nothing is decided in silence: rows are counted beside each
-label, and rare labels and spellings that resemble a more frequent label are marked.
+`:` or `/` (`people` of NYT's `/people/person/born`); a label without either is a class of its own. Nothing is decided
+in silence: rows are counted beside each label, and rare labels and spellings that resemble a more frequent label are
+marked.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class LabelCounts:
 
 
 def coarse_class(label: str) -> str:
-    """Return what stands before the first `:` or `/`, made fit for the name of a head (no dots).
+    """Return what stands before the first `:` or `/` that has something before it, made fit for the name of a head (no
+    dots).
 
     A class may not be called like the root head, so that one gets an underscore.
     """
-    name = re.split(r"[:/]", label, maxsplit=1)[0].strip().replace(".", "_") or "_"
+    parts = (part.strip() for part in re.split(r"[:/]", label))
+    name = next(filter(None, parts), "_").replace(".", "_")
     return f"{name}_" if name in ROOT_NAMES.values() else name
 
 
@@ -61,18 +64,18 @@ def count_labels(spec: str) -> LabelCounts:
     counts = LabelCounts()
     for raw in read_rows(spec):
         label = raw.fields.get("label")
-        if is_absent(label) or label in (UNLABELLED, *WITHHELD) or raw.fault is not None:
+        if is_absent(label, blank=True) or label in (UNLABELLED, *WITHHELD) or raw.fault is not None:
             continue
         if not isinstance(label, str) or label.isdecimal():
             what = f"label {label!r} is a number, whose order is not known; `mtl-re heads` needs names"
             raise MtlReError(f"{spec}:{raw.number}: {what}")
-        counts.rows[label.strip()] += 1
+        counts.rows[label] += 1
         subject = raw.fields.get("subject_entity")
         if isinstance(subject, str):
             with suppress(RowError):  # `check` names it; here it is one row fewer to count types by
                 subject = literal(subject, "subject_entity")
         if isinstance(subject, Mapping) and isinstance(subject.get("type"), str):
-            counts.subjects[coarse_class(label.strip())][subject["type"]] += 1
+            counts.subjects[coarse_class(label)][subject["type"]] += 1
     if not counts.rows:
         fields = ", ".join(next(iter(read_rows(spec))).fields)
         raise MtlReError(f"{spec}: no row has a label (the first row has {fields})")
@@ -120,7 +123,11 @@ def heads_yaml(spec: str) -> str:
     none = no_relation_of(counts.rows)
     groups: dict[str, list[str]] = {}
     for label, _ in sorted(counts.rows.items(), key=lambda pair: (pair[0] != none, -pair[1], pair[0])):
-        name = label if label == none and "." not in label else coarse_class(label)
+        name = coarse_class(label)
+        if label == none and "." not in label:
+            name = label
+        elif none is not None and name == none:  # `Other:thing` beside `Other`, which must be alone
+            name = f"{name}_"
         groups.setdefault(name, []).append(label)
     types = {
         name: tuple(kind for kind, _ in counts.subjects[name].most_common())

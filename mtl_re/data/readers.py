@@ -34,13 +34,14 @@ class NoRowsError(MtlReError):
     """A source that can be read holds no rows."""
 
 
-def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
+def read_rows(spec: str, kind: str | None = None, any_columns: bool = False) -> Iterator[RawRow]:
     """Yield the rows of DATA.
 
     Args:
         spec: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
             `sample:train|valid|test`.
         kind: the format of a file whose suffix does not say it, as a suffix.
+        any_columns: whether the columns of a table may have other names than those of rows.
 
     Raises:
         MtlReError: the source cannot be read (where and why, in one line).
@@ -48,7 +49,7 @@ def read_rows(spec: str, kind: str | None = None) -> Iterator[RawRow]:
     """
     read = _read_hub if spec.startswith("hub:") else _read_sample if spec.startswith("sample:") else None
     empty = True
-    for row in _read_file(spec, kind) if read is None else read(spec):
+    for row in _read_file(spec, kind, any_columns) if read is None else read(spec):
         empty = False
         yield row
     if empty:
@@ -75,7 +76,7 @@ def file_digest(spec: str) -> str:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def _read_file(source: str, kind: str | None) -> Iterator[RawRow]:
+def _read_file(source: str, kind: str | None, any_columns: bool) -> Iterator[RawRow]:
     name = os.path.basename(source).lower()
     kind = kind or os.path.splitext(name.removesuffix(".gz"))[1]
     if kind not in FORMATS:
@@ -92,7 +93,8 @@ def _read_file(source: str, kind: str | None) -> Iterator[RawRow]:
                 yield from read_parquet(source, stream)
                 return
             with _text(source, stream) as text:
-                yield from TEXT_FORMATS[kind](source, text)
+                reader = TEXT_FORMATS[kind]
+                yield from read_csv(source, text, any_columns) if reader is read_csv else reader(source, text)
 
 
 def _open_regular(source: str) -> IO[bytes]:

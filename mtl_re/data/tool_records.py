@@ -418,11 +418,16 @@ def _by_columns(record: Record, names: Columns, options: Conversion) -> Iterator
             return
         kind = None if part.type is None else _given(_at(record, part.type))
         spans.append(Mention(start, end, kind or UNTYPED))
-    optional = {name: record.get(key) for name in _OPTIONAL if (key := getattr(names, name)) is not None}
-    yield make_row(optional.get("id"), text, spans, _given(optional.get("label")), options, optional.get("source"))
+    id, label, source = (_optional(record, names, field) for field in ("id", "label", "source"))
+    yield make_row(id, text, spans, _given(label), options, source)
 
 
-_OPTIONAL = ("label", "id", "source")
+def _optional(record: Record, names: Columns, field: str) -> Any:
+    """The value of a column that may be left out by `null`; `id` is taken where there is one, unless it was named."""
+    key = getattr(names, field)
+    if key is None or (field == "id" and key == "id" and key not in record):
+        return None
+    return _at(record, key)
 
 
 def _at(record: Record, name: str) -> Any:

@@ -314,7 +314,7 @@ def _label_field(fields: Mapping[str, Any]) -> Any:
 
 
 def _label(value: Any, taxonomy: Taxonomy) -> str | None:
-    if is_absent(value) or value in WITHHELD:
+    if is_absent(value, blank=True) or value in WITHHELD:
         return None
     number = whole_number(value)
     if number == UNLABELLED:

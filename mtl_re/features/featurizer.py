@@ -267,6 +267,10 @@ class Featurizer:
         pieces = [*markers.typed_special("subject", example.subject.type)]
         pieces += markers.typed_special("object", example.object.type)
         ids: list[int] = self.tokenizer.convert_tokens_to_ids(pieces)
+        if unknown := [
+            piece for piece, id in zip(pieces, ids, strict=True) if id in (None, self.tokenizer.unk_token_id)
+        ]:
+            raise RowError("type", f"the marker {unknown[0]} is not in this checkpoint's vocabulary; train it again")
         return ids
 
     def _check_types(self, example: Example) -> None:

@@ -77,9 +77,9 @@ def special(role: Role, kind: str) -> tuple[str, str]:
 
 
 def typed_special(role: Role, kind: str) -> tuple[str, str]:
-    """Two new tokens for each role and entity type."""
-    letter = role[0].upper()
-    return f"<{letter}:{kind}>", f"</{letter}:{kind}>"
+    """Two new tokens for each role and entity type; a blank inside a type is written `_`, for a token has none."""
+    name = f"{role[0].upper()}:{'_'.join(kind.split())}"
+    return f"<{name}>", f"</{name}>"
 
 
 Scheme = Callable[[Role, str], tuple[str, str]]

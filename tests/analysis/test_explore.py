@@ -6,8 +6,10 @@ from collections import Counter
 from statistics import mean, median_low
 
 import pytest
+from conftest import sample_examples
 
 from mtl_re.analysis.explore import Counts, count, explore, short_names
+from mtl_re.config import ReadingConfig
 from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError
 from mtl_re.taxonomy import Taxonomy
@@ -188,3 +190,17 @@ def test_short_names(specs, names):
 def test_length_at_counts_rows_not_lengths():
     counts = Counts(rows=100, lengths=Counter({5: 99, 50: 1}))
     assert [counts.length_at(share) for share in (0.5, 0.99, 0.995, 1.0)] == [5, 5, 50, 50]
+
+
+def test_rows_that_are_written_otherwise_are_read_with_the_option_that_reads_them(tmp_path):
+    rows = []
+    for example in sample_examples("valid", 20):
+        made = example.to_row()
+        for name in ("subject_entity", "object_entity"):
+            made[name]["end_idx"] += 1
+        rows.append(made)
+    path = write(tmp_path / "rows.json", rows)
+    with pytest.raises(MtlReError, match="--span_ends exclusive"):
+        explore([path], tmp_path / "out", TAXONOMY)
+    made = explore([path], tmp_path / "out", TAXONOMY, ReadingConfig(span_ends="exclusive"))
+    assert "20" in made.read_text()

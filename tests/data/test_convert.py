@@ -386,3 +386,57 @@ def test_semeval_s_text_in_korean_windows(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_bytes('1\t"<e1>김민아</e1>는 <e2>가나전자</e2> 대표이다."\r\nOther\r\n'.encode("cp949"))
     assert convert.convert(str(path), "semeval", ConvertConfig(output=str(tmp_path / "out.jsonl"))).rows == 1
+
+
+TABLE = {"문장": TEXT, "s1": 0, "s2": 3, "o1": 5, "o2": 9, "관계": "per:employee_of"}
+ENTITIES = "subject: {start: s1, end: s2}\nobject: {start: o1, end: o2}\nends: exclusive\nsentence: 문장\n"
+
+
+def table(tmp_path, columns, *records, suffix=".csv"):
+    """Convert records through files, and return the report."""
+    (tmp_path / "columns.yaml").write_text(ENTITIES + columns, encoding="utf-8")
+    lines = [",".join(records[0]), *(",".join(map(str, record.values())) for record in records)]
+    if suffix == ".jsonl":
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (tmp_path / f"table{suffix}").write_text("\n".join(lines), encoding="utf-8")
+    options = ConvertConfig(str(tmp_path / "rows.jsonl"), columns=str(tmp_path / "columns.yaml"))
+    return convert.convert(str(tmp_path / f"table{suffix}"), "columns", options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_the_columns_of_a_table_may_have_any_names(tmp_path, suffix):
+    assert str(table(tmp_path, "label: 관계\n", TABLE, suffix=suffix)) == "1 records, 1 rows, 1 labels"
+    [row] = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert spelled(row) == (TEXT, "김민아", "가나전자", "per:employee_of")
+
+
+@pytest.mark.parametrize(
+    ("columns", "missing"), [("", "'label'"), ("label: 관게\n", "'관게'"), ("label: 관계\nid: no\n", "'no'")]
+)
+def test_a_column_that_is_not_there_is_no_empty_one(tmp_path, columns, missing):
+    with pytest.raises(MtlReError, match=f"a record without {missing}"):
+        table(tmp_path, columns.replace("id: no", 'id: "no"'), TABLE)
+
+
+def test_rows_without_a_label_are_counted(tmp_path):
+    assert str(table(tmp_path, "label: null\n", TABLE)) == "1 records, 1 rows, 0 labels\nwithout a label: 1 rows"
+
+
+def test_a_line_that_cannot_be_read_is_named_as_such(tmp_path):
+    (tmp_path / "rows.txt").write_text(json.dumps(TACRED) + "\n{oops\n")
+    report = convert.convert(str(tmp_path / "rows.txt"), "tacred", ConvertConfig(str(tmp_path / "out.jsonl")))
+    assert (report.records, report.rows) == (2, 1)
+    assert "a record that cannot be read" in str(report)
+
+
+def test_options_are_read_without_the_blanks_behind_commas(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**TACRED, "relation": "None"}))
+    options = ConvertConfig(str(tmp_path / "out.jsonl"), types="PERSON=PER, ORGANIZATION=ORG", no_relation="NA, None")
+    convert.convert(str(tmp_path / "rows.jsonl"), "tacred", options)
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["label"], row["object_entity"]["type"]) == ("no_relation", "ORG")
+
+
+def test_rows_are_written_as_json_lines_only(tmp_path):
+    with pytest.raises(MtlReError, match=r"name a \.jsonl file"):
+        convert.convert("rows.jsonl", "tacred", ConvertConfig(str(tmp_path / "rows.csv")))

@@ -56,6 +56,26 @@ def test_names_that_a_head_cannot_have(tmp_path):
     assert set(made.labels) == set(labels)
 
 
+def test_labels_are_kept_as_rows_have_them(tmp_path):
+    """`check` compares them letter by letter."""
+    labels = ["org:founded "] * 12 + ["org:members", " "] * 12 + ["no_relation"] * 20
+    path = write(tmp_path / "rows.jsonl", labels)
+    made = Taxonomy.from_dict(yaml.safe_load(heads.heads_yaml(path)))
+    assert set(made.labels) == {"org:founded ", "org:members", "no_relation"}
+
+
+def test_classes_of_labels_that_begin_with_a_slash(tmp_path):
+    labels = ["NA", "/people/person/born", "/people/person/lived", "/location/contains"] * 5
+    made = Taxonomy.from_dict(yaml.safe_load(heads.heads_yaml(write(tmp_path / "rows.jsonl", labels))))
+    assert set(made.groups) == {"NA", "people", "location"}
+
+
+def test_no_relation_stays_alone_beside_labels_with_its_prefix(tmp_path):
+    labels = ["Other", "Other:thing", "Cause:Effect"] * 5
+    made = Taxonomy.from_dict(yaml.safe_load(heads.heads_yaml(write(tmp_path / "rows.jsonl", labels))))
+    assert (made.no_relation, made.groups["Other_"]) == ("Other", ("Other:thing",))
+
+
 @pytest.mark.parametrize(
     ("labels", "fault"), [([None, ""], "no row has a label"), ([3], "is a number"), (["x"], "at least two")]
 )

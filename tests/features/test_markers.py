@@ -241,3 +241,11 @@ def test_random_lengths_give_contiguous_context():
         left, right = first[0] - kept[0], kept[-1] + 1 - second[1]
         room_left, room_right = first[0], length - second[1]
         assert abs(left - right) <= 1 or left == room_left or right == room_right
+
+
+@pytest.mark.parametrize("scheme", ["typed_special", "levitated"])
+def test_a_type_of_several_words_is_one_token(scheme):
+    """Label Studio and doccano have types such as `Work of Art`."""
+    assert markers.pieces(scheme, ["Work of Art"]) == [
+        "<S:Work_of_Art>", "</S:Work_of_Art>", "<O:Work_of_Art>", "</O:Work_of_Art>"
+    ]  # fmt: skip
