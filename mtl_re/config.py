@@ -624,6 +624,8 @@ class CalibrateConfig(ReadingConfig):
     precision on rows like these; other text is promised nothing (null: fit none)."""
     output: str | None = None
     """Directory for calibration.json and the reliability picture."""
+    on_bad_row: OnBadRow = "error"
+    """A row of `data` that cannot be used: `error` stops and names it; `skip` counts it and leaves it out."""
     store: bool = True
     """Store the temperatures and the thresholds in the checkpoint."""
     batch_size: int = within(1, 1_000_000, 128)
@@ -644,6 +646,8 @@ class CompareConfig(ReadingConfig):
     """The label set of submissions and of `data`, as `model.heads` of `mtl-re train`."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities in .csv files (null: `boostcamp` for KLUE's labels, else that of `heads`)."""
+    on_bad_row: OnBadRow = "error"
+    """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
 
 
 @dataclass(kw_only=True)

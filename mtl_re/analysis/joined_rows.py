@@ -19,7 +19,7 @@ from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.scoring.prediction_files import check_labels, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.prediction_files import check_all_predicted, check_labels, parsed_row, prediction_rows, with_gold
 from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import Taxonomy
 
@@ -76,9 +76,8 @@ def read_joined(path: Path, options: JoinedRowsConfig) -> Rows:
         probs.append(values)
     if not labels:
         raise MtlReError(f"{path}: no rows")
-    if examples is not None and len(examples) > len(ids):
-        what = f"{examples[len(ids)].where} has no prediction"
-        raise MtlReError(f"{where}: the file ends after {len(ids):,} row(s); {what}")
+    if examples is not None:
+        check_all_predicted(where, len(ids), examples)
     columns = np.array(labels).T
     return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
 

@@ -28,8 +28,9 @@ from mtl_re.files import read_yaml, whole_file, write_json
 from mtl_re.model.network import THRESHOLD_KEYS, checkpoint_folder, split_heads
 from mtl_re.scoring import calibration_fits, gating, metrics
 from mtl_re.scoring.composed import ComposedModel
-from mtl_re.scoring.decoding import Decoded, Decoding
+from mtl_re.scoring.decoding import Decoded, Decoding, check_prior
 from mtl_re.scoring.evaluation import gold_indices, labelled_examples
+from mtl_re.taxonomy import IGNORE
 
 if TYPE_CHECKING:
     from mtl_re.data.validation import Example
@@ -39,22 +40,31 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     """Fit, report, and store the result unless `options.store` is false.
 
     Raises:
-        MtlReError: there are no rows to fit on, a head has no labelled one, or the checkpoint cannot be written.
+        MtlReError: there are no rows to fit on, or the checkpoint cannot be written, or is
+            an export whose other files would keep the old temperatures.
     """
     folder = checkpoint_folder(ckpt)
     model = ComposedModel.load(str(folder))
     model.root.config.temperatures = {}
     taxonomy = model.taxonomy
+    check_prior(options.prior, taxonomy, model.root.config.training_prior)
+    if options.store:
+        _refuse_export(folder)
     source = options.data or f"the rows that {folder.parent} held out"
     if options.data:
-        examples = labelled_examples(options.data, model, "error", options)
+        examples = labelled_examples(options.data, model, options.on_bad_row, options)
     else:
         examples = held_out(folder, model)
     gold = gold_indices(examples, taxonomy)
     logits = model.logits(examples, options.batch_size, progress=f"calibrate on {source}")
     before = model.decode(logits, examples, Decoding())
     parts = {name: part.numpy() for name, part in split_heads(logits, taxonomy).items()}
-    temperatures = calibration_fits.fit_temperatures(parts, [example.label for example in examples], taxonomy)
+    labels = [example.label for example in examples]
+    temperatures = calibration_fits.fit_temperatures(parts, labels, taxonomy)
+    rows = {head.name: sum(taxonomy.targets(label)[head.name] != IGNORE for label in labels) for head in taxonomy.heads}
+    for name in (name for name, value in temperatures.items() if value == 1):
+        what = f"its {rows[name]:,} labelled rows show no other (at least {calibration_fits.SUPPORT} are needed)"
+        tell(f"the head {name} keeps temperature 1: {what}")
     model.root.config.temperatures = temperatures
     after = model.decode(logits, examples, Decoding())
     prior = _prior(model, options, after, gold)
@@ -63,6 +73,7 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
         "data": source,
         "n": len(examples),
         "temperatures": temperatures,
+        "rows_by_head": rows,
         "before": _quality(before, gold),
         "after": _quality(after, gold),
         "prior": prior,
@@ -79,6 +90,13 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     if options.store:
         store(folder, temperatures, threshold, precision)
     return result
+
+
+def _refuse_export(folder: Path) -> None:
+    """Raise MtlReError for an exported directory: its graph and its card state the temperatures that it has now."""
+    if stale := [path.name for path in (*folder.glob("*.onnx"), *folder.glob("export.json"))]:
+        what = f"{folder} is an export, whose {', '.join(stale)} would keep the old temperatures"
+        raise MtlReError(f"{what}; calibrate the run and export it again, or give --store false")
 
 
 def held_out(folder: Path, model: ComposedModel) -> Sequence[Example]:

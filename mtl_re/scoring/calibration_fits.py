@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.integer]
 
 TEMPERATURES = (0.05, 20.0)
-"""Bounds of a fitted temperature; a fit that ends at one has too few rows or a broken head."""
+"""Bounds of a fitted temperature. A fit that ends at one has too few rows or a broken head, and is not taken."""
 CONFIDENCE = 0.95
 """One-sided confidence of the lower bound of a precision."""
 SUPPORT = 30
@@ -32,22 +32,22 @@ SUPPORT = 30
 0.9 at that confidence."""
 
 
-def fit_temperature(logits: Floats, targets: Indices) -> float:
-    """Return the T that minimises the mean NLL of softmax(logits / T).
+def fit_temperature(logits: Floats, targets: Indices) -> float | None:
+    """Return the T that minimises the mean NLL of softmax(logits / T); None where the rows do not show one.
+
+    That is where fewer than `SUPPORT` have a label for the head, or the NLL falls up to a bound of `TEMPERATURES`: rows
+    that are all right, say, ask for a T of 0.
 
     Args:
         logits: (rows, classes) of one head.
         targets: (rows,), `IGNORE` where the head has no label; such rows do not count.
-
-    Raises:
-        MtlReError: no row has a label for this head.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
     known = targets != IGNORE
-    if not known.any():
-        raise MtlReError("calibration: a head has no labelled row here; give more rows")
+    if known.sum() < SUPPORT:
+        return None
     scores, gold = logits[known].astype(float), targets[known]
     right = scores[np.arange(len(gold)), gold]
 
@@ -55,20 +55,22 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
         scale = np.exp(-log_temperature)
         return float((logsumexp(scores * scale, axis=1) - right * scale).mean())
 
-    found = minimize_scalar(nll, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x))
+    bounds = np.log(TEMPERATURES)
+    found = minimize_scalar(nll, bounds=tuple(bounds), method="bounded")
+    return float(np.exp(found.x)) if all(nll(bound) > found.fun + 1e-6 for bound in bounds) else None
 
 
 def fit_temperatures(
     logits: Mapping[str, Floats], labels: Sequence[str | None], taxonomy: Taxonomy
 ) -> dict[str, float]:
-    """Fit one temperature a head (see `fit_temperature`).
+    """Fit one temperature a head (see `fit_temperature`); it is 1 where the rows do not show one.
 
     Args:
         logits: head → (rows, classes). labels: of the rows.
     """
     targets = [taxonomy.targets(label) for label in labels]
-    return {name: fit_temperature(scores, np.array([row[name] for row in targets])) for name, scores in logits.items()}
+    fits = {name: fit_temperature(scores, np.array([row[name] for row in targets])) for name, scores in logits.items()}
+    return {name: value or 1.0 for name, value in fits.items()}
 
 
 def em_prior(coarse: Floats, trained: Sequence[float]) -> list[float]:

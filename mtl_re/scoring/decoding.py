@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from mtl_re.config import Gate, Restrict, parse_shares
@@ -47,6 +48,19 @@ class Decoding:
         ):
             if value not in known:
                 raise MtlReError(f"{name}: {value!r}; expected one of {', '.join(known)}")
+
+
+def check_prior(prior: str, taxonomy: Taxonomy, trained: Sequence[float] | None) -> None:
+    """Check target shares before any row is read.
+
+    Raises:
+        MtlReError: they are no shares, not one for each coarse class, or of a class that training never saw.
+    """
+    if prior in ("none", "em"):
+        return
+    shares = parse_shares("--prior", prior)
+    if trained is not None:
+        gating.shift_prior(torch.ones(1, len(taxonomy.labels)), taxonomy, shares, trained)
 
 
 @dataclass(frozen=True, eq=False)

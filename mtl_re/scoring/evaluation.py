@@ -21,7 +21,7 @@ from mtl_re.errors import MtlReError, tell
 from mtl_re.files import write_json
 from mtl_re.scoring import metrics
 from mtl_re.scoring.composed import ComposedModel, checkpoint_or_composed
-from mtl_re.scoring.decoding import Decoded, decoding_of
+from mtl_re.scoring.decoding import Decoded, check_prior, decoding_of
 from mtl_re.scoring.writers import check_suffix, predictions_of, write_predictions
 from mtl_re.taxonomy import Taxonomy
 
@@ -78,6 +78,7 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
         check_suffix(Path(options.predictions))
     model = ComposedModel.load(checkpoint_or_composed(ckpt, options.compose))
     decoding = decoding_of([model.root.config], options.prior, options.threshold, options.gate, options.restrict)
+    check_prior(decoding.prior, model.taxonomy, model.root.config.training_prior)
     examples = labelled_examples(options.data, model, options.on_bad_row, options)
     logits = model.logits(examples, options.batch_size, options.precision, f"evaluate {options.data}")
     decoded = model.decode(logits, examples, decoding)

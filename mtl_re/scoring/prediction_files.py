@@ -196,5 +196,16 @@ def with_gold(where: str, row: Mapping[str, Any], number: int, examples: Sequenc
     return {**row, "gold": gold}
 
 
+def check_all_predicted(where: str, predicted: int, examples: Sequence[Example]) -> None:
+    """Raise MtlReError where a file of predictions ends before DATA does.
+
+    Args:
+        where: The file's last row.
+    """
+    if len(examples) > predicted:
+        what = f"the file ends after {predicted:,} row(s)"
+        raise MtlReError(f"{where}: {what}; {examples[predicted].where} has no prediction")
+
+
 def _short(value: Any) -> str:
     return "missing" if value is None else repr(value)[:60]

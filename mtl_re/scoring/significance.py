@@ -22,7 +22,7 @@ from mtl_re.config import CompareConfig
 from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError, tell
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
-from mtl_re.scoring.prediction_files import label_index, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.prediction_files import check_all_predicted, label_index, parsed_row, prediction_rows, with_gold
 from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
@@ -291,7 +291,7 @@ def _read_pair(
     probs: tuple[list[Floats], list[Floats]] = ([], [])
     taxonomy, examples = Taxonomy.from_option(options.heads), None
     if options.data is not None:
-        examples, _ = load_examples(options.data, taxonomy, "error", options)
+        examples, _ = load_examples(options.data, taxonomy, options.on_bad_row, options)
     order = label_order(options.label_order, taxonomy, ".csv")
     for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a, order), prediction_rows(b, order))):
         if line_a is None or line_b is None:
@@ -315,5 +315,7 @@ def _read_pair(
         probs[1].append(probs_b)
     if not labels:
         raise MtlReError(f"{a}, {b}: no rows to compare")
+    if examples is not None and line_b is not None:
+        check_all_predicted(line_b[0], len(labels), examples)
     columns = np.array(labels).T
     return columns[0], columns[1], columns[2], np.stack(probs[0]), np.stack(probs[1]), tuple(index)

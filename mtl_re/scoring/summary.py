@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtl_re.taxonomy import NO_RELATION
+
 RARE = 13
 """Rows up to which a label counts as rare: nine classes of KLUE-RE's validation split, which carry 30 % of AUPRC."""
 EMPTY_AUPRC = 50
@@ -25,9 +27,11 @@ def evaluation_summary(result: Mapping[str, Any]) -> str:
     gate = _pairs({key: result["gate"][key] for key in ("precision", "recall")})
     fine = f"{_pairs(result['fine'])}, accuracy given the right branch" if result["fine"] else NONE
     errors = ", ".join(f"{ERROR_NAMES.get(kind, (kind,))[0]} {count:,}" for kind, count in result["errors"].items())
+    left_out = f"{NO_RELATION if NO_RELATION in result['per_label'] else 'no relation'} left out"
+    left_out = left_out if result["gate"]["f1"] is not None else "over all labels: none is known to mean no relation"
     rows = [
         ("rows", f"{result['n']:,}", f"gate {result['gate_mode']}, prior {result['prior']}"),
-        ("micro-F1", percent(result["micro_f1"]), f"{_interval(result, 'micro_f1')}no_relation left out"),
+        ("micro-F1", percent(result["micro_f1"]), f"{_interval(result, 'micro_f1')}{left_out}"),
         ("AUPRC", percent(result["auprc"]), f"{_interval(result, 'auprc')}mean of {len(result['per_label'])} classes"),
         ("macro-F1", percent(result["macro_f1"]), "mean over the relations that occur"),
         ("accuracy", percent(result["accuracy"]), f"coarse {percent(result['coarse']['accuracy'])}"),

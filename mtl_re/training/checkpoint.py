@@ -105,6 +105,9 @@ def newest(folder: Path, most: float = math.inf) -> tuple[Checkpoint | None, lis
 
     Args:
         most: Only those up to this step count.
+
+    Raises:
+        MtlReError: The system cannot read one (an error of the disk or the network, which may pass).
     """
     faults: list[str] = []
     recover(folder)
@@ -114,6 +117,9 @@ def newest(folder: Path, most: float = math.inf) -> tuple[Checkpoint | None, lis
         try:
             return read_checkpoint(path), faults
         except MtlReError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                what = "passing over it would lose its steps; try again, or remove it to go on from an older one"
+                raise MtlReError(f"{error}; {what}") from error
             faults.append(str(error))
     return None, faults
 

@@ -67,14 +67,15 @@ def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
     """Give a model the pair layer and the heads of a checkpoint.
 
     Raises:
-        MtlReError: it has other labels or heads, another pooling or other head layers.
+        MtlReError: it has other labels or heads, or another option that gives the same weights another meaning.
     """
     differ = {"labels or heads": source.taxonomy.heads != model.taxonomy.heads}
-    for name in ("pooling", "head_layers"):
+    for name in ("pooling", "head_layers", "gate_evidence", "markers", "query"):
         differ[name] = getattr(source.config, name) != getattr(model.config, name)
     if other := [name for name, different in differ.items() if different]:
         what = f"{init} has other {' and '.join(other)}"
-        raise MtlReError(f"model.init: {what}; --model.encoder {init} takes its encoder alone, under new heads")
+        cure = f"give its options here, or --model.encoder {init}, which takes its encoder alone, under new heads"
+        raise MtlReError(f"model.init: {what}; {cure}")
     model.pair.load_state_dict(source.pair.state_dict())
     model.heads.load_state_dict(source.heads.state_dict())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from mtl_re.config import OptimConfig
 from mtl_re.errors import MtlReError
-from mtl_re.files import recover, sync
+from mtl_re.files import read_yaml, recover, sync
 from mtl_re.training import checkpoint
 from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor
 from mtl_re.training.processes import on_all, on_main
-from mtl_re.training.run import Run, seed_process
+from mtl_re.training.run import Run, identity_of_options, seed_process
 from mtl_re.training.run_dir import ENDS_WITH
 
 _LENGTHS = ("options train.epochs", "options train.max_steps")
@@ -66,7 +66,8 @@ def chosen_checkpoint(run: Run) -> Path | None:
     Rank 0 looks for all: it also puts back what a kill left aside.
 
     Raises:
-        MtlReError: The directory holds a finished run, whose checkpoints are gone: starting anew would replace it.
+        MtlReError: The directory holds a finished run, or a model of other options, and no whole checkpoint: starting
+            anew would replace it.
     """
     if run.options.resume != "auto":
         return None if run.options.resume is None else Path(run.options.resume)
@@ -79,10 +80,25 @@ def chosen_checkpoint(run: Run) -> Path | None:
         if found is None and any((run.run_dir / name).exists() for name in ENDS_WITH):
             what = f"{run.run_dir} holds a finished run and no whole checkpoint to go on from"
             raise MtlReError(f"train.resume: {what}; name another directory, or remove this one")
+        if found is None and (changed := _changed_options(run)):
+            what = f"{run.run_dir} holds a model trained under other options ({', '.join(changed)})"
+            raise MtlReError(
+                f"train.resume: {what}, and no whole checkpoint; name another directory, or remove this one"
+            )
         run.say(f"going on from {found.path}" if found else "no checkpoint to go on from: starting anew")
         return None if found is None else found.path
 
     return on_main(run.accelerator, newest)
+
+
+def _changed_options(run: Run) -> list[str]:
+    """Return the options under which the model in the run's directory was trained otherwise; none without a model."""
+    if not (run.run_dir / "model").exists():
+        return []
+    with suppress(MtlReError, AttributeError, TypeError):  # config.yaml is gone or was edited: nothing is known
+        before = identity_of_options(read_yaml(run.run_dir / "config.yaml"))
+        return [name for name, value in run.identity.items() if before.get(name, value) != value]
+    return []
 
 
 def loaded_checkpoint(
@@ -116,7 +132,8 @@ def loaded_checkpoint(
                 return found
     if changed:
         told = [f"{name} ({sources.get(name, f'{before[name]} then, {run.identity[name]} now')})" for name in changed]
-        cure = "; only a finished run can go on with more" if set(changed) <= set(_LENGTHS) else ""
+        cure = "only a run that reached its last step can go on with more (not one that train.early_stop ended)"
+        cure = f"; {cure}" if set(changed) <= set(_LENGTHS) else ""
         raise MtlReError(f"{path}: cannot go on, because these have changed since: {', '.join(told)}{cure}")
     return found
 

@@ -82,6 +82,11 @@ class TrainRun(Run):
         """The heads whose weight is not 0."""
         return [name for name, weight in self.weights.items() if weight > 0]
 
+    @property
+    def selects(self) -> bool:
+        """Whether validation scores choose the model: all heads that have a part in a label are trained."""
+        return len(self.trained_heads) == len(self.weights)
+
     def averaged(self) -> AbstractContextManager[None]:
         """Give the model its averaged weights inside the block, if the run keeps an average."""
         return nullcontext() if self.average is None else self.average.applied()
@@ -102,6 +107,10 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
     check_evidence(config, weights)
+    if config.train.early_stop is not None and (idle := [name for name, weight in weights.items() if weight == 0]):
+        raise MtlReError(
+            f"train.early_stop: loss.weights.{idle[0]} is 0, and labels of an untrained head decide nothing"
+        )
     accelerator, run_dir = start_run(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
@@ -298,6 +307,11 @@ def _announce(run: TrainRun) -> None:
         run.say(f"{len(rows.bad)} bad rows left out (see {run.run_dir / 'rejected.jsonl'})")
     if rows.overlap:
         run.say(f"{rows.overlap} training rows are validation rows too and were dropped")
+    if not run.selects and len(rows.valid):
+        idle = ", ".join(name for name in run.weights if name not in run.trained_heads)
+        run.say(f"warning: {idle} has weight 0, so validation scores choose no model: the last one is kept")
+    if run.config.eval.target_prior is not None and not len(rows.valid):
+        run.say("warning: eval.target_prior has no effect without validation rows")
     if run.main:
         for warning in warnings_of(rows, run.taxonomy, run.trained_heads):
             run.say(warning)

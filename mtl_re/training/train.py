@@ -29,10 +29,11 @@ from mtl_re.features.collate import Batch, Collator, epoch_steps, pass_cost, ste
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
+from mtl_re.scoring.summary import percent
 from mtl_re.taxonomy import IGNORE
 from mtl_re.training import checkpoint, run_report
 from mtl_re.training.bad_steps import check_step, roll_back
-from mtl_re.training.loop import BadStepError, Clock, Loop
+from mtl_re.training.loop import BadStepError, Clock, Loop, epoch_reached
 from mtl_re.training.losses import HeadLoss, combine, head_losses, normalise
 from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor, set_rates
@@ -257,7 +258,11 @@ def _clip(run: TrainRun) -> Tensor:
 
 
 def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
-    """Score the validation rows; a new best model is written to `model/`. Without validation rows the last is kept."""
+    """Score the validation rows; a new best model is written to `model/`.
+
+    The last one is kept where there are no validation rows, or a head is untrained: labels that it has a part in would
+    choose at random.
+    """
     state.evaluated_step = state.step
     with run.averaged():
         if len(run.valid_table):
@@ -271,19 +276,21 @@ def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> No
     decoded, gold = _score_valid(run, run.accelerator)
     score = on_main(run.accelerator, lambda: evaluation.selection_score(decoded, gold, options))  # one decides for all
     figures = evaluation.score_decoded(decoded, gold, resamples=0)
-    better = state.best_score is None or score > state.best_score
+    better = state.best_score is None or score > state.best_score or not run.selects
     if better:
         state.best_score, state.best_step, state.evaluations_without_gain = score, state.step, 0
     else:
         state.evaluations_without_gain += 1
     kept = {k: v for k, v in figures.items() if k not in {"per_label", "ci", "empty_classes"}}
-    line = {"kind": "valid", "step": state.step, "epoch": state.epoch, "selection": score, "best": better, **kept}
+    line = {"kind": "valid", "step": state.step, "epoch": epoch_reached(state, len(run.train_table))}
+    line |= {"selection": score, "best": better, **kept}
     if log is not None:
         log.write(line)
     run.trackers.log({"valid": {k: v for k, v in kept.items() if k != "coarse"} | {"selection": score}}, state.step)
+    kept_as = (" (best)" if run.selects else " (kept)") if better else ""
     run.say(
         f"step {state.step}: valid F1 {figures['micro_f1']:.2f}, AUPRC {figures['auprc']:.2f}, gate F1 "
-        f"{figures['gate']['f1'] or 0:.2f}, {options.metric} for selection {score:.2f}{' (best)' if better else ''}"
+        f"{percent(figures['gate']['f1'])}, {options.metric} for selection {score:.2f}{kept_as}"
     )
     if better:
         state.best_weights = on_main(run.accelerator, lambda: keep_model(run))

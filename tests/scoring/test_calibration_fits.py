@@ -24,9 +24,21 @@ def test_a_known_temperature_is_recovered(temperature: float) -> None:
     assert calibration_fits.fit_temperature(logits * temperature, gold) == pytest.approx(temperature, rel=0.03)
 
 
-def test_a_head_without_rows_has_no_temperature() -> None:
-    with pytest.raises(MtlReError, match="no labelled row"):
-        calibration_fits.fit_temperature(np.zeros((3, 4)), np.full(3, IGNORE))
+def test_few_rows_show_no_temperature() -> None:
+    """One right row alone would ask for a temperature of 0, and the head would be sure of everything."""
+    logits, right = np.tile([2.0, 0.0, -1.0], (100, 1)), np.zeros(100, int)
+    assert calibration_fits.fit_temperature(logits, np.full(100, IGNORE)) is None
+    assert calibration_fits.fit_temperature(logits, right) is None  # all right: it falls to the lower bound
+    assert calibration_fits.fit_temperature(logits, right + 2) is None  # all wrong: to the upper one
+    mixed = np.where(np.arange(100) < 80, 0, 1)
+    assert calibration_fits.fit_temperature(logits, mixed) is not None
+    assert calibration_fits.fit_temperature(logits, np.where(np.arange(100) < 71, IGNORE, mixed)) is None
+    fitted = calibration_fits.fit_temperatures(
+        {"coarse": np.zeros((3, 3)), "org": np.zeros((3, 11)), "per": np.zeros((3, 18))},
+        ["no_relation"] * 3,
+        Taxonomy.from_prefixes(),
+    )
+    assert fitted == {"coarse": 1.0, "org": 1.0, "per": 1.0}
 
 
 def test_em_and_bbse_find_the_same_shift() -> None:

@@ -1,6 +1,7 @@
 """ComposedModel: one network or one a head, and what decoding does between logits and labels."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,11 +138,15 @@ def data(rows, tmp_path):
     return str(path)
 
 
-def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path):
+def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path, monkeypatch):
+    """The network is random, whose best temperature is infinite; what is fitted is told here."""
+    fits = {"coarse": 2.0, "org": 0.5, "per": 1.5}
+    monkeypatch.setattr(calibration_fits, "fit_temperatures", lambda logits, labels, taxonomy: dict(fits))
     options = CalibrateConfig(data=data, unlabelled=data, output=str(tmp_path / "out"))
     result = calibrate(ckpt, options)
-    assert result["after"]["nll"] <= result["before"]["nll"] + 1e-6
-    assert set(result["temperatures"]) == {"coarse", "org", "per"}
+    assert result["temperatures"] == fits
+    assert result["before"]["nll"] != result["after"]["nll"]
+    assert sum(result["rows_by_head"].values()) > result["n"] == result["rows_by_head"]["coarse"]
     assert sum(result["prior"]["target"]) == pytest.approx(1)
     assert (tmp_path / "out" / "reliability.png").stat().st_size > 1000
     model, _ = load(ckpt)
@@ -151,8 +156,31 @@ def test_calibrate_stores_what_evaluate_then_names(ckpt, data, tmp_path):
     assert scored["threshold"] is None
     stored = evaluate(ckpt, EvaluateConfig(data=data, resamples=0, threshold="stored"))
     assert stored["threshold"] == result["threshold"]["value"]
+    seen = []
+    monkeypatch.setattr(calibration_fits, "fit_temperatures", lambda logits, *_: seen.append(logits) or dict(fits))
     again = calibrate(ckpt, options)
-    assert again["temperatures"] == pytest.approx(result["temperatures"])  # fitted from the raw logits, not on top
+    assert again["before"] == result["before"]  # from the raw logits, not on top of what is stored
+
+
+def test_a_head_whose_rows_show_no_temperature_keeps_1(ckpt, data, capsys):
+    """Of the random network no head's do: told, and nothing is divided."""
+    result = calibrate(ckpt, CalibrateConfig(data=data))
+    assert set(result["temperatures"].values()) == {1.0}
+    assert result["before"] == result["after"]
+    assert capsys.readouterr().err.count("keeps temperature 1") == 3
+
+
+def test_an_export_is_not_calibrated_under_its_graph(ckpt, data):
+    (Path(ckpt) / "model.onnx").write_bytes(b"")
+    with pytest.raises(MtlReError, match=r"is an export, whose model\.onnx would keep the old temperatures"):
+        calibrate(ckpt, CalibrateConfig(data=data))
+    assert calibrate(ckpt, CalibrateConfig(data=data, store=False))["stored"] is False
+
+
+def test_shares_are_checked_before_rows_are_read(ckpt):
+    for command, options in ((calibrate, CalibrateConfig), (evaluate, EvaluateConfig)):
+        with pytest.raises(MtlReError, match="2 shares for 3 coarse classes"):
+            command(ckpt, options(data="no-such-file.json", prior="0.6,0.4"))
 
 
 def test_thresholds_are_fitted_under_the_target_prior(ckpt, data, rows, monkeypatch):

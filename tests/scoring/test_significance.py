@@ -336,3 +336,10 @@ def test_submissions_are_compared_with_gold_labels_from_the_data(tmp_path, suffi
         assert result[name]["auprc"] == pytest.approx(metrics.auprc(gold, values))
     with pytest.raises(MtlReError, match="gold: missing"):
         significance.compare_files(*files, CompareConfig(resamples=50))
+    more = sample_examples("valid", 41)
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row.to_row()) + "\n" for row in more))
+    with pytest.raises(MtlReError, match=r"ends after 40 row\(s\); .*more\.jsonl:41 .*has no prediction"):
+        significance.compare_files(*files, CompareConfig(resamples=50, data=str(tmp_path / "more.jsonl")))
+    (tmp_path / "odd.jsonl").write_text((tmp_path / "rows.jsonl").read_text() + '{"sentence": ""}\n')
+    odd = CompareConfig(resamples=50, data=str(tmp_path / "odd.jsonl"), on_bad_row="skip")
+    assert significance.compare_files(*files, odd)["n"] == 40

@@ -1,5 +1,6 @@
 """Law 7.6: a run that was killed, stopped or crashed and then resumed is the uninterrupted run, bit for bit."""
 
+import errno
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from distributed_worker import (
 from mtl_re.cli import main
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import evaluation
-from mtl_re.training import loop
+from mtl_re.training import checkpoint, loop
 from mtl_re.training import train as train_module
 from mtl_re.training.train import train
 
@@ -280,7 +282,9 @@ def test_a_lengthened_run_says_what_becomes_of_the_rate(job, capsys):
 @pytest.mark.parametrize(("step", "epochs"), [(8, 1), (3, 3)], ids=["a shorter run", "one that was not finished"])
 def test_only_a_finished_run_can_be_lengthened(job, step, epochs):
     train(make_config(job)) if step == 8 else stop(job, step, **EVERY)
-    with pytest.raises(MtlReError, match=r"train\.epochs \(2 then, \d now\); only a finished run can go on with more$"):
+    with pytest.raises(
+        MtlReError, match=r"train\.epochs \(2 then, \d now\); only a run that reached its last step can go on"
+    ):
         resume(job, **EVERY, **{"train.epochs": epochs})
 
 
@@ -545,6 +549,26 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(job, reference, tm
     with pytest.raises(MtlReError, match="holds a finished run and no whole checkpoint to go on from"):
         resume(job, **EVERY, **{"train.epochs": 3, "optim.lr": 1e-4})
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_stopped_run_s_model_is_not_replaced_by_one_of_other_options(job, reference, tmp_path):
+    run_dir = copy_run(reference(**EVERY), tmp_path / "run")
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "valid_metrics.json").unlink()
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(MtlReError, match=r"model trained under other options \(options optim\.lr\)"):
+        resume(job, **EVERY, **{"optim.lr": 1e-4})
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert_same_run(resume(job, **EVERY), reference(**EVERY))  # the same options make the same model again
+
+
+def test_a_checkpoint_that_the_system_cannot_read_is_not_passed_over(job, stopped, monkeypatch):
+    """The disk or the network may be back in a moment."""
+    before = (stopped / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(checkpoint, "digest", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(MtlReError, match="passing over it would lose its steps"):
+        resume(job, **EVERY)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_checkpoint_goes_on_in_its_own_run(job, reference, tmp_path):

@@ -678,6 +678,19 @@ def test_without_validation_the_last_model_is_kept(go):
     assert_same_tensors(weights(run_dir), last_checkpoint(run_dir).tensors["model"])
 
 
+def test_an_untrained_head_chooses_no_model(go, monkeypatch, capsys):
+    """Its part in the validation labels is random: the last model is kept, and patience has nothing to go by."""
+    left = [3.0, 2.0, 1.0]
+    monkeypatch.setattr(evaluation, "selection_score", lambda *arguments: left.pop(0))
+    options = {"loss.weights": {"coarse": 0.0}}
+    run_dir = go(**options, **{"eval.every": 3})
+    assert not left
+    assert_same_tensors(weights(run_dir), last_checkpoint(run_dir).tensors["model"])
+    assert "coarse has weight 0, so validation scores choose no model" in capsys.readouterr().err
+    with pytest.raises(MtlReError, match=r"early_stop: loss\.weights\.coarse is 0"):
+        go(name="other", **options, **{"train.early_stop": 1})
+
+
 def test_flat_heads(go):
     run_dir = go(**{"model.heads": "flat"})
     model, _ = load(str(run_dir))
@@ -693,6 +706,9 @@ def test_other_heads_are_trained_and_a_run_starts_from_them(go, tmp_path):
     assert (model.config.head_layers, model.config.gate_evidence) == (1, "fine")
     with pytest.raises(MtlReError, match=r"model.init: .* has other head_layers"):
         go(**{"model.init": str(run_dir), "train.run_dir": str(tmp_path / "other")})
+    same_layers = {"model.head_layers": 1, "model.init": str(run_dir), "train.run_dir": str(tmp_path / "other")}
+    with pytest.raises(MtlReError, match=r"model.init: .* has other gate_evidence and markers; give its options here"):
+        go(**same_layers, **{"data.markers": "typed_special"})
     again = {"model.init": str(run_dir), "train.run_dir": str(tmp_path / "again"), "optim.lr": 0.0}
     assert_same_tensors(weights(go(**options, **again)), weights(run_dir))
 
