@@ -15,8 +15,8 @@ from mtl_re.config import parse_shares
 from mtl_re.scoring.metrics import auprc, micro_f1, prior_weights
 from mtl_re.scoring.significance import seed_interval, t_test
 from mtl_re.study.cell_logits import DecodedCell
-from mtl_re.study.cell_process import finished
 from mtl_re.study.comparisons import comparisons
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.scored_arms import score_arms
 from mtl_re.study.study_file import load_study
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("shares", help="of the coarse classes, such as 0.6,0.17,0.23")
     options = parser.parse_args(arguments)
     study, shares = load_study(options.study), parse_shares("shares", options.shares)
-    cells = {(cell.arm, cell.seed): cell for cell in study.cells() if finished(study.run_dir(cell))}
+    cells = finished_cells(study, study.cells())
     found = {
         (entry.arm, entry.reading): {seed: scores_at(cell, shares) for seed, cell in entry.cells.items()}
         for entry in score_arms(study, cells)

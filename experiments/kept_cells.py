@@ -24,6 +24,7 @@ from mtl_re.files import whole_folder
 from mtl_re.study.cell_logits import cell_logits
 from mtl_re.study.cell_process import finished
 from mtl_re.study.confirmation import stored_confirmation
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.study import Study, checked_config, heads_of, parts_only, trained_heads
 from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
@@ -42,9 +43,9 @@ def copy(source: Path, target: Path) -> None:
 
 def keep(study: Study, directory: Path) -> None:
     """Copy what is finished and not kept yet."""
-    for cell in study.cells():
+    for cell in finished_cells(study, study.cells()).values():
         source, target = study.run_dir(cell), directory / cell.key
-        if not finished(source) or finished(target):
+        if finished(target):
             continue
         cell_logits(study, cell)  # computed now, if no report has been written yet
         untrained = set()

@@ -16,7 +16,7 @@ from typing import Any
 from mtl_re.errors import MtlReError
 from mtl_re.study.arm_statistics import BySeed, cell_metrics, compare, summarise
 from mtl_re.study.cell_logits import vote
-from mtl_re.study.cell_process import finished
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study_file import load_study
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resamples", type=int, default=10_000)
     options = parser.parse_args(arguments)
     study = load_study(options.study)
-    cells = {(cell.arm, cell.seed): cell for cell in study.cells() if finished(study.run_dir(cell))}
+    cells = finished_cells(study, study.cells())
     entries = {entry.name: entry for entry in score_arms(study, cells)}
     sides = []
     for name in (options.a, options.b):

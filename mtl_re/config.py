@@ -581,6 +581,9 @@ class VoteConfig:
     """File to write: .csv (a contest submission), .jsonl or .parquet, as in `mtl-re predict --output`."""
     weights: str | None = None
     """Weight of each file in the mean, such as `2,1,1` (null: equal weights)."""
+    gate: Gate = "soft"
+    """How the label is picked from the mean: `soft`: the most probable one, whatever gate the files were written under;
+    `hard`: the most probable coarse class first, as `mtl-re predict` does under its hard gate."""
     label_order: LabelOrder | None = None
     """Label order of the probabilities in .csv files, read and written (null: `boostcamp` for KLUE's labels, else that
     of --heads)."""

@@ -185,21 +185,29 @@ class LeakGuard:
     """The word sequences of evaluation sentences.
 
     A text leaks if it shares `size` consecutive words with one of them; a sentence of fewer words is looked for as a
-    whole, anywhere in a text. So an evaluation sentence itself never passes.
+    whole, anywhere in a text, and a text of fewer words in the sentences. So an evaluation sentence never passes, nor a
+    line of it where the text is hard-wrapped.
     """
 
     def __init__(self, sentences: Iterable[str], size: int) -> None:
+        self.size, self.sentences = size, [words for sentence in sentences if (words := words_of(sentence))]
         self.known: dict[int, set[str]] = {}
-        for sentence in sentences:
-            words = words_of(sentence)
+        self.parts: dict[int, set[str]] = {}  # number of words → all runs of so many, made where a text is that short
+        for words in self.sentences:
             length = min(size, len(words))
-            if length:
-                self.known.setdefault(length, set()).update(_runs(words, length))
+            self.known.setdefault(length, set()).update(_runs(words, length))
 
     def leaks(self, text: str) -> bool:
         """Return whether a text shares words with an evaluation sentence."""
         words = words_of(text)
+        if 0 < len(words) < self.size and " ".join(words) in self._parts(len(words)):
+            return True
         return any(run in known for length, known in self.known.items() for run in _runs(words, length))
+
+    def _parts(self, length: int) -> set[str]:
+        if length not in self.parts:
+            self.parts[length] = {run for words in self.sentences for run in _runs(words, length)}
+        return self.parts[length]
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[str]:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mtl_re.config import JoinedRowsConfig
+from mtl_re.data import spool
 from mtl_re.data.loading import load_examples
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
 from mtl_re.figures import LONGEST
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.scoring.prediction_files import check_all_predicted, check_labels, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.prediction_files import PredictedRows, check_labels, parsed_row, prediction_rows
 from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import Taxonomy
 
@@ -61,13 +62,14 @@ def read_joined(path: Path, options: JoinedRowsConfig) -> Rows:
     taxonomy = Taxonomy.from_option(options.heads)
     loaded = None if options.data is None else load_examples(options.data, taxonomy, options.on_bad_row, options)
     examples, bad = loaded or (None, [])
+    predicted = None if examples is None else PredictedRows(examples, str(options.data), options.on_bad_row == "skip")
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     ids, labels, probs = [], [], []
     order = label_order(options.label_order, taxonomy, ".csv")
     for number, (where, row) in enumerate(prediction_rows(path, order)):
         if number == 0:
             check_labels(where, row, taxonomy)
-        row = row if examples is None else with_gold(where, row, number, examples, str(options.data))
+        row = row if predicted is None else predicted.take(where, row)
         if row.get("gold") is None:
             raise MtlReError(f"{where}: gold: missing; predict labelled rows, or give them with --data")
         name, (gold, pred), values = parsed_row((where, row), index)
@@ -76,10 +78,13 @@ def read_joined(path: Path, options: JoinedRowsConfig) -> Rows:
         probs.append(values)
     if not labels:
         raise MtlReError(f"{path}: no rows")
-    if examples is not None:
-        check_all_predicted(where, len(ids), examples)
+    left_out = len(bad)
+    if examples is not None and predicted is not None:
+        predicted.check_end(where)
+        if lost := len(examples) - len(predicted.places):
+            left_out, examples = left_out + lost, spool.select(examples, np.array(predicted.places))
     columns = np.array(labels).T
-    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad))
+    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, left_out)
 
 
 def type_pair(example: Example) -> str:

@@ -181,8 +181,6 @@ def write_checkpoint(source: Source, build: Path) -> None:
     for local in ("name_or_path", "is_local", "local_files_only"):  # where this machine found the tokenizer
         kept.pop(local, None)
     write_json(settings, kept)
-    for file in build.glob("*.safetensors"):  # safetensors makes files that only their owner can read
-        file.chmod(settings.stat().st_mode)
 
 
 def refuse_machine_paths(build: Path, given: Sequence[str]) -> None:

@@ -294,6 +294,8 @@ def load(path: str) -> tuple[MtlReModel, Any]:
 def save(network: Any, tokenizer: Any, folder: Path) -> None:
     """Write a network, the SHA-256 of its weights, and its tokenizer: of an `MtlReModel`, the inverse of `load`."""
     network.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):  # safetensors makes files that only their owner can read
+        file.chmod((folder / "config.json").stat().st_mode)
     files.seal_weights(folder)
     tokenizer.save_pretrained(folder)
 

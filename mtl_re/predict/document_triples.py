@@ -125,6 +125,25 @@ def cut(row: int, document: Document, how: Cut) -> list[Sentence]:
     ]
 
 
+PAIRS = 8_192
+"""Pairs that are laid out and scored together: memory follows this and the longest sentence, not the documents."""
+
+
+def grouped(sentences: Sequence[Sentence]) -> Iterator[list[Sentence]]:
+    """Yield the sentences in runs of about `PAIRS` ordered pairs of entities; one with more stands alone."""
+    group: list[Sentence] = []
+    pairs = 0
+    for sentence in sentences:
+        more = len(sentence.entities) * (len(sentence.entities) - 1)
+        if group and pairs + more > PAIRS:
+            yield group
+            group, pairs = [], 0
+        group.append(sentence)
+        pairs += more
+    if group:
+        yield group
+
+
 def table_row(document: Document, sentence: Sentence, triple: Triple) -> Row:
     """Return the output's row of one triple; its keys are `COLUMNS`."""
     row: Row = {

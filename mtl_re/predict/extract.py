@@ -29,7 +29,7 @@ from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
-from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, known_only, load_finder
+from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, grouped, known_only, load_finder
 from mtl_re.predict.folders import Unit
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
@@ -242,10 +242,12 @@ class ExtractionJob(WindowJob[Document]):
         sentences = self.extractor.sentences(documents)
         skip = self.settings.on_bad_row == "skip"
         left = Counter[str]()
-        pairs = self.extractor.pairs(documents, sentences, reject if skip else None, left)
-        share = len(rows) / max(sum(map(len, pairs)) * self.predictor.networks, 1)
-        scored = self.extractor.rows(documents, sentences, pairs, self.keep, lambda finished: tick(finished * share))
-        made = list(scored)
+        made: list[Row] = []
+        for group in grouped(sentences):
+            pairs = self.extractor.pairs(documents, group, reject if skip else None, left)
+            passes = max(sum(map(len, pairs)) * self.predictor.networks, 1)
+            step = partial(_advance, tick, len(rows) * len(group) / len(sentences) / passes)
+            made += self.extractor.rows(documents, group, pairs, self.keep, step)
         ids = IdDigest(str(row["document"]) for row in made).hexdigest()
         clashes = left[triples.CLASH]
         told = {f"ordered pairs of entities were not scored: {triples.CLASH}": clashes} if clashes else {}
@@ -256,6 +258,11 @@ class ExtractionJob(WindowJob[Document]):
         with whole_file(self.output) as partial:
             write_table(chunks, partial, suffix, list(COLUMNS), _schema)
             check_file(partial, suffix, frozenset(self.predictor.taxonomy.labels), expected())
+
+
+def _advance(tick: Progress, share: float, passes: int) -> None:
+    """Tell the progress of `passes` rows through networks, each of which is this share of a document."""
+    tick(passes * share)
 
 
 # ---- the file of triples -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Predictor:
         weights: Of the members in the mean, such as `2,1` (None: equal ones).
 
     Raises:
-        MtlReError: The members' labels differ, or the prior would need all rows at once.
+        MtlReError: The members' labels differ, the prior would need all rows at once, or `batch_size` is below 1.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Predictor:
         precision: str = "no",
         weights: str | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise MtlReError(f"batch_size: {batch_size}; expected 1 or more")
         self.members, self.taxonomy = list(members), members[0].taxonomy
         for member in members[1:]:
             if set(member.taxonomy.labels) != set(self.taxonomy.labels):
@@ -202,7 +204,13 @@ class Predictor:
         return made, thresholds
 
     def predict_stream(self, rows: Iterable[Example | Mapping[str, Any]], window: int = 4096) -> Iterator[Prediction]:
-        """Yield what `predict` returns, for any number of rows, holding `window` of them at a time."""
+        """Yield what `predict` returns, for any number of rows, holding `window` of them at a time.
+
+        Raises:
+            MtlReError: `window` is below 1, or a row is at fault.
+        """
+        if window < 1:
+            raise MtlReError(f"window: {window}; expected 1 or more")
         remaining, first = iter(rows), 1
         while chunk := list(islice(remaining, window)):
             yield from self._predict(self._parsed(chunk, first))

@@ -1,7 +1,8 @@
 """`mtl-re vote`: a weighted soft vote over files of predictions.
 
 Enters: predictions (.jsonl, .parquet) and contest submissions (.csv) of the same rows. Leaves: one such file, with the
-weighted mean of the probabilities and the most probable label. No model is loaded: the members may come from anywhere.
+weighted mean of the probabilities and the label that the gate picks of it. No model is loaded: the members may come
+from anywhere.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mtl_re.config import VoteConfig
+from mtl_re.config import Gate, VoteConfig
 from mtl_re.errors import MtlReError
+from mtl_re.scoring import gating
 from mtl_re.scoring.prediction_files import check_labels, parsed_row, prediction_rows
 from mtl_re.scoring.writers import Prediction, check_suffix, label_order, write_predictions
 from mtl_re.taxonomy import Taxonomy
@@ -24,7 +27,7 @@ def vote_files(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) ->
     """Write the vote and return the number of its rows.
 
     Args:
-        files: at least two, with the same ids in the same order.
+        files: with the same ids in the same order.
         taxonomy: the labels; every file must have exactly these.
 
     Raises:
@@ -36,7 +39,8 @@ def vote_files(files: Sequence[str], taxonomy: Taxonomy, options: VoteConfig) ->
     check_suffix(output)
     order = label_order(options.label_order, taxonomy, output.suffix)
     read = label_order(options.label_order, taxonomy, ".csv")  # of submissions among the files
-    return write_predictions(_voted([Path(file) for file in files], weights, taxonomy, read), output, taxonomy, order)
+    voted = _voted([Path(file) for file in files], weights, taxonomy, read, options.gate)
+    return write_predictions(voted, output, taxonomy, order)
 
 
 def vote_shares(weights: str | None, members: int) -> np.ndarray:
@@ -69,7 +73,9 @@ def _agreed_gold(lines: Sequence[tuple[str, dict[str, Any]]], index: Mapping[str
     return None if not given else str(given[0][1])
 
 
-def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read: Sequence[str]) -> Iterator[Prediction]:
+def _voted(
+    paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read: Sequence[str], gate: Gate
+) -> Iterator[Prediction]:
     index = {label: position for position, label in enumerate(taxonomy.labels)}
     for number, lines in enumerate(zip_longest(*(prediction_rows(path, read) for path in paths)), start=1):
         if None in lines:
@@ -86,4 +92,5 @@ def _voted(paths: Sequence[Path], weights: np.ndarray, taxonomy: Taxonomy, read:
         probs = weights @ np.stack([values for _, _, values in rows])
         probs = probs / probs.sum()
         gold = _agreed_gold(lines, index)
-        yield Prediction.of(rows[0][0], probs, int(probs.argmax()), taxonomy, gold)
+        label = int(gating.labels(torch.from_numpy(probs)[None], taxonomy, gate))
+        yield Prediction.of(rows[0][0], probs, label, taxonomy, gold)

@@ -10,6 +10,7 @@ prediction of it, `extract` the triples of a document.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -73,11 +74,11 @@ class WorkPlan:
 
     Attributes:
         fingerprint: All that the bytes of the output depend on, as JSON values.
-        total: Rows of the input, if they could be counted. finished: Windows that have a part, and their input rows.
+        total: Rows of the input. finished: Windows that have a part, and their input rows.
     """
 
     fingerprint: dict[str, Any]
-    total: int | None
+    total: int
     finished: dict[int, int]
 
 
@@ -173,8 +174,8 @@ class WindowJob(ABC, Generic[Row]):
         held.enter_context(self.parts.locked(self.command))
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # `torchrun --max-restarts`
         resume = self.options.resume or restarted
-        fingerprint = self.fingerprint() | {"data": self.digest(), "window": self.options.window}
-        total = self._count()
+        total, digest = self._look_through()
+        fingerprint = self.fingerprint() | {"data": digest, "window": self.options.window}
         finished = self.parts.recover(fingerprint, self.options.on_bad_row == "skip") if resume else {}
         if not resume:
             if self.parts.windows():
@@ -191,23 +192,25 @@ class WindowJob(ABC, Generic[Row]):
         else:
             self.parts.remove()
 
-    def _count(self) -> int | None:
-        """Check and count the rows of the input; None for a data set of the hub, which is not downloaded a second time.
+    def _look_through(self) -> tuple[int, str]:
+        """Check and count the rows of the input, and return their number and its digest: of a file's bytes, or of the
+        rows of a data set of the hub, which is then read twice and not three times.
 
         Raises:
             MtlReError: A row is bad and may not be left out, or the input ends in a fault.
         """
-        if self.data.startswith("hub:"):
-            return None
+        seen = hashlib.sha256() if self.data.startswith("hub:") else None
         rows = 0
         for _, row in self._input():
             rows += 1
+            if seen is not None:
+                seen.update(f"{row!r}\n".encode(errors="backslashreplace"))
             if isinstance(row, BadRow):
                 self._reject(row)
             else:
                 self.look_at(row)
         self.looked(rows)
-        return rows
+        return rows, self.digest() if seen is None else seen.hexdigest()
 
     def _input(self) -> Iterator[tuple[int, Row | BadRow]]:
         """Yield `rows`; that there is none counts as a bad row where the output may be empty."""
@@ -244,7 +247,7 @@ class WindowJob(ABC, Generic[Row]):
             def show() -> None:
                 others = len(parts.windows()) - len(finished) - mine if group.size > 1 and group.rank == 0 else 0
                 rows = rows_done + others * self.options.window
-                bar.update((rows if plan.total is None else min(rows, plan.total)) - bar.n)
+                bar.update(min(rows, plan.total) - bar.n)
 
             for number, rows in self._windows():
                 windows += 1

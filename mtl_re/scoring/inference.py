@@ -94,7 +94,8 @@ def all_logits(
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
-    ordered = torch.empty(len(table), parts[0][1].shape[1])
+    ordered = torch.full((len(table), parts[0][1].shape[1]), torch.nan)
     for rows, logits in parts:
         ordered[rows] = logits
+    assert not ordered.isnan().any(), "a row is in no batch"
     return ordered

@@ -142,9 +142,13 @@ def label_index(where: str, row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def check_labels(where: str, row: Mapping[str, Any], taxonomy: Taxonomy) -> None:
-    """Raise MtlReError unless a row has a probability for each label of a taxonomy, and for no other."""
+    """Raise MtlReError unless a row has a probability for each label of a taxonomy, and its coarse classes, if any."""
     if odd := sorted(label_index(where, row).keys() ^ set(taxonomy.labels)):
         raise MtlReError(f"{where}: probs: {len(odd)} label(s) differ from those of --heads, first {odd[0]!r}")
+    coarse = row.get("coarse")
+    if isinstance(coarse, dict) and coarse and coarse.keys() != taxonomy.groups.keys():
+        what = f"coarse: the classes are {', '.join(coarse)}, those of --heads {', '.join(taxonomy.groups)}"
+        raise MtlReError(f"{where}: {what}; give the label set of these predictions with --heads")
 
 
 def parsed_row(
@@ -196,15 +200,43 @@ def with_gold(where: str, row: Mapping[str, Any], number: int, examples: Sequenc
     return {**row, "gold": gold}
 
 
-def check_all_predicted(where: str, predicted: int, examples: Sequence[Example]) -> None:
-    """Raise MtlReError where a file of predictions ends before DATA does.
+class PredictedRows:
+    """The rows of DATA beside the predictions that were made of them, in one order.
 
-    Args:
-        where: The file's last row.
+    Where rows may be left out (`skip`), those without a prediction are passed over: prediction leaves out what does not
+    fit into its model's length, which DATA alone does not tell.
+
+    Attributes:
+        places: Of the rows that have a prediction.
     """
-    if len(examples) > predicted:
-        what = f"the file ends after {predicted:,} row(s)"
-        raise MtlReError(f"{where}: {what}; {examples[predicted].where} has no prediction")
+
+    def __init__(self, examples: Sequence[Example], data: str, skip: bool) -> None:
+        self.examples, self.data, self.skip = examples, data, skip
+        self.places: list[int] = []
+        self.next = 0
+
+    def take(self, where: str, row: Mapping[str, Any]) -> Row:
+        """Return the next prediction with a gold label (see `with_gold`)."""
+        if self.skip:
+            name = str(row.get("id"))
+            found = (place for place in range(self.next, len(self.examples)) if self.examples[place].id == name)
+            self.next = next(found, self.next)
+        taken = with_gold(where, row, self.next, self.examples, self.data)
+        self.places.append(self.next)
+        self.next += 1
+        return taken
+
+    def check_end(self, where: str) -> None:
+        """Raise MtlReError where the predictions end before DATA does; under `skip`, say how many rows have none.
+
+        Args:
+            where: The last prediction.
+        """
+        if missing := len(self.examples) - len(self.places):
+            if not self.skip:
+                what = f"the file ends after {len(self.places):,} row(s)"
+                raise MtlReError(f"{where}: {what}; {self.examples[self.next].where} has no prediction")
+            tell(f"{self.data}: {missing:,} of {len(self.examples):,} rows have no prediction and are left out")
 
 
 def _short(value: Any) -> str:

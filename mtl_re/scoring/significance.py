@@ -22,7 +22,7 @@ from mtl_re.config import CompareConfig
 from mtl_re.data.loading import load_examples
 from mtl_re.errors import MtlReError, tell
 from mtl_re.scoring.metrics import Floats, Indices, Resampled, auprc, micro_f1, multiplicities
-from mtl_re.scoring.prediction_files import check_all_predicted, label_index, parsed_row, prediction_rows, with_gold
+from mtl_re.scoring.prediction_files import PredictedRows, label_index, parsed_row, prediction_rows
 from mtl_re.scoring.writers import label_order
 from mtl_re.taxonomy import NO_RELATION, Taxonomy
 
@@ -289,20 +289,20 @@ def _read_pair(
     index: dict[str, int] = {}
     labels: list[tuple[int, int, int]] = []  # gold, predicted by a, predicted by b
     probs: tuple[list[Floats], list[Floats]] = ([], [])
-    taxonomy, examples = Taxonomy.from_option(options.heads), None
+    taxonomy, beside = Taxonomy.from_option(options.heads), []
     if options.data is not None:
         examples, _ = load_examples(options.data, taxonomy, options.on_bad_row, options)
+        beside = [PredictedRows(examples, options.data, options.on_bad_row == "skip") for _ in range(2)]
     order = label_order(options.label_order, taxonomy, ".csv")
-    for number, (line_a, line_b) in enumerate(zip_longest(prediction_rows(a, order), prediction_rows(b, order))):
+    for line_a, line_b in zip_longest(prediction_rows(a, order), prediction_rows(b, order)):
         if line_a is None or line_b is None:
             (where, row), short = (line_a, b) if line_b is None else (line_b, a)
             raise MtlReError(
                 f"{where}: id: {row.get('id')!r} has no counterpart; {short} ends after {len(labels)} row(s)"
             )
-        if examples is not None:
-            line_a, line_b = (
-                (where, with_gold(where, row, number, examples, str(options.data))) for where, row in (line_a, line_b)
-            )
+        if beside:
+            lines = zip(beside, (line_a, line_b), strict=True)
+            line_a, line_b = ((where, rows.take(where, row)) for rows, (where, row) in lines)
         index = index or label_index(*line_a)
         id_a, (gold, pred_a), probs_a = parsed_row(line_a, index)
         id_b, (gold_b, pred_b), probs_b = parsed_row(line_b, index)
@@ -315,7 +315,7 @@ def _read_pair(
         probs[1].append(probs_b)
     if not labels:
         raise MtlReError(f"{a}, {b}: no rows to compare")
-    if examples is not None and line_b is not None:
-        check_all_predicted(line_b[0], len(labels), examples)
+    if beside and line_b is not None:
+        beside[1].check_end(line_b[0])  # both have the same ids
     columns = np.array(labels).T
     return columns[0], columns[1], columns[2], np.stack(probs[0]), np.stack(probs[1]), tuple(index)

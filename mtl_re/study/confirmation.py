@@ -7,6 +7,7 @@ first of them trains, and stays when more pairs are added or the surface changes
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from mtl_re.files import read_json, write_json
 from mtl_re.markdown import table
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.significance import seed_interval
-from mtl_re.study.cell_process import finished
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
 from mtl_re.study.optimum import find_optimum
@@ -64,7 +65,12 @@ def begin_confirmation(study: Study, pairs: int) -> Study:
 
 def stored_confirmation(study: Study, pairs: int) -> Study:
     """Return the study that confirms the optimum which was written down."""
-    prediction = read_json(study.output / "confirm" / PREDICTION)
+    path = study.output / "confirm" / PREDICTION
+    prediction = read_json(path)
+    asked = json.loads(json.dumps(_asked(study)))
+    if differ := [name for name, value in prediction.get("confirm", asked).items() if value != asked[name]]:
+        what = f"{path} was written for another {' and '.join(differ)} than the study file names now"
+        raise MtlReError(f"--confirm: {what}; put the file back, or remove {path.parent} with its pairs")
     return _confirming(study, prediction["optimum"], pairs, prediction)
 
 
@@ -96,13 +102,15 @@ def _confirming(study: Study, optimum: dict[str, float], pairs: int, prediction:
 def _predicted(study: Study) -> dict[str, Any]:
     """Return the optimum and, by response, the difference that the surface predicts between it and the baseline.
 
-    `selected_by` is the score that `selection` is, where it is one that the pairs can have without validation rows;
-    `baseline_tried` whether the baseline lies between the design's runs, so that the surface speaks of it.
+    `selected_by` is the score that stands for `selection` where the pairs have no validation rows: its metric on the
+    test rows (None: there is none); `baseline_tried` whether the baseline lies between the design's runs, so that the
+    surface speaks of it.
     """
     assert study.design is not None
     assert study.confirmation is not None
     cells = {(cell.arm, cell.seed): cell for cell in study.cells() if (cell.arm, cell.seed) in study.runs}
-    if missing := [cell.key for cell in cells.values() if not finished(study.run_dir(cell))]:
+    done = finished_cells(study, cells.values())
+    if missing := [cell.key for key, cell in cells.items() if key not in done]:
         raise MtlReError(
             f"--confirm: {len(missing)} of the design's {len(cells)} runs are not finished (the first: {missing[0]}); "
             "run the study first"
@@ -114,7 +122,7 @@ def _predicted(study: Study) -> dict[str, Any]:
     surface = table_.surface(options.response, options.model)
     optimum = find_optimum(surface).point
     rounded = weights(heads, optimum.tolist())
-    base = np.array([study.confirmation.baseline.get(head, 1.0) for head in heads])
+    base = np.array([study.confirmation.baseline.get(head, 1.0) for head in heads], dtype=float)
     base /= base.sum()
     differences = {
         name: predicted_difference(table_, name, options.model, optimum, base)
@@ -123,7 +131,9 @@ def _predicted(study: Study) -> dict[str, Any]:
     }
     tell(f"study {study.name}: the optimum is {point_text(heads, optimum)} ({rounded})")
     config = checked_config(next(iter(cells.values())).config)
-    selected_by = config.eval.metric if config.eval.target_prior is None else None
+    # On test rows the metric itself counts; the selection score estimates it at the shares that such rows are to have.
+    own_rows = study.confirmation.test is None and config.eval.target_prior is not None
+    selected_by = None if own_rows else config.eval.metric
     return {
         "optimum": rounded,
         "response": options.response,
@@ -131,6 +141,21 @@ def _predicted(study: Study) -> dict[str, Any]:
         "selected_by": selected_by,
         "baseline_tried": bool(surface.tried(base[None])[0]),
         "differences": differences,
+        "confirm": _asked(study),
+    }
+
+
+def _asked(study: Study) -> dict[str, Any]:
+    """Return what a prediction is made for, as JSON values: pairs of another kind cannot be held against it."""
+    assert study.confirmation is not None
+    assert study.design is not None
+    options = study.design.options
+    return {
+        "base": study.confirmation.base,
+        "baseline": study.confirmation.baseline,
+        "test": study.confirmation.test,
+        "response": options.response,
+        "model": options.model,
     }
 
 

@@ -50,10 +50,10 @@ def read_design(raw: Mapping[str, Any], base: dict[str, Any], folder: Path, seed
             f"design: its runs keep their weights, but base sets loss.weighting {config.loss.weighting!r}; make it "
             "fixed there, and list moving weightings as arms"
         )
-    heads = [head.name for head in Taxonomy.from_option(config.model.heads).heads]
-    responses = (
-        get_args(Response) if config.data.validated else tuple(r for r in get_args(Response) if r != "selection")
-    )
+    taxonomy = Taxonomy.from_option(config.model.heads)
+    heads = [head.name for head in taxonomy.heads]
+    missing = {"selection": not config.data.validated, "gate_f1": taxonomy.no_relation is None}
+    responses = tuple(response for response in get_args(Response) if not missing.get(response))
     response = choice(raw, "response", responses, "selection" if config.data.validated else "micro_f1", "design")
     sd, source = _sd(raw, folder, response)
     options = DesignOptions(

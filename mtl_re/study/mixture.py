@@ -9,6 +9,7 @@ the region unless upper bounds cut these off: then a head's coefficient is the s
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -205,7 +206,7 @@ def point_name(heads: Sequence[str], point: Sequence[float]) -> str:
     """Return an arm's name made of percentages, such as `coarse=50,org=25,per=25`."""
     parts = [f"{head}={round(100 * part, 2):g}" for head, part in zip(heads, point, strict=True)]
     name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts))
-    return name if len(name) <= 100 else "-".join(f"{round(100 * part, 2):g}" for part in point)[:100]
+    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def weights(heads: Sequence[str], point: Sequence[float]) -> dict[str, float]:

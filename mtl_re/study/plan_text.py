@@ -15,10 +15,10 @@ from typing import Any
 from mtl_re.data.splits import load_splits
 from mtl_re.markdown import table
 from mtl_re.scoring.significance import COMPARED_SCORES, LEVEL, POWER, detectable_mean
-from mtl_re.study.cell_process import finished
 from mtl_re.study.cell_queue import CellQueue, duration
 from mtl_re.study.comparisons import comparisons, planned_names
 from mtl_re.study.design import Design, d_efficiency
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.mixture import MODELS, products
 from mtl_re.study.mixture_runs import RESPONSES
 from mtl_re.study.power import detectable
@@ -150,11 +150,14 @@ def _time_lines(study: Study, workers: int) -> list[str]:
     if study.search is not None:
         return [f"{study.search.trials} arms, chosen while the study runs, × {len(study.seeds)} seeds."]
     cells = study.cells()
-    left = [cell for cell in cells if not finished(study.run_dir(cell))]
+    done = finished_cells(study, cells)
+    left = [cell for cell in cells if (cell.arm, cell.seed) not in done]
     others = ", ".join(study.other_arms)
     lines = [f"{len(cells)} cells, {len(cells) - len(left)} of them finished."]
     if study.design is not None and others:
         lines[0] += f" Beside the design: {others}, seeds {', '.join(map(str, study.seeds))}."
+    if not left:
+        return lines
     pace = _measured(study, cells) or _stated(study, cells)
     if pace is None:
         stated = "" if study.design is None else "; or give `design.seconds_per_step`"

@@ -7,6 +7,7 @@ cells that are not finished are listed in it. The test rows are read here and no
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,9 +26,9 @@ from mtl_re.scoring.summary import ERROR_NAMES, NONE
 from mtl_re.study import pictures
 from mtl_re.study.arm_statistics import Difference, compare, holm_adjusted
 from mtl_re.study.cell_logits import shared_rows
-from mtl_re.study.cell_process import finished
 from mtl_re.study.comparisons import comparisons
 from mtl_re.study.confirmation import confirmation_section
+from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.label_frequency import frequency_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
 from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
@@ -48,12 +49,12 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
         The path of `report.md`.
 
     Raises:
-        MtlReError: No cell is finished, or a finished one cannot be read.
+        MtlReError: No cell is finished, or a finished one cannot be read or was trained with other options.
     """
     arms = dict(searched) or study.arms
     planned = [study.cell(*arm, seed) for arm in searched.items() for seed in study.seeds] or study.cells()
     cells = {(cell.arm, cell.seed): cell for cell in planned}
-    done = {key: cell for key, cell in cells.items() if finished(study.run_dir(cell))}
+    done = finished_cells(study, planned)
     if not done:
         raise MtlReError(f"study {study.name}: no cell is finished in {study.output / 'cells'}, so there is no report")
     _check_same_data(study, done)
@@ -67,7 +68,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
             confirmation_section(study, entries),
             surface_section(study, entries, folder),
             _scores(entries, folder),
-            _differences(study, differences),
+            _differences(study, differences, resamples),
             _errors(entries, folder),
             frequency_section(study, entries, folder) if study.design is None else [],
             _search(study, searched, entries),
@@ -232,7 +233,7 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
     return f"{summary['mean']:.2f} ± {summary['sd']:.2f} ({summary['ci'][0]:.2f} to {summary['ci'][1]:.2f})"
 
 
-def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
+def _differences(study: Study, differences: Sequence[Difference], resamples: int) -> list[str]:
     if not differences:
         return ["## Differences", "", "Nothing is compared: no baseline is named, or it has no finished cell.", ""]
     lines = ["## Differences from the baseline", ""]
@@ -266,10 +267,24 @@ def _differences(study: Study, differences: Sequence[Difference]) -> list[str]:
         "Holm's p over rows and Holm's p over seeds are both below 0.05. Sign flips of the seeds' differences, which "
         f"presume no normal distribution, stand in differences.csv; {floor}.",
         "",
+        *_resamples_note(max(compared.values()), resamples),
         _detectable_note(differences),
         "",
     ]
     return lines
+
+
+def _resamples_note(comparisons: int, resamples: int) -> list[str]:
+    """Say where the bootstrap cannot show any difference: its p is no smaller than one resample in all allows."""
+    least = 2 / (resamples + 1)
+    if comparisons * least < LEVEL:
+        return []
+    return [
+        f"**Too few resamples**: with {resamples:,} of them no p over rows is below {least:.2g}, which {comparisons} "
+        f"comparisons correct to {min(comparisons * least, 1):.2g}: no difference can be shown. Take at least "
+        f"{math.ceil(2 * comparisons / LEVEL):,} (--resamples).",
+        "",
+    ]
 
 
 def _detectable_note(differences: Sequence[Difference]) -> str:
@@ -333,6 +348,7 @@ def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[ScoredArm], f
             pictures.ternary_map(shares, values, what, folder / "ternary.png")
             lines += [f"![{what} over the simplex](ternary.png)", ""]
     axes = list(study.search.axes) if study.search else list(study.axes)
+    values = {arm: value for arm, value in values.items() if arm in arms}  # a composition has no values of its own
     if scalar := [key for key in axes if all(isinstance(arms[arm].get(key), int | float | str) for arm in values)]:
         points = {key: [(arms[arm][key], value) for arm, value in values.items()] for key in scalar}
         pictures.over_axes(points, what, folder / "axes.png")

@@ -83,6 +83,9 @@ def _study(raw: dict[str, Any], path: Path) -> Study:
     if not readings:
         raise MtlReError("readings: at least one is needed")
     composed = typed(raw, "composed", dict, {})
+    pruner = choice(raw, "pruner", get_args(Pruner), "none")
+    if pruner != "none" and (search is None or len(seeds) > 1):
+        raise MtlReError(f"pruner: {pruner} is for a search with one seed; elsewhere it would drop an arm's bad seeds")
     return Study(
         name=name,
         base=base,
@@ -94,7 +97,7 @@ def _study(raw: dict[str, Any], path: Path) -> Study:
         readings=readings,
         baseline=_baseline(raw, [*arms, *composed], readings),
         test=typed(raw, "test", str, None),
-        pruner=choice(raw, "pruner", get_args(Pruner), "none"),
+        pruner=pruner,
         storage=typed(raw, "storage", str, None),
         output=Path(typed(raw, "output", str, f"runs/ablations/{name}")),
         design=design,

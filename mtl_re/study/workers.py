@@ -22,6 +22,7 @@ from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
 from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
+from mtl_re.study.finished_cells import check_options
 from mtl_re.study.study import Cell
 from mtl_re.study.study_file import load_study
 
@@ -49,6 +50,8 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     from mtl_re.study.report import write_report
 
     study = load_study(path)
+    if options.plan and (given := [name for name in ("report", "confirm", "retry") if getattr(options, name)]):
+        raise MtlReError(f"--plan trains and writes nothing; leave out --{given[0]}")
     if options.plan:
         return plan_text(study, options.workers)
     if (study.output / "report").exists() and not any((study.output / name).exists() for name in ("cells", "draws")):
@@ -157,7 +160,7 @@ class Worker:
     def _cells(self, cells: Sequence[Cell], trial: Trial) -> Outcome:
         """Run cells one after the other; the first that is not done ends it."""
         scores, seconds = [], 0.0
-        prune = len(cells) == 1 and self.queue.study.pruner != "none"
+        prune = self.queue.study.pruner != "none"
         for cell in cells:
             outcome = self._cell(cell, trial if prune else None)
             if outcome.kind != "done":
@@ -172,8 +175,8 @@ class Worker:
         run_dir = study.run_dir(cell)
         make_directory(run_dir)
         config = run_dir / "cell.yaml"
-        if config.exists() and config.read_text(encoding="utf-8") != cell.text and (run_dir / "metrics.jsonl").exists():
-            raise MtlReError(f"{run_dir}: holds a run with other options; remove it or give the study another output")
+        if (run_dir / "metrics.jsonl").exists():
+            check_options(run_dir, cell)
         config.write_text(cell.text, encoding="utf-8")
         if in_use(run_dir):
             self._say(f"{cell.key} waits: {run_dir} is in use by another training process")

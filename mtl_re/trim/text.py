@@ -93,12 +93,13 @@ def coded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def wanted_ids(vocabulary: Vocabulary, tokenizer: Any, options: TrimConfig) -> set[int]:
-    """Return the ids that `--keep` asks for."""
+def wanted_ids(vocabulary: Vocabulary, tokenizer: Any, options: TrimConfig, bad: list[BadRow]) -> set[int]:
+    """Return the ids that `--keep` asks for; bad rows that may be left out are added to `bad`."""
+    reject = bad.append if options.on_bad_row == "skip" else None
     wanted: set[int] = set()
     for name in options.keep:
         if name.startswith(("hub:", "sample:")) or Path(name).exists():
-            for chunk in _chunks(read_texts(name, option="--on_bad_row")):
+            for chunk in _chunks(read_texts(name, reject, "--on_bad_row")):
                 texts = [form for text in chunk for form in (text.text, set_apart(text.text, text.spans))]
                 wanted.update(index for ids in coded(tokenizer, texts) for index in ids)
         else:

@@ -59,7 +59,9 @@ def trim(encoder: str, folder: str, options: TrimConfig) -> dict[str, Any]:
     source = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = Vocabulary(source)
     read = read_all(tokenizer, options)
-    reasons = chosen_ids(vocabulary, tokenizer, read.use, options.min_count, wanted_ids(vocabulary, tokenizer, options))
+    reasons = chosen_ids(
+        vocabulary, tokenizer, read.use, options.min_count, wanted_ids(vocabulary, tokenizer, options, read.bad)
+    )
     reasons["config"] = config_ids(network) & set(vocabulary.ids.values())
     reasons["positions"] = set(range(fixed_rows(network)))
     kept = _numbered(vocabulary, reasons, network.get_input_embeddings().num_embeddings)

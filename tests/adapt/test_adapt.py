@@ -178,7 +178,11 @@ def test_the_guard_finds_what_a_plain_search_finds(sentences, text, size):
     def runs(words, length):
         return {tuple(word.casefold() for word in words[at : at + length]) for at in range(len(words) - length + 1)}
 
-    expected = any(runs(words, min(size, len(words))) & runs(text, min(size, len(words))) for words in sentences)
+    expected = any(
+        runs(words, length) & runs(text, length)
+        for words in sentences
+        for length in [min(size, len(words), len(text))]  # of a short text its whole, for lines are wrapped
+    )
     assert guard.leaks(" ".join(text)) == expected
 
 
@@ -187,6 +191,13 @@ def test_the_guard_finds_what_a_plain_search_finds(sentences, text, size):
 def test_an_evaluation_sentence_never_passes(sentence, size):
     assert LeakGuard([sentence], size).leaks(sentence)
     assert LeakGuard([sentence], size).leaks(f"앞 문장. {sentence} 뒤 문장.") or not any(map(str.isalnum, sentence))
+
+
+def test_a_hard_wrapped_evaluation_sentence_does_not_pass_line_by_line():
+    sentence = " ".join(f"단어{number}" for number in range(18))
+    guard, words = LeakGuard([sentence], 8), sentence.split()
+    assert all(guard.leaks(" ".join(words[at : at + 6])) for at in (0, 6, 12))
+    assert not guard.leaks("단어1 단어3")
 
 
 def test_case_spacing_punctuation_and_composition_do_not_hide_a_leak():

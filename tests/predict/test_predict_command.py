@@ -22,7 +22,6 @@ from mtl_re.config import PredictConfig, parse_shares
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import load
 from mtl_re.predict import predict as predict_run
-from mtl_re.predict import windows
 from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.process_group import ProcessGroup
@@ -509,8 +508,8 @@ def test_input_that_changes_meanwhile(run, rows, tmp_path, monkeypatch):
     assert names(tmp_path) == ["moving.json"]
 
 
-def test_hub_rows_are_not_counted_first(run, rows, tmp_path, monkeypatch, capsys):
-    """Their number is unknown, and each pass would be a download."""
+def test_hub_rows_are_looked_through_once_before_the_work(run, rows, tmp_path, monkeypatch, capsys):
+    """Each pass is a download: one checks, counts and hashes them, the other predicts them."""
     passes, real = [], predict_run.parsed
 
     def parsed(spec, taxonomy, reading):
@@ -518,10 +517,9 @@ def test_hub_rows_are_not_counted_first(run, rows, tmp_path, monkeypatch, capsys
         yield from real(str(rows), taxonomy)
 
     monkeypatch.setattr(predict_run, "parsed", parsed)
-    monkeypatch.setattr(windows, "file_digest", lambda spec: "digest")
     run(data="hub:klue/re:validation")
-    assert passes == ["hub:klue/re:validation"]
-    assert "23.0row" in capsys.readouterr().err
+    assert passes == ["hub:klue/re:validation"] * 2
+    assert "23.0/23.0" in capsys.readouterr().err
 
 
 # ---- places and signals ------------------------------------------------------------------------------------------

@@ -145,6 +145,10 @@ def test_what_the_surface_predicts_is_written_once(finished, tmp_path):
     assert (first.seeds, later.seeds) == ((10001, 10002), (10001, 10002, 10003))
     assert stored_confirmation(loaded, 3).cells() == later.cells()
     assert prediction["baseline_tried"] is True
+    other = replace(loaded, confirmation=replace(loaded.confirmation, baseline={"coarse": 5, "org": 1, "per": 1}))
+    with pytest.raises(MtlReError, match="was written for another baseline than the study file names now"):
+        begin_confirmation(other, 3)
+    assert set(confirmation._predicted(other)["differences"]) == set(prediction["differences"])  # whole numbers
     extreme = replace(loaded.confirmation, baseline={"coarse": 100.0, "org": 1.0, "per": 1.0})
     assert confirmation._predicted(replace(loaded, confirmation=extreme))["baseline_tried"] is False
 
@@ -171,13 +175,14 @@ def test_confirming_waits_for_the_designs_runs(study):
 
 @pytest.mark.slow
 def test_a_confirmation_without_validation_rows_confirms_the_selection_score_by_f1(study):
-    overrides = {"data.valid_fraction": 0}
-    path, launch = study(confirm={"overrides": overrides, "test": "sample:test"})
+    overrides = {"data.valid_fraction": 0, "eval.target_prior": None}
+    base = {"eval.target_prior": [0.6, 0.17, 0.23]}
+    path, launch = study(overrides=base, confirm={"overrides": overrides, "test": "sample:test"})
     ablate(path, AblateConfig(launch=launch, resamples=20))
     selected = begin_confirmation(load_study(path), 2)
     assert selected.cells()[0].config["data"]["valid_fraction"] == 0
     report = ablate(path, AblateConfig(launch=launch, resamples=20, confirm=2)).read_text()
-    assert "| selection score | " in report
+    assert "| selection score | micro-F1 | 2 |" in report
 
 
 @pytest.mark.slow

@@ -190,11 +190,18 @@ def test_blocks_take_little_from_the_surface():
     assert (assign_blocks(columns, np.arange(24), 0) == 0).all()
 
 
+def test_points_of_many_heads_have_names_of_their_own():
+    heads = [f"head{number}" for number in range(30)]
+    names = {point_name(heads, np.eye(30)[number] * 0.5 + 0.5 / 30) for number in range(30)}
+    assert len(names) == 30
+    assert max(map(len, names)) <= 100
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"runs": 10}, "10 at 2 replicates are 5 different points, but a quadratic surface of 3 heads has 6 coeff"),
-        ({"runs": 6, "replicates": 1}, "runs: 6; .* so more than 6 are needed"),
+        ({"runs": 6, "replicates": 1}, "runs: 6; .* so at least 8 are needed"),
         ({"runs": 14, "replicates": 1, "model": "special-cubic", "kind": "space-filling"}, None),
     ],
 )

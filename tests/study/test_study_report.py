@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mtl_re.cli import main
 from mtl_re.config import SampleConfig
@@ -593,6 +594,22 @@ def test_each_class_with_a_fine_head_gets_a_file_of_its_rows(tmp_path):
     for name in ("org", "per"):
         written = load_examples(str(tmp_path / "out" / f"{name}.json"), klue)[0]
         assert [one.key for one in written] == [one.key for one in rows if one.label.startswith(f"{name}:")]
+
+
+def test_cells_that_were_trained_with_other_options_are_no_cells_of_the_study(made):
+    """Their scores would stand under the new description."""
+    cell = made.cells()[0]
+    stored = made.run_dir(cell) / "cell.yaml"
+    stored.write_text(cell.text)
+    ablation_report.write_report(made, {}, 50)
+    stored.write_text(yaml.safe_dump(cell.config | {"optim": {"lr": 0.5}}))
+    with pytest.raises(MtlReError, match=f"holds a run with other options than the study file gives {cell.key} now"):
+        ablation_report.write_report(made, {}, 50)
+
+
+def test_a_report_says_where_so_few_resamples_show_nothing(made):
+    assert "**Too few resamples**: with 50 of them" in ablation_report.write_report(made, {}, 50).read_text()
+    assert "Too few resamples" not in ablation_report.write_report(made, {}, 500).read_text()
 
 
 # ---- end to end ----------------------------------------------------------------------------------------------------

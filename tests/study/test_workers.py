@@ -153,6 +153,8 @@ WRONG = {
     "search unscored": (SEARCH | {"overrides": {"data.valid_fraction": 0}}, "needs validation rows"),
     "sampler": (SEARCH | {"sampler": "grid"}, "sampler: 'grid'"),
     "pruner": ({"pruner": "hyperband"}, "pruner: 'hyperband'"),
+    "pruner of arms": ({"pruner": "median"}, "it would drop an arm's bad seeds"),
+    "pruner of seeds": (SEARCH | {"pruner": "median", "seeds": [1, 2]}, "is for a search with one seed"),
     "repeated value": (AXES | {"axes": {"optim.lr": [0.1, 0.1]}}, "two points of the grid"),
     "name": ({"name": "a b"}, "name: 'a b'"),
 }
@@ -197,8 +199,10 @@ def test_shipped_studies_are_right(path, shared, monkeypatch, tmp_path):
     (tmp_path / "shared").symlink_to(shared)
     held_out = tmp_path / "checkout" / "runs" / "hold-out"
     held_out.mkdir(parents=True)
-    for name in ("train", "test"):
-        (held_out / f"{name}.json").write_text("[]")
+    by_class = tmp_path / "checkout" / "runs" / "by-class"
+    by_class.mkdir()
+    for made in (held_out / "train", held_out / "test", by_class / "org", by_class / "per"):
+        made.with_suffix(".json").write_text("[]")
     monkeypatch.chdir(tmp_path / "checkout")
     study = load_study(path)
     assert len(study.cells()) >= 6  # two arms, three seeds
@@ -439,13 +443,15 @@ def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_processes")
-def test_a_hopeless_cell_is_pruned(write, tmp_path):
-    """Five good cells give the median its footing; the sixth scores below it at every step."""
-    arms = {f"good{number}": {"optim.lr": 0.01} for number in range(5)} | {"bad": {"optim.lr": 0.03}}
-    path = write(arms=arms, seeds=[1], pruner="median")
-    progress = work(path, launcher(tmp_path, "watch")).progress()
-    assert sorted(progress.pruned) == ["bad-s1"]
-    assert len(progress.done) == 5
+def test_a_hopeless_trial_is_pruned(write, tmp_path):
+    """Five trials give the median its footing; later ones at the bad rate score below it at every step."""
+    axes = {"optim.lr": [0.01, 0.03]}
+    path = write(**SEARCH | {"axes": axes, "trials": 12, "seeds": [1], "sampler": "random", "pruner": "median"})
+    queue = work(path, launcher(tmp_path, "watch"))
+    progress, trials = queue.progress(), queue.counted()
+    assert progress.pruned
+    assert {trials[key].user_attrs["settings"]["optim.lr"] for key in progress.pruned} == {0.03}
+    assert len(progress.done) + len(progress.pruned) == 12
 
 
 # ---- several workers, and death ------------------------------------------------------------------------------------
