@@ -129,7 +129,8 @@ class Command:
         """Return the parser of this command's arguments."""
         usage = [argument.usage for argument in self.arguments if argument.usage]
         parser = ArgumentParser(description=self.help, usage=" ".join(["mtl-re", name, *usage, "[options]"]))
-        parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+        about = "YAML file with any of these options (not with the arguments before them)."
+        parser.add_argument("--config", action="config", help=about)
         parser.add_argument("--debug", action="store_true", help="Show the traceback of a fault.")
         for argument in self.arguments:
             settings = {"type": str, "metavar": argument.usage, **argument.settings}
@@ -397,7 +398,8 @@ COMMANDS: dict[str, Command] = {
         "mtl_re.predict.extract:extract",
         config.ExtractConfig,
         (CKPT,),
-        forms={"entity": {"type": str, "action": "append", "default": [], "metavar": "WORD:TYPE"}},
+        # `append` would make one text of the list in a config file (jsonargparse)
+        forms={"entity": {"type": str, "action": "extend", "nargs": 1, "default": [], "metavar": "WORD:TYPE"}},
         show=_print_triples,
         reads=("ckpt", "data", "ner_types"),
         writes={"output": "mtl_re.predict.folders:output_names"},

@@ -292,6 +292,16 @@ def test_bad_rows_of_the_data_are_left_out_and_counted(analyse, undrawn):
     assert ", 1 bad row(s) left out." in analyse(predictions(), rows, on_bad_row="skip")
 
 
+def test_rows_that_prediction_left_out_are_passed_over(analyse, undrawn, capsys):
+    """Whether a row fits into the model's length is not seen from DATA."""
+    rows = klue_rows()
+    rows[3:3] = [rows[0] | {"guid": "too-long"}]
+    with pytest.raises(MtlReError, match="both must hold the same rows"):
+        analyse(predictions(), rows)
+    assert ", 1 bad row(s) left out." in analyse(predictions(), rows, on_bad_row="skip")
+    assert "1 of 9 rows have no prediction and are left out" in capsys.readouterr().err
+
+
 def test_other_labels_than_those_of_heads(analyse):
     with pytest.raises(
         MtlReError, match=r"p\.jsonl:1: probs: 32 label\(s\) differ from those of --heads, first 'org:a'"

@@ -14,9 +14,9 @@ from mtl_re.config import ExtractConfig
 from mtl_re.data.documents import Document
 from mtl_re.data.validation import Entity
 from mtl_re.errors import MtlReError
+from mtl_re.predict import document_triples, windows
 from mtl_re.predict import extract as extract_run
-from mtl_re.predict import windows
-from mtl_re.predict.document_triples import COLUMNS, cut
+from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, cut
 from mtl_re.predict.extract import extract, read_triples
 from mtl_re.predict.parts import PartFiles
 from mtl_re.predict.predictor import Predictor
@@ -90,6 +90,34 @@ def test_triples_are_those_of_the_sentences(run, examples, tiny, docs):
                 assert found["sentence_start"] == moved
             moved += len(row.sentence) + 1
     assert place == len(rows)
+
+
+def test_a_window_is_scored_in_groups_of_pairs(run, tmp_path, monkeypatch):
+    """Memory follows the pairs that are laid out together, whatever the length of the documents."""
+    whole = list(read_triples(run()))
+    monkeypatch.setattr(document_triples, "PAIRS", 2)
+    sizes, real = [], DocumentExtractor.rows
+    monkeypatch.setattr(
+        DocumentExtractor,
+        "rows",
+        lambda self, documents, group, pairs, *rest: (
+            sizes.append(sum(map(len, pairs))) or real(self, documents, group, pairs, *rest)
+        ),
+    )
+    parts = list(read_triples(run(output=str(tmp_path / "parts.jsonl"))))
+    assert max(sizes) <= 2 < len(sizes)
+    assert [{**row, "score": 0, "coarse": 0} for row in parts] == [{**row, "score": 0, "coarse": 0} for row in whole]
+    assert [row["score"] for row in parts] == pytest.approx([row["score"] for row in whole], abs=1e-5)
+
+
+def test_entities_of_a_sentence_may_stand_in_a_config_file(saved, tmp_path, capsys):
+    words = {"sentence": "한라희는 누리전자 대표이다.", "threshold": 0.0, "entity": ["한라희:PER", "누리전자:ORG"]}
+    (tmp_path / "extract.yaml").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+    assert cli.main(["extract", str(saved), "--config", str(tmp_path / "extract.yaml")]) == 0
+    from_file = capsys.readouterr().out
+    given = ["--entity", "한라희:PER", "--entity", "누리전자:ORG"]
+    assert cli.main(["extract", *given, str(saved), "--sentence", words["sentence"], "--threshold", "0"]) == 0
+    assert capsys.readouterr().out == from_file != ""
 
 
 def test_spans_are_the_users_own_where_the_text_was_composed(run, monkeypatch, tmp_path):

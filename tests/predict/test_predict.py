@@ -109,6 +109,10 @@ def test_logits_that_are_not_finite_are_told(tokenizer, few):
     with torch.no_grad():
         next(model.heads.parameters()).fill_(float("nan"))
     predictor = Predictor([ComposedModel.of(model, tokenizer)])
+    with pytest.raises(MtlReError, match="window: 0; expected 1 or more"):
+        list(predictor.predict_stream([], window=0))
+    with pytest.raises(MtlReError, match="batch_size: -1; expected 1 or more"):
+        Predictor([ComposedModel.of(model, tokenizer)], batch_size=-1)
     with pytest.raises(MtlReError, match=r"\d+ of \d+ rows have logits that are not finite"):
         predictor.predict(few)
 

@@ -49,6 +49,28 @@ def test_the_weighted_mean(tmp_path, members, suffix):
         assert row.get("gold") == (None if suffix == ".csv" else TAXONOMY.labels[3])
 
 
+def test_the_gate_picks_the_label(tmp_path, members):
+    """Of one file the hard gate gives what `predict` gave under it; coarse classes are 50 and 50 %, nearly."""
+    probs = np.full(30, 1e-3)
+    probs[TAXONOMY.labels.index("no_relation")] = 0.4
+    probs[[TAXONOMY.labels.index(label) for label in ("per:title", "per:spouse")]] = 0.3, 0.27
+    probs /= probs.sum()
+    write_predictions([Prediction.of("r", probs, 0, TAXONOMY, None)], tmp_path / "one.jsonl", TAXONOMY)
+    labels = {}
+    for gate in ("soft", "hard"):
+        vote_files([str(tmp_path / "one.jsonl")], TAXONOMY, VoteConfig(str(tmp_path / f"{gate}.jsonl"), gate=gate))
+        labels[gate] = next(prediction_rows(tmp_path / f"{gate}.jsonl"))[1]["label"]
+    assert labels == {"soft": "no_relation", "hard": "per:title"}
+
+
+def test_other_coarse_classes_than_those_of_heads_are_refused(tmp_path):
+    row = {"id": "r", "label": TAXONOMY.labels[0], "score": 1 / 30, "coarse": {"no_relation": 0.5, "related": 0.5}}
+    row["probs"] = dict.fromkeys(TAXONOMY.labels, 1 / 30)
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    with pytest.raises(MtlReError, match="are no_relation, related, those of --heads no_relation, org, per"):
+        vote_files([str(tmp_path / "a.jsonl")], TAXONOMY, VoteConfig(str(tmp_path / "out.jsonl")))
+
+
 @pytest.mark.parametrize(
     ("gold", "fault"),
     [(TAXONOMY.labels[5], r"b\.jsonl:1: gold: .* but .*a\.jsonl:1 has"), (17, "17 is not one of the 30 labels")],
