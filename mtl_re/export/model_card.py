@@ -31,13 +31,15 @@ class Known:
     """What is known of a model besides its weights.
 
     Attributes:
-        train: the manifest's entry for the training rows. options: resolved training options.
+        train: the manifest's entry for the training rows. options: resolved training options. local_encoder: whether
+            the encoder was a directory where the model was trained; it may have been moved since.
         scores: pairs of a description of the rows and evaluate's JSON. cooccurrence: `mtl-re cooccurrence`'s JSON.
         licence: of the weights, if the user named one.
     """
 
     train: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    local_encoder: bool = False
     scores: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     cooccurrence: dict[str, Any] | None = None
     licence: str | None = None
@@ -64,7 +66,8 @@ def gather(run: Path | None, averaged: Sequence[int], options: ExportConfig) -> 
     if run is not None:
         manifest, config, valid = (run / name for name in ("manifest.json", "config.yaml", "valid_metrics.json"))
         if manifest.is_file():
-            known.train = read_json(manifest).get("data", {}).get("train", {})
+            about = read_json(manifest).get("data", {})
+            known.train, known.local_encoder = about.get("train", {}), about.get("local_encoder") is True
         if config.is_file():
             known.options = read_yaml(config)
         if valid.is_file() and not averaged:  # the scores of the best model say nothing of an average
@@ -149,6 +152,8 @@ def _weights_licence(known: Known) -> str:
 def _hub_encoder(known: Known) -> str | None:
     """Return the encoder's hub id, or None if it is a local directory."""
     name = str(known.options.get("model", {}).get("encoder", ""))
+    if known.local_encoder:
+        return None
     return name if name.count("/") == 1 and not name.startswith(".") and public_name(name) == name else None
 
 
@@ -156,6 +161,7 @@ def _what(model: MtlReModel, known: Known) -> str:
     taxonomy = model.taxonomy
     heads = ", ".join(f"`{head.name}` ({len(head.classes)})" for head in taxonomy.heads)
     encoder = public_name(str(known.options.get("model", {}).get("encoder", model.encoder.config.model_type)))
+    encoder = Path(encoder).name if known.local_encoder else encoder
     title, trained = (
         "# Relation extraction with one encoder and gated heads",
         "and the heads {heads} were trained jointly",

@@ -228,6 +228,7 @@ def write_training_records(run: TrainRun) -> None:
         "valid": _describe(config.data.valid or f"split of {config.data.train}", rows.valid),
         "rejected": len(rows.bad),
         "dropped_overlap": rows.overlap,
+        "local_encoder": Path(config.model.init or config.model.encoder).exists(),  # not to be told from an id later
     }
     write_run_records(run, resolved(config, run.weights, run.run_dir), described, rows.bad)
 

@@ -634,3 +634,11 @@ def test_the_cards_program_runs_elsewhere(exported, tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = [(one.id, one.label) for one in Predictor([composed.ComposedModel.of(*tiny)]).predict(rows)]
     assert done.stdout.splitlines()[-1] == str(expected)
+
+
+def test_a_card_names_no_local_directory_as_a_model_of_the_hub():
+    """`encoders/mine` looks like a hub id once the directory is gone."""
+    known = model_card.Known(options={"model": {"encoder": "encoders/mine"}})
+    assert model_card._hub_encoder(known) == "encoders/mine"
+    known.local_encoder = True
+    assert model_card._hub_encoder(known) is None
