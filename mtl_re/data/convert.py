@@ -127,8 +127,9 @@ def convert(file: str, name: str, options: ConvertConfig) -> Report:
     Raises:
         MtlReError: the file cannot be read, the format or an option is unknown, or no record could be converted.
     """
-    if Path(options.output).suffix.lower() != ".jsonl":
-        raise MtlReError(f"--output {options.output}: rows are written as JSON lines; name a .jsonl file")
+    if (suffix := Path(options.output).suffix.lower()) in (".csv", ".tsv", ".parquet", ".gz"):
+        what = f"rows are written as JSON lines, which nothing would read from a {suffix} file"
+        raise MtlReError(f"--output {options.output}: {what}; name a .jsonl file")
     columns = None if options.columns is None else Columns.from_yaml(Path(options.columns))
     none = [label.strip() for label in options.no_relation.split(",")]
     made = Conversion(_types(options.types), none, options.pairs, columns)

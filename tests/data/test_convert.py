@@ -437,6 +437,7 @@ def test_options_are_read_without_the_blanks_behind_commas(tmp_path):
     assert (row["label"], row["object_entity"]["type"]) == ("no_relation", "ORG")
 
 
-def test_rows_are_written_as_json_lines_only(tmp_path):
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl.gz"])
+def test_rows_are_written_as_json_lines_only(tmp_path, name):
     with pytest.raises(MtlReError, match=r"name a \.jsonl file"):
-        convert.convert("rows.jsonl", "tacred", ConvertConfig(str(tmp_path / "rows.csv")))
+        convert.convert("rows.jsonl", "tacred", ConvertConfig(str(tmp_path / name)))
