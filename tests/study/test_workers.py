@@ -445,12 +445,13 @@ def test_a_search_over_choices_and_whole_numbers(write, tmp_path):
 @pytest.mark.usefixtures("real_processes")
 def test_a_hopeless_trial_is_pruned(write, tmp_path):
     """Five trials give the median its footing; later ones at the bad rate score below it at every step."""
-    axes = {"optim.lr": [0.01, 0.03]}
+    axes = {"optim.lr": [0.01, 0.0101, 0.0102, 0.0103, 0.03]}
     path = write(**SEARCH | {"axes": axes, "trials": 12, "seeds": [1], "sampler": "random", "pruner": "median"})
     queue = work(path, launcher(tmp_path, "watch"))
     progress, trials = queue.progress(), queue.counted()
-    assert progress.pruned
-    assert {trials[key].user_attrs["settings"]["optim.lr"] for key in progress.pruned} == {0.03}
+    pruned = {trials[key].user_attrs["settings"]["optim.lr"] for key in progress.pruned}
+    assert 0.03 in pruned
+    assert 0.01 not in pruned
     assert len(progress.done) + len(progress.pruned) == 12
 
 
