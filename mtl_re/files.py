@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -47,6 +48,12 @@ def same_file(one: Path, other: Path) -> bool:
         return one.resolve() == other.resolve()
     except (OSError, RuntimeError, ValueError):  # a loop of links
         return one.absolute() == other.absolute()
+
+
+def file_name(text: str) -> str:
+    """Return a text as a file name of at most 100 characters; a longer one ends in its digest, so that two stay two."""
+    name = re.sub(r"[^\w.,=+-]", "_", text)
+    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def cache_dir() -> Path:

@@ -143,7 +143,8 @@ def _overview(files: Mapping[str, Counts], specs: Sequence[str]) -> list[str]:
     for (name, counts), spec in zip(files.items(), specs, strict=True):
         numbers = (counts.rows, counts.labelled, counts.unlabelled, counts.bad, len(counts.labels))
         rows.append([name, *(f"{number:,}" for number in numbers), spec])
-        for bad in counts.first_bad[:1]:
+        if counts.first_bad:
+            bad = counts.first_bad[0]
             first = f"the first is row {bad.row} (its {escape(bad.field)})"
             notes += [f"{escape(name)}: {counts.bad:,} bad row(s) left out, {first}; `mtl-re check` shows them.", ""]
     shares = "Shares are of a file's labelled rows unless a heading says otherwise."

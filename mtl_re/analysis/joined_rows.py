@@ -78,13 +78,13 @@ def read_joined(path: Path, options: JoinedRowsConfig) -> Rows:
         probs.append(values)
     if not labels:
         raise MtlReError(f"{path}: no rows")
-    left_out = len(bad)
-    if examples is not None and predicted is not None:
+    lost = 0
+    if predicted is not None:
         predicted.check_end(where)
-        if lost := len(examples) - len(predicted.places):
-            left_out, examples = left_out + lost, spool.select(examples, np.array(predicted.places))
+        lost = len(predicted.examples) - len(predicted.places)
+        examples = spool.select(predicted.examples, np.array(predicted.places)) if lost else predicted.examples
     columns = np.array(labels).T
-    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, left_out)
+    return Rows(ids, columns[0], columns[1], np.stack(probs), examples, taxonomy, len(bad) + lost)
 
 
 def type_pair(example: Example) -> str:

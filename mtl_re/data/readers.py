@@ -187,8 +187,10 @@ def _read_hub(spec: str) -> Iterator[RawRow]:
 def _with_label_name(fields: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     """Replace the number of a ClassLabel by its name; -1 means unlabelled there."""
     number = fields.get("label")
-    if names is not None and isinstance(number, int):
-        fields["label"] = names[number] if 0 <= number < len(names) else None if number == -1 else number
+    if names is not None and number == -1:
+        fields["label"] = None
+    elif names is not None and isinstance(number, int) and 0 <= number < len(names):
+        fields["label"] = names[number]
     return fields
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mtl_re.config import Backend, Gate, Restrict, parse_shares
+from mtl_re.config import Backend, Gate, Restrict
 from mtl_re.data.validation import Example, parse_row
 from mtl_re.errors import MtlReError, RowError
 from mtl_re.model.device import resolve_precision
@@ -26,7 +26,7 @@ from mtl_re.predict import triples
 from mtl_re.predict.triples import EntityLike, Triple
 from mtl_re.predict.vote import vote_shares
 from mtl_re.scoring.composed import ComposedModel
-from mtl_re.scoring.decoding import Decoded, Decoding, stored_thresholds
+from mtl_re.scoring.decoding import Decoded, Decoding, check_prior, stored_thresholds
 from mtl_re.scoring.inference import Tick
 from mtl_re.scoring.writers import Prediction, predictions_of
 
@@ -63,7 +63,8 @@ class Predictor:
         if self.decoding.prior == "em":
             raise MtlReError("--prior em reads all rows before it answers; give shares, or see `mtl-re evaluate`")
         if self.decoding.prior != "none":
-            parse_shares("--prior", self.decoding.prior)
+            for one in members:
+                check_prior(self.decoding.prior, one.taxonomy, one.root.config.training_prior)
             divided = [[(name, {*labels}) for name, labels in one.taxonomy.groups.items()] for one in members]
             if any(other != divided[0] for other in divided[1:]):
                 what = "these checkpoints divide the labels into coarse classes, or order these, differently"

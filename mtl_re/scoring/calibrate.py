@@ -40,8 +40,8 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     """Fit, report, and store the result unless `options.store` is false.
 
     Raises:
-        MtlReError: there are no rows to fit on, or the checkpoint cannot be written, or is
-            an export whose other files would keep the old temperatures.
+        MtlReError: there are no rows to fit on, or the checkpoint cannot be written, or is an export whose other files
+            would keep the old temperatures.
     """
     folder = checkpoint_folder(ckpt)
     model = ComposedModel.load(str(folder))
@@ -61,7 +61,8 @@ def calibrate(ckpt: str, options: CalibrateConfig) -> dict[str, Any]:
     parts = {name: part.numpy() for name, part in split_heads(logits, taxonomy).items()}
     labels = [example.label for example in examples]
     temperatures = calibration_fits.fit_temperatures(parts, labels, taxonomy)
-    rows = {head.name: sum(taxonomy.targets(label)[head.name] != IGNORE for label in labels) for head in taxonomy.heads}
+    targets = [taxonomy.targets(label) for label in labels]
+    rows = {name: sum(row[name] != IGNORE for row in targets) for name in temperatures}
     for name in (name for name, value in temperatures.items() if value == 1):
         what = f"its {rows[name]:,} labelled rows show no other (at least {calibration_fits.SUPPORT} are needed)"
         tell(f"the head {name} keeps temperature 1: {what}")

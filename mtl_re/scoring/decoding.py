@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from mtl_re.config import Gate, Restrict, parse_shares
@@ -60,7 +59,7 @@ def check_prior(prior: str, taxonomy: Taxonomy, trained: Sequence[float] | None)
         return
     shares = parse_shares("--prior", prior)
     if trained is not None:
-        gating.shift_prior(torch.ones(1, len(taxonomy.labels)), taxonomy, shares, trained)
+        gating.check_shares(taxonomy, shares, trained)
 
 
 @dataclass(frozen=True, eq=False)

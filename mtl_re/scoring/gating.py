@@ -61,14 +61,19 @@ def shift_prior(probs: Tensor, taxonomy: Taxonomy, target: Sequence[float], trai
     Raises:
         MtlReError: the number of shares does not fit, or training never saw one of the coarse classes.
     """
+    check_shares(taxonomy, target, trained)
+    ratio = torch.tensor([t / s for t, s in zip(target, trained, strict=True)], dtype=probs.dtype, device=probs.device)
+    shifted = probs * ratio[torch.tensor(taxonomy.group_of_label, device=probs.device)]
+    return shifted / shifted.sum(-1, keepdim=True)
+
+
+def check_shares(taxonomy: Taxonomy, target: Sequence[float], trained: Sequence[float]) -> None:
+    """Raise MtlReError where `shift_prior` cannot go from one prior of the coarse classes to the other."""
     names = list(taxonomy.groups)
     if len(target) != len(names) or len(trained) != len(names):
         raise MtlReError(f"prior: {len(target)} shares for {len(names)} coarse classes ({', '.join(names)})")
     if min(trained) <= 0:
         raise MtlReError(f"prior: coarse class {names[list(trained).index(min(trained))]!r} had no training row")
-    ratio = torch.tensor([t / s for t, s in zip(target, trained, strict=True)], dtype=probs.dtype, device=probs.device)
-    shifted = probs * ratio[torch.tensor(taxonomy.group_of_label, device=probs.device)]
-    return shifted / shifted.sum(-1, keepdim=True)
 
 
 def restrict(probs: Tensor, taxonomy: Taxonomy, subjects: Sequence[str]) -> Tensor:

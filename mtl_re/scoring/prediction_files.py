@@ -213,17 +213,15 @@ class PredictedRows:
     def __init__(self, examples: Sequence[Example], data: str, skip: bool) -> None:
         self.examples, self.data, self.skip = examples, data, skip
         self.places: list[int] = []
-        self.next = 0
 
     def take(self, where: str, row: Mapping[str, Any]) -> Row:
         """Return the next prediction with a gold label (see `with_gold`)."""
+        place = self.places[-1] + 1 if self.places else 0
         if self.skip:
             name = str(row.get("id"))
-            found = (place for place in range(self.next, len(self.examples)) if self.examples[place].id == name)
-            self.next = next(found, self.next)
-        taken = with_gold(where, row, self.next, self.examples, self.data)
-        self.places.append(self.next)
-        self.next += 1
+            place = next((at for at in range(place, len(self.examples)) if self.examples[at].id == name), place)
+        taken = with_gold(where, row, place, self.examples, self.data)
+        self.places.append(place)
         return taken
 
     def check_end(self, where: str) -> None:
@@ -235,7 +233,7 @@ class PredictedRows:
         if missing := len(self.examples) - len(self.places):
             if not self.skip:
                 what = f"the file ends after {len(self.places):,} row(s)"
-                raise MtlReError(f"{where}: {what}; {self.examples[self.next].where} has no prediction")
+                raise MtlReError(f"{where}: {what}; {self.examples[len(self.places)].where} has no prediction")
             tell(f"{self.data}: {missing:,} of {len(self.examples):,} rows have no prediction and are left out")
 
 

@@ -27,8 +27,9 @@ def evaluation_summary(result: Mapping[str, Any]) -> str:
     gate = _pairs({key: result["gate"][key] for key in ("precision", "recall")})
     fine = f"{_pairs(result['fine'])}, accuracy given the right branch" if result["fine"] else NONE
     errors = ", ".join(f"{ERROR_NAMES.get(kind, (kind,))[0]} {count:,}" for kind, count in result["errors"].items())
-    left_out = f"{NO_RELATION if NO_RELATION in result['per_label'] else 'no relation'} left out"
-    left_out = left_out if result["gate"]["f1"] is not None else "over all labels: none is known to mean no relation"
+    left_out = "over all labels: none is known to mean no relation"
+    if result["gate"]["f1"] is not None:
+        left_out = f"{NO_RELATION if NO_RELATION in result['per_label'] else 'no relation'} left out"
     rows = [
         ("rows", f"{result['n']:,}", f"gate {result['gate_mode']}, prior {result['prior']}"),
         ("micro-F1", percent(result["micro_f1"]), f"{_interval(result, 'micro_f1')}{left_out}"),

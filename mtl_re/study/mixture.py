@@ -9,10 +9,8 @@ the region unless upper bounds cut these off: then a head's coefficient is the s
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from mtl_re.errors import MtlReError
+from mtl_re.files import file_name
 from mtl_re.scoring.metrics import Floats
 
 Model = Literal["linear", "quadratic", "special-cubic"]
@@ -204,9 +203,7 @@ def replicated(points: Floats) -> np.ndarray:
 
 def point_name(heads: Sequence[str], point: Sequence[float]) -> str:
     """Return an arm's name made of percentages, such as `coarse=50,org=25,per=25`."""
-    parts = [f"{head}={round(100 * part, 2):g}" for head, part in zip(heads, point, strict=True)]
-    name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts))
-    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return file_name(",".join(f"{head}={round(100 * part, 2):g}" for head, part in zip(heads, point, strict=True)))
 
 
 def weights(heads: Sequence[str], point: Sequence[float]) -> dict[str, float]:

@@ -8,7 +8,6 @@ a value of the wrong type or a name that nothing defines is an error that names 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any, get_args
 
 from mtl_re.config import GROUPS, Gate, Restrict, parse_shares
 from mtl_re.errors import MtlReError
-from mtl_re.files import read_yaml
+from mtl_re.files import file_name, read_yaml
 from mtl_re.study.confirmation import check_confirmation
 from mtl_re.study.design import Design
 from mtl_re.study.design_file import design_arms, read_confirmation, read_design
@@ -168,9 +167,7 @@ def grid_name(settings: Arm) -> str:
     """Return an arm's name made of its values, fit for a file name, such as `weights=1-2-1,lr=0.0002`."""
     lasts = [key.rsplit(".", 1)[-1] for key in settings]
     names = lasts if len(set(lasts)) == len(lasts) else list(settings)
-    text = ",".join(f"{name}={_value(value)}" for name, value in zip(names, settings.values(), strict=True))
-    text = re.sub(r"[^\w.,=+-]", "_", text)
-    return text if len(text) <= 100 else f"{text[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return file_name(",".join(f"{name}={_value(value)}" for name, value in zip(names, settings.values(), strict=True)))
 
 
 def _value(value: Any) -> str:

@@ -80,13 +80,18 @@ def _start_heads(model: MtlReModel, source: MtlReModel, init: str) -> None:
     model.heads.load_state_dict(source.heads.state_dict())
 
 
-def check_evidence(config: Config, weights: Mapping[str, float]) -> None:
-    """Raise MtlReError if coarse logits shall read fine heads that do not exist or learn nothing."""
+def check_heads(config: Config, weights: Mapping[str, float]) -> None:
+    """Raise MtlReError if an option needs heads that do not exist or, having weight 0, learn nothing."""
+    idle = [name for name, weight in weights.items() if weight == 0]
+    if idle and config.train.early_stop is not None:
+        raise MtlReError(
+            f"train.early_stop: loss.weights.{idle[0]} is 0, and labels of an untrained head decide nothing"
+        )
     if config.model.gate_evidence == "coarse":
         return
     if len(weights) == 1:
         raise MtlReError("model.gate_evidence: fine needs fine heads; model.heads gives one head alone")
-    if idle := [name for name, weight in weights.items() if weight == 0]:
+    if idle:
         raise MtlReError(
             f"model.gate_evidence: fine reads all heads; loss.weights.{idle[0]}: 0 would leave one untrained"
         )

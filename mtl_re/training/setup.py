@@ -36,7 +36,7 @@ from mtl_re.scoring.metrics import prior_weights
 from mtl_re.taxonomy import IGNORE, Taxonomy
 from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
-from mtl_re.training.new_model import check_evidence, make_model
+from mtl_re.training.new_model import check_heads, make_model
 from mtl_re.training.optimizer import make_optimizer
 from mtl_re.training.processes import on_all, overruled_precision
 from mtl_re.training.resume import planned_steps, rows_of_a_step
@@ -106,11 +106,7 @@ def prepare_training(config: Config, name: str, resources: ExitStack) -> TrainRu
     taxonomy = Taxonomy.from_option(config.model.heads)
     _check_names(config, taxonomy)
     weights = normalise(config.loss.weights, [head.name for head in taxonomy.heads])
-    check_evidence(config, weights)
-    if config.train.early_stop is not None and (idle := [name for name, weight in weights.items() if weight == 0]):
-        raise MtlReError(
-            f"train.early_stop: loss.weights.{idle[0]} is 0, and labels of an untrained head decide nothing"
-        )
+    check_heads(config, weights)
     accelerator, run_dir = start_run(config.train, config.tracking, name, resources)
     rows = on_all(accelerator, lambda: load_splits(config, taxonomy))
     tokenizer, model = make_model(config, taxonomy, rows, accelerator)
