@@ -4,7 +4,8 @@ Each cell is one trial in Optuna's database (in a search each arm, with all its 
 Optuna fails a trial whose heartbeat has stopped and queues a copy of it (`RetryHeartbeatStaleTrialCallback`), whose
 training resumes from the checkpoint, because the run directory is the same. A failed trial without a reason was
 interrupted with its worker and is queued again as well; one with a reason (its training failed, or something else than
-the study stopped or killed it) is queued again only by `--retry`.
+the study stopped or killed it) is queued again only by `--retry`. Interrupted cells are taken before those that have
+never begun: a study that runs a few hours a day finishes cells instead of beginning all of them.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ class CellQueue:
         pruner = optuna.pruners.MedianPruner() if study.pruner == "median" else optuna.pruners.NopPruner()
         with self._locked(), _experimental():
             self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+            self.storage = open_storage(study, self._retry)
             self.trials = optuna.create_study(
                 study_name=study.name,
-                storage=open_storage(study, self._retry),
+                storage=self.storage,
                 load_if_exists=True,
                 direction="maximize",
                 pruner=pruner,
@@ -136,6 +138,7 @@ class CellQueue:
         self._fail_silent()
         counted = self.counted()
         searched: tuple[str, ...] = () if self.study.search is None else self._search_digests()
+        again = []
         for key, cell in self.planned.items():
             trial = counted.get(key)
             digests = (cell.digest,) if cell else searched
@@ -148,7 +151,26 @@ class CellQueue:
                     "arm another name, or the study another output"
                 )
             elif _interrupted(trial) or (retry_failed and trial.state.name == "FAIL"):
-                self._retry(self.trials, trial)
+                again.append(trial)
+        for trial in again:
+            self._retry(self.trials, trial)
+        if again:
+            self._requeue_untouched()
+
+    def _requeue_untouched(self) -> None:
+        """Move the trials that have never begun to the end of the queue, which Optuna takes in order of number."""
+        from optuna.trial import TrialState
+
+        study_id = self.storage.get_study_id_from_name(self.study.name)
+        for trial in self.trials.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            if "begun" in trial.user_attrs:
+                continue
+            attributes = dict(trial.user_attrs)
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):  # else a worker has just taken it
+                self.storage.set_trial_user_attr(trial_id, "job", None)
+                self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                self.trials.enqueue_trial({}, user_attrs=attributes)
 
     def _search_digests(self) -> tuple[str, str]:
         """Return the digest of a search's options with its lists of choices, which Optuna stores by their numbers; and

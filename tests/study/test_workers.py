@@ -327,6 +327,32 @@ def test_two_trials_of_a_cell_count_once(write, tmp_path):
     assert events(tmp_path, "begin") == CELLS
 
 
+@pytest.mark.parametrize("keys", [{}, {"arms": None, "axes": {"optim.lr": [0.01, 0.02]}, "trials": 4}])
+def test_interrupted_cells_are_taken_before_those_that_never_began(write, keys):
+    queue = CellQueue(load_study(write(**keys)))
+    order = list(queue.planned)
+    taken = []
+
+    def stopped(key, trial):
+        taken.append(key)
+        raise MtlReError("stopped")
+
+    def done(key, trial):
+        taken.append(key)
+        trial.set_user_attr("reason", None)
+        return 1.0
+
+    queue.enqueue()
+    assert queue.take(stopped)
+    queue.enqueue()  # the command of another day
+    assert queue.take(done)
+    assert queue.take(stopped)
+    while queue.take(done):
+        pass
+    assert taken == [order[0], order[0], order[1], order[1], *order[2:]]
+    assert list(queue.progress().done) == order
+
+
 def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_up(write, tmp_path, monkeypatch):
     """Optuna's own check passes over trials without a heartbeat: these, and those of the versions that sent none."""
     queue = CellQueue(load_study(write()))
