@@ -35,6 +35,9 @@ BySeed = Mapping[int, DecodedCell]
 """One arm under one decoding, by seed."""
 
 
+UNSHOWN = "no difference shown"
+
+
 @dataclass(frozen=True)
 class Difference:
     """An arm minus its baseline in one score, in percentage points, over the seeds that both have.
@@ -76,7 +79,7 @@ class Difference:
     def verdict(self) -> str:
         """`better` or `worse` if the adjusted p over rows and that of the t test over seeds are both below 0.05."""
         if max(self.rows_holm, self.seeds_t_holm) >= LEVEL:
-            return "no difference shown"
+            return UNSHOWN
         return "better" if self.difference > 0 else "worse"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a study: scores with intervals, errors, scores over weights and axes, the simplex, losses.
+"""Pictures of a study: scores and differences with intervals, errors, weights, axes, the simplex, losses.
 
 In: numbers by arm. Out: PNG files in the style of `mtl_re.figures`.
 """
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_re.figures import COLORS, drawable, legend_below, picture
+from mtl_re.figures import COLORS, GREY, drawable, legend_below, picture
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.significance import seed_interval
-from mtl_re.study.arm_statistics import CORNERS, ternary
+from mtl_re.study.arm_statistics import CORNERS, UNSHOWN, Difference, ternary
 
 LINES = ("-", "--", ":", "-.")
 Points = Sequence[tuple[int, float]]
@@ -44,6 +44,37 @@ def scores(arms: Sequence[tuple[str, Mapping[int, Mapping[str, float]]]], names:
         panels[0].set_yticks(range(len(arms)), drawable([name for name, _ in arms]))
         panels[0].set_ylim(len(arms) - 0.5, -0.5)
         figure.supxlabel("dot: one seed; bar: mean and 95 % interval over seeds", fontsize=8, color="#555555")
+
+
+def differences(compared: Sequence[Difference], names: Mapping[str, str], path: Path) -> None:
+    """Draw a panel for each score: every difference from the baseline with both intervals, coloured where it is shown.
+
+    Args:
+        compared: Differences in the scores of `names`; one that lacks a score leaves its line in that panel empty.
+        names: Titles of the panels, by score.
+    """
+    lines = list(dict.fromkeys((one.arm, one.reading, one.baseline) for one in compared))
+    with picture(path, 9, 1.5 + 0.36 * len(lines)) as figure:
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        for axes, (score, name), color in zip(panels, names.items(), COLORS, strict=False):
+            axes.axvline(0, color="#555555", linewidth=1)
+            ends = [0.0]
+            for one in (one for one in compared if one.score == score):
+                line = lines.index((one.arm, one.reading, one.baseline))
+                shade = GREY if one.verdict == UNSHOWN else color
+                axes.plot(one.rows_ci, [line - 0.13] * 2, color=shade, linewidth=1.4, solid_capstyle="butt")
+                if one.seeds_ci is not None:
+                    axes.plot(one.seeds_ci, [line + 0.13] * 2, color=shade, linewidth=3.2, solid_capstyle="butt")
+                axes.plot(one.difference, line, "o", color=shade, markersize=5.5)
+                ends += [*one.rows_ci, one.difference]
+            room = max(0.5 * (max(ends) - min(ends)), 0.5)  # an interval from few seeds may leave the picture
+            axes.set_xlim(min(ends) - room, max(ends) + room)
+            axes.set_title(f"{name}, points")
+        texts = [f"{arm}/{reading} \N{MINUS SIGN} {baseline}" for arm, reading, baseline in lines]
+        panels[0].set_yticks(range(len(lines)), drawable(texts))
+        panels[0].set_ylim(len(lines) - 0.5, -0.5)
+        text = "95 % intervals, thin line: over rows, thick line: over seeds; grey: not shown once corrected (Holm)"
+        figure.supxlabel(text, fontsize=8, color="#555555")
 
 
 def errors(means: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str], path: Path) -> None:

@@ -68,7 +68,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
             confirmation_section(study, entries),
             surface_section(study, entries, folder),
             _scores(entries, folder),
-            _differences(differences, resamples),
+            _differences(differences, folder, resamples),
             _errors(entries, folder),
             frequency_section(study, entries, folder) if study.design is None else [],
             _search(study, searched, entries),
@@ -233,10 +233,11 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
     return f"{summary['mean']:.2f} ± {summary['sd']:.2f} ({summary['ci'][0]:.2f} to {summary['ci'][1]:.2f})"
 
 
-def _differences(differences: Sequence[Difference], resamples: int) -> list[str]:
+def _differences(differences: Sequence[Difference], folder: Path, resamples: int) -> list[str]:
     if not differences:
         return ["## Differences", "", "Nothing is compared: no baseline is named, or it has no finished cell.", ""]
-    lines = ["## Differences from the baseline", ""]
+    pictures.differences(differences, SCORES, folder / "differences.png")
+    lines = ["## Differences from the baseline", "", "![Differences with their intervals](differences.png)", ""]
     for score, name in SCORES.items():
         rows = [
             [

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mtl_re import figures
 from mtl_re.cli import main
 from mtl_re.config import SampleConfig
 from mtl_re.data import sample
@@ -199,6 +201,29 @@ def test_a_difference_is_shown_over_rows_and_over_seeds_or_not_at_all(rows_holm,
     values = {"rows_ci": (0.5, 1.5), "rows_p": 0.001, "seeds_ci": (0.1, 2.0), "seeds_sd": 0.5, "seeds_t_p": 0.03}
     values |= {"seeds_p": 0.06, "smallest_p": 0.06, "rows_holm": rows_holm, "seeds_t_holm": seeds_t_holm}
     assert Difference("b", "hard", "a", "micro_f1", 5, 1.0, **values).verdict == verdict
+
+
+def test_the_picture_of_differences_greys_what_is_not_shown(tmp_path, monkeypatch):
+    """A picture drawn from the intervals alone would colour what the correction takes back."""
+    values = {"rows_ci": (0.5, 1.5), "rows_p": 0.001, "seeds_sd": 0.5, "seeds_t_p": 0.03, "seeds_p": 0.06}
+    values |= {"smallest_p": 0.06, "rows_holm": 0.001}
+    compared = [
+        Difference("shown", "hard", "a", "micro_f1", 5, 1.0, **values, seeds_ci=(0.1, 2.0), seeds_t_holm=0.04),
+        Difference("taken", "hard", "a", "micro_f1", 5, 1.0, **values, seeds_ci=(0.1, 2.0), seeds_t_holm=0.06),
+        Difference("alone", "hard", "a", "micro_f1", 1, 1.0, **values, seeds_ci=None),
+    ]
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: drawn.append(figure))
+    monkeypatch.setattr(figures, "whole_file", lambda path: nullcontext(path))
+    names = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
+    ablation_pictures.differences(compared, names, tmp_path / "differences.png")
+    scored, empty = drawn[0].axes
+    colours = [line.get_color() for line in scored.lines[1:]]  # behind the line at zero
+    first = figures.COLORS[0]
+    assert colours == [*[first] * 3, *[figures.GREY] * 3, *[figures.GREY] * 2]
+    assert len(empty.lines) == 1
+    low, high = scored.get_xlim()
+    assert low < 0 < 1.5 < high
 
 
 def test_a_study_of_null_arms_seldom_gives_a_verdict():
@@ -425,7 +450,7 @@ def test_a_report_says_what_it_stands_on(made):
     assert all("no difference shown" in line for line in text.splitlines() if line.startswith("| o2/hard | unit/hard"))
     assert {file.name for file in path.parent.iterdir()} == {
         *("report.md", "scores.csv", "summary.csv", "differences.csv"),
-        *("scores.png", "errors.png", "labels.png", "weights.png", "ternary.png", "losses.png"),
+        *("scores.png", "differences.png", "errors.png", "labels.png", "weights.png", "ternary.png", "losses.png"),
     }
     with (path.parent / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
