@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 
 from mtl_re.config import Precision
 from mtl_re.errors import MtlReError
@@ -40,6 +46,7 @@ def make_accelerator(precision: Precision, trackers: Sequence[str]) -> Accelerat
     accelerator = Accelerator(
         mixed_precision=resolve_precision(precision, device),
         dynamo_backend="no",  # one of accelerate's own config would rename the weights; see train.compile
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # its own setting would divide the losses
         log_with=list(trackers) or None,
         project_dir="." if trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
@@ -57,6 +64,14 @@ def overruled_precision(option: str, precision: str) -> str | None:
         return None
     why = f"train.precision {option} decides" + (", which accelerate sets to `no` unasked" if asked == "no" else "")
     return f"precision is {precision}, not accelerate's mixed_precision {asked}: {why} (--train.precision changes it)"
+
+
+def overruled_accumulation(accumulate: int) -> str | None:
+    """Return a note where accelerate's own setting (`accelerate launch --gradient_accumulation_steps`) is not taken."""
+    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if asked in ("1", str(accumulate)):
+        return None
+    return f"gradients are accumulated over {accumulate} batch(es), not accelerate's {asked}: train.accumulate decides"
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mtl_re.errors import MtlReError
-from mtl_re.files import locked
+from mtl_re.files import locked, read_json
 from mtl_re.training import checkpoint
 
 WRITTEN = ("config.yaml", "manifest.json", "metrics.jsonl", "valid_metrics.json", "rejected.jsonl", "report", "model")
@@ -63,13 +63,25 @@ def _run_of(named: Path, option: str | None) -> Path:
 
 def _refuse_other_files(run_dir: Path) -> None:
     """Raise MtlReError where a run would write over files that no run has written."""
-    config = run_dir / "config.yaml"
-    known = not config.exists() or "\ntracking:" in config.read_text(encoding="utf-8", errors="replace")
-    if known and ((run_dir / ".lock").exists() or (run_dir / "manifest.json").exists()):
-        return  # begun, even if it was killed at once
-    if taken := [name for name in WRITTEN if (run_dir / name).exists()]:
+    taken = [name for name in WRITTEN if (run_dir / name).exists()]
+    if checkpoint.whole_names(run_dir / "checkpoints"):  # a run prunes them
+        taken.append("checkpoints")
+    if taken and not _is_run(run_dir):
         what = f"{run_dir} holds {', '.join(taken)}, which this program did not write"
         raise MtlReError(f"train.run_dir: {what}; name another directory")
+
+
+def _is_run(run_dir: Path) -> bool:
+    """Return whether a run has begun here, even if it was killed at once: it writes the lock, then config.yaml, then
+    manifest.json, and all else later."""
+    config, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
+    if config.exists():
+        ours = "\ntracking:" in config.read_text(encoding="utf-8", errors="replace")
+        return ours and ((run_dir / ".lock").exists() or manifest.exists())
+    try:
+        return "mtl-re" in read_json(manifest)["versions"]
+    except (MtlReError, KeyError, TypeError):
+        return False
 
 
 def _fresh(path: Path) -> Path:

@@ -38,7 +38,7 @@ from mtl_re.training.averaging import WeightAverage
 from mtl_re.training.losses import LOSSES, class_weights, normalise
 from mtl_re.training.new_model import check_heads, make_model
 from mtl_re.training.optimizer import make_optimizer
-from mtl_re.training.processes import on_all, overruled_precision
+from mtl_re.training.processes import on_all, overruled_accumulation, overruled_precision
 from mtl_re.training.resume import planned_steps, rows_of_a_step
 from mtl_re.training.row_warnings import refuse_unknown, warnings_of
 from mtl_re.training.run import (
@@ -312,8 +312,12 @@ def _announce(run: TrainRun) -> None:
     if run.main:
         for warning in warnings_of(rows, run.taxonomy, run.trained_heads):
             run.say(warning)
-    if note := overruled_precision(run.config.train.precision, run.precision):
-        run.say(note)
+    for note in (
+        overruled_precision(run.config.train.precision, run.precision),
+        overruled_accumulation(run.options.accumulate),
+    ):
+        if note:
+            run.say(note)
     heads = ", ".join(f"{head.name} ({len(head.classes)})" for head in run.taxonomy.heads)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in run.weights.items())
     parameters = parameter_count(run.plain_model)

@@ -35,8 +35,9 @@ from mtl_re.training import resume as resume_module
 from mtl_re.training import setup as prepare_module
 from mtl_re.training import state as state_module
 from mtl_re.training import train as train_module
-from mtl_re.training.processes import make_accelerator, overruled_precision
+from mtl_re.training.processes import make_accelerator, overruled_accumulation, overruled_precision
 from mtl_re.training.row_warnings import warnings_of
+from mtl_re.training.run_dir import claim_run_dir
 from mtl_re.training.train import train
 from mtl_re.training.weighting import WEIGHTINGS, Uncertainty
 
@@ -994,3 +995,39 @@ def test_accelerates_precision_is_not_overruled_in_silence(monkeypatch):
         "precision is bf16, not accelerate's mixed_precision no: train.precision auto decides"
         in overruled_precision("auto", "bf16")
     )
+
+
+def test_accelerates_accumulation_neither_divides_the_losses_nor_is_dropped_in_silence(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.ones((), requires_grad=True)
+    make_accelerator("no", []).backward(8 * weight)
+    assert weight.grad == 8
+    assert "accumulated over 2 batch(es), not accelerate's 4: train.accumulate decides" in overruled_accumulation(2)
+    assert overruled_accumulation(4) is None
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    assert overruled_accumulation(2) is None
+
+
+FOREIGN = {
+    "checkpoints of another program": {"checkpoints/step-050000/model.bin": ""},
+    "another tool's manifest": {"manifest.json": '{"name": "a web page"}', "model/weights.bin": ""},
+    "another program's lock": {".lock": "", "model/weights.bin": ""},
+    "another program's config": {".lock": "", "config.yaml": "a: 1", "manifest.json": "{}"},
+}
+
+
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_a_directory_of_another_program_is_not_taken_for_a_run(files, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with ExitStack() as resources, pytest.raises(MtlReError, match="which this program did not write"):
+        claim_run_dir(str(tmp_path), None, "name", resources)
+    assert {name: (tmp_path / name).read_text() for name in files} == files
+
+
+def test_a_run_that_was_killed_as_it_began_is_taken_up(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "checkpoints").mkdir()
+    with ExitStack() as resources:
+        assert claim_run_dir(str(tmp_path), "auto", "name", resources) == tmp_path
