@@ -641,7 +641,7 @@ class CompareConfig(ReadingConfig):
 
     resamples: int = within(1, 1_000_000, 10_000)
     """Bootstrap resamples of the rows."""
-    seed: int = 0
+    seed: int = within(0, 2**32 - 1, 0)
     """Seed of the resampling."""
     data: str | None = None
     """The predicted rows, for gold labels where the predictions have none, as in contest submissions."""

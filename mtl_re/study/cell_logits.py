@@ -252,6 +252,20 @@ def test_rows(spec: str, cell: Cell) -> tuple[Example, ...]:
     return _labelled_rows(spec, _heads(cell), data.span_ends, data.first_character, data.normalise, data.on_bad_row)
 
 
+def check_test_rows(study: Study) -> None:
+    """Read the test rows as every arm reads them.
+
+    Raises:
+        MtlReError: The file cannot be read, or a row is bad, has no label, or one that an arm's label set lacks.
+    """
+    arms = {cell.arm: cell for cell in study.cells()} if study.test is not None else {}
+    for cell in arms.values():
+        rows = test_rows(str(study.test), cell)
+        gold_indices(rows, Taxonomy.from_option(_heads(cell)))
+        if not rows:
+            raise MtlReError(f"test: {study.test} has no rows")
+
+
 @lru_cache(maxsize=4)
 def _labelled_rows(
     spec: str,

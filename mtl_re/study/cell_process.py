@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_re.files import locked
+from mtl_re.training.metrics_log import Line, read_log
 
 TICK = 0.3
 """Seconds between two looks at a running cell."""
@@ -116,19 +116,17 @@ def in_use(run_dir: Path) -> bool:
 
 def selection_scores(run_dir: Path) -> list[tuple[int, float]]:
     """Return (step, score in %) of each evaluation so far, from metrics.jsonl."""
-    scores = []
-    with contextlib.suppress(OSError):
-        for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a line being written
-                line = json.loads(text)
-                if line.get("kind") == "valid":
-                    scores.append((int(line["step"]), float(line["selection"])))
-    return scores
+    return [(int(line["step"]), float(line["selection"])) for line in _evaluations(run_dir)]
 
 
 def best_score(run_dir: Path) -> float | None:
-    """Return the score of the model that the run kept."""
-    return max((score for _, score in selection_scores(run_dir)), default=None)
+    """Return the score of the model that the run kept: the best one's, or with an untrained head the last one's."""
+    return next((float(line["selection"]) for line in reversed(_evaluations(run_dir)) if line["best"]), None)
+
+
+def _evaluations(run_dir: Path) -> list[Line]:
+    path = run_dir / "metrics.jsonl"
+    return [line for line in read_log(path) if line["kind"] == "valid"] if path.is_file() else []
 
 
 def _reason(code: int, log: Path, offset: int) -> str:

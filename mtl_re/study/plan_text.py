@@ -173,7 +173,8 @@ def _time_lines(study: Study, workers: int) -> list[str]:
 
 def _measured(study: Study, cells: Iterable[Cell]) -> Pace | None:
     """Return the mean time of the study's finished cells."""
-    if study.storage is None and not (study.output / "study.db").is_file():
+    begun = (study.output / "cells").is_dir() if study.storage else (study.output / "study.db").is_file()
+    if not begun:  # a queue would be made
         return None
     done = CellQueue(study).progress().done.values()
     seconds = [float(trial.user_attrs["seconds"]) for trial in done if trial.user_attrs.get("seconds", 0) > 1]

@@ -61,6 +61,10 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
     with FileLock(study.output / "report.lock"):
         folder = study.output / "report"
         entries = score_arms(study, done)
+        if not entries:
+            what = "no arm has all the cells that its scores need, so there is no report"
+            finished = ", ".join(cell.key for cell in done.values())
+            raise MtlReError(f"study {study.name}: {what}; finished are {finished}")
         differences = compare_to_baseline(study, entries, resamples, study.output / "draws")
         _write_tables(folder, entries, differences)
         sections = [
@@ -341,7 +345,8 @@ def _axes(study: Study, arms: Mapping[str, Arm], entries: Sequence[ScoredArm], f
     values = {entry.arm: entry.summary[figure]["mean"] for entry in entries if entry.reading == first}
     lines: list[str] = []
     shares = {arm: part for arm in values if arm in arms and (part := shares_of(study, arms[arm])) is not None}
-    if len({tuple(part.values()) for part in shares.values()}) >= 3:
+    same_heads = len({tuple(part) for part in shares.values()}) == 1
+    if same_heads and len({tuple(part.values()) for part in shares.values()}) >= 3:
         pictures.over_weights(shares, values, what, folder / "weights.png")
         lines += ["## Loss weights", "", "Shares of the loss weights: only their ratios matter.", ""]
         lines += [f"![{what} over each weight](weights.png)", ""]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,10 +222,11 @@ def check_study(study: Study) -> None:
     Raises:
         MtlReError: Something is wrong; the message names the arm.
     """
-    configs, seen = [], set[str | int]()
+    configs, seen, arms = [], set[str | int](), dict[str, Config]()
     for cell in study.cells():  # each arm and each seed once: no option hangs on both
         if not {cell.arm, cell.seed} <= seen:
             configs.append(check_cell(study, cell))
+            arms.setdefault(cell.arm, configs[-1])
             seen |= {cell.arm, cell.seed}
     if study.search is not None:
         for settings in study.search.corners():
@@ -236,8 +237,45 @@ def check_study(study: Study) -> None:
         if study.composed:
             raise MtlReError("composed: a search has no arms to compose; write the arms out")
     _check_composed(study)
+    _check_scored_rows(study, arms)
+    for config in configs:
+        _check_priors(study, list(Taxonomy.from_option(config.model.heads).groups))
     if study.calibrates and not any(config.data.validated for config in configs):
         raise MtlReError("readings: calibrate needs an arm with validation rows: set data.valid or data.valid_fraction")
+
+
+def _check_scored_rows(study: Study, arms: Mapping[str, Config]) -> None:
+    """Raise MtlReError if an arm has no rows to be scored on, or other ones than the baseline it is compared with."""
+    if study.test is not None:
+        return
+    if unscored := [arm for arm, config in arms.items() if not config.data.validated]:
+        raise MtlReError(f"arm {unscored[0]}: has no validation rows to be scored on; set test, or give it some (data)")
+    if study.baseline is None or study.baseline[0] not in arms:
+        return
+    known = _scored_rows(arms[study.baseline[0]])
+    for arm, config in arms.items():
+        if arm not in parts_only(study) and (found := _scored_rows(config)) != known:
+            names = ", ".join(f"data.{name}" for name in sorted({*found, *known}) if found.get(name) != known.get(name))
+            cure = "set test or data.valid, so that both are scored on the same rows, or leave baseline out"
+            raise MtlReError(f"arm {arm}: its validation rows are not the baseline's (they differ in {names}); {cure}")
+
+
+def _scored_rows(config: Config) -> dict[str, Any]:
+    """Return the options of `data` that decide which validation rows a run has."""
+    split = ("valid",) if config.data.valid is not None else ("train", "limit", "fold", "valid_fraction", "split_seed")
+    names = (*split, "span_ends", "first_character", "normalise", "on_bad_row")
+    if config.data.fold is not None:
+        names = tuple(name for name in names if name != "valid_fraction")
+    return {name: getattr(config.data, name) for name in names}
+
+
+def _check_priors(study: Study, groups: Sequence[str]) -> None:
+    """Raise MtlReError if a reading's prior has not one share for each coarse class of a label set."""
+    for name, decoding in study.readings.items():
+        shares = decoding.prior.split(",")
+        if decoding.prior not in ("none", "em") and len(shares) != len(groups):
+            what = f"{len(shares)} shares for {len(groups)} coarse classes ({', '.join(groups)})"
+            raise MtlReError(f"readings: {name}: prior: {what}")
 
 
 def check_cell(study: Study, cell: Cell) -> Config:

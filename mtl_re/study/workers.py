@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
+from mtl_re.files import write_text
 from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
 from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
@@ -45,7 +46,7 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     Raises:
         MtlReError: The study file is wrong, or cells failed (after the others ran and the report was written).
     """
-    from mtl_re.study.cell_logits import test_rows
+    from mtl_re.study.cell_logits import check_test_rows
     from mtl_re.study.plan_text import plan_text
     from mtl_re.study.report import write_report
 
@@ -62,8 +63,7 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     if options.report:
         return write_report(study, searched_arms(study), options.resamples)
     _check_launch(options.launch)
-    if study.test is not None and (cells := study.cells()):
-        test_rows(study.test, cells[0])  # what is wrong with them is said now, not after all trainings
+    check_test_rows(study)  # what is wrong with them is said now, not after all trainings
     queue = CellQueue(study)
     queue.enqueue(retry_failed=options.retry)
     if options.workers > 1:
@@ -73,12 +73,16 @@ def ablate(path: Path, options: AblateConfig) -> Path | str:
     progress = queue.progress()
     if progress.open:
         raise MtlReError(f"{progress.line(study.name)}; stopped before the end, run the same command to go on")
-    none_left = bool(progress.failed) and not progress.done
-    written = Path() if none_left else write_report(study, searched_arms(study), options.resamples)
-    if progress.failed:
-        reasons = "; ".join(f"{key}: {trial.user_attrs['reason']}" for key, trial in sorted(progress.failed.items()))
-        raise MtlReError(f"{len(progress.failed)} of the study's cells failed (--retry runs them again): {reasons}")
-    return written
+    if not progress.failed:
+        return write_report(study, searched_arms(study), options.resamples)
+    reasons = "; ".join(f"{key}: {trial.user_attrs['reason']}" for key, trial in sorted(progress.failed.items()))
+    failure = f"{len(progress.failed)} of the study's cells failed (--retry runs them again): {reasons}"
+    if progress.done:
+        try:
+            write_report(study, searched_arms(study), options.resamples)
+        except MtlReError as error:
+            failure += f"; and there is no report: {error}"
+    raise MtlReError(failure)
 
 
 def work_on(path: str, launch: str, pairs: str = "0") -> None:
@@ -177,7 +181,7 @@ class Worker:
         config = run_dir / "cell.yaml"
         if (run_dir / "metrics.jsonl").exists():
             check_options(run_dir, cell)
-        config.write_text(cell.text, encoding="utf-8")
+        write_text(config, cell.text)
         if in_use(run_dir):
             self._say(f"{cell.key} waits: {run_dir} is in use by another training process")
         group = cell.config.get("tracking", {}).get("group") or f"{study.name}/{cell.arm}"

@@ -32,6 +32,7 @@ def make_model(config: Config, taxonomy: Taxonomy, rows: Splits, accelerator: Ac
         name, own = config.model.init, encoders.own_checkpoint(config.model.init)
         if own is None:
             raise MtlReError(f"model.init: {name} is no run or checkpoint of mtl-re; --model.encoder takes encoders")
+        types = sorted({*types, *own[0].config.entity_types})  # what it has learnt to read, it goes on reading
     if name.startswith(encoders.SCRATCH):
         tokenizer = on_main(accelerator, lambda: _scratch_tokenizer(rows.train, options.markers, types))
         encoder = encoders.scratch_encoder(name, tokenizer, options.max_length, seed)

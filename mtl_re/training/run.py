@@ -23,7 +23,7 @@ from mtl_re.config import RunConfig, TrackingConfig
 from mtl_re.data.loading import write_rejected
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError, first_line
-from mtl_re.files import whole_folder, write_json, write_yaml
+from mtl_re.files import remove, whole_folder, write_json, write_yaml
 from mtl_re.model.network import save
 from mtl_re.training.processes import make_accelerator, on_main
 from mtl_re.training.run_dir import claim_run_dir
@@ -133,6 +133,8 @@ def write_run_records(
     write_yaml(run.run_dir / "config.yaml", dict(options))
     if rejected:
         write_rejected(run.run_dir / "rejected.jsonl", rejected)
+    else:  # what a run left that was killed before its first checkpoint, and whose rows were mended since
+        remove(run.run_dir / "rejected.jsonl")
     device, processes = str(run.accelerator.device), run.accelerator.num_processes
     written = manifest(described, run.options.seed, processes, run.precision, device)
     write_json(run.run_dir / "manifest.json", written)

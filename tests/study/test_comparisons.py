@@ -76,6 +76,13 @@ def test_nothing_is_compared_with_a_baseline_that_is_not_there(write):
     assert comparisons(study, [("other", "hard"), ("plain", "soft")]) == []
 
 
+def test_a_plan_makes_nothing(write, tmp_path):
+    database = f"storage: sqlite:///{tmp_path / 'shared.db'}\n"
+    for text in (STUDY, STUDY + database):
+        assert "Hours: unknown" in plan_text(write("plain/hard", text=text), 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
+
+
 def test_the_plan_says_what_so_many_seeds_can_show(write):
     text = plan_text(write("plain/hard"), 1)
     assert "True difference from plain/hard that 3 paired seeds show with power 80 %" in text

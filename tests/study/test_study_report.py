@@ -632,6 +632,23 @@ def test_cells_that_were_trained_with_other_options_are_no_cells_of_the_study(ma
         ablation_report.write_report(made, {}, 50)
 
 
+def test_arms_with_other_heads_have_no_common_simplex(made, tmp_path, monkeypatch):
+    shares = {"unit": {"coarse": 0.5, "org": 0.5}, "c2": {"coarse": 0.4, "a": 0.6}, "o2": {"coarse": 0.3, "org": 0.7}}
+    monkeypatch.setattr(ablation_report, "shares_of", lambda study, arm: shares.get(named[id(arm)]))
+    named = {id(settings): name for name, settings in made.arms.items()}
+    text = ablation_report.write_report(made, {}, 50).read_text()
+    assert "## Loss weights" not in text
+
+
+def test_a_report_of_nothing_scored_leaves_the_old_tables(made, monkeypatch):
+    path = ablation_report.write_report(made, {}, 50)
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    monkeypatch.setattr(ablation_report, "score_arms", lambda study, done: [])
+    with pytest.raises(MtlReError, match=r"no arm has all the cells that its scores need.*; finished are unit-s1"):
+        ablation_report.write_report(made, {}, 50)
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
 def test_a_report_says_where_so_few_resamples_show_nothing(made):
     assert "**Too few resamples**: with 50 of them" in ablation_report.write_report(made, {}, 50).read_text()
     assert "Too few resamples" not in ablation_report.write_report(made, {}, 500).read_text()

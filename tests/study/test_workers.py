@@ -152,6 +152,15 @@ WRONG = {
     "range end": (SEARCH | {"axes": {"optim.lr": {"low": 0.1, "high": 7.0}}}, "optim.lr: 7.0 is out of range"),
     "search unscored": (SEARCH | {"overrides": {"data.valid_fraction": 0}}, "needs validation rows"),
     "sampler": (SEARCH | {"sampler": "grid"}, "sampler: 'grid'"),
+    "shares of other classes": (
+        {"readings": {"x": {"prior": [0.6, 0.4]}}},
+        r"readings: x: prior: 2 shares for 3 coarse classes \(no_relation, org, per\)",
+    ),
+    "nothing to score": ({"arms": {"a": {"data.valid_fraction": 0}}}, "arm a: has no validation rows to be scored on"),
+    "other rows than the baseline": (
+        {"arms": {"a": {}, "b": {"data.limit": 50}}, "baseline": "a"},
+        r"arm b: its validation rows are not the baseline's \(they differ in data.limit\); set test",
+    ),
     "pruner": ({"pruner": "hyperband"}, "pruner: 'hyperband'"),
     "pruner of arms": ({"pruner": "median"}, "it would drop an arm's bad seeds"),
     "pruner of seeds": (SEARCH | {"pruner": "median", "seeds": [1, 2]}, "is for a search with one seed"),
@@ -284,6 +293,36 @@ def test_test_rows_are_read_as_the_cells_read_theirs_and_before_any_training(wri
     assert events(tmp_path, "begin") == []
     ablate(write(overrides={"data.span_ends": "exclusive"}, **keys), AblateConfig(launch=launcher(tmp_path, "quick")))
     assert events(tmp_path, "end") == CELLS
+
+
+def test_test_rows_without_a_label_are_named_before_any_training(write, tmp_path):
+    made = sample.rows("test", 3, 0)
+    made[1]["label"] = None
+    (tmp_path / "test.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(MtlReError, match=r"test\.json.*2.* has no label"):
+        ablate(write(test=str(tmp_path / "test.json")), AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert events(tmp_path, "begin") == []
+
+
+def test_failures_are_told_where_the_finished_cells_make_no_report(write, tmp_path):
+    """Half of a composition scores nothing; why the other half failed must be said all the same."""
+    arms = {"c": {"loss.weights": {"coarse": 1, "org": 0, "per": 0}}, "f": {"loss.weights": {"coarse": 0}}}
+    path = write(arms=arms, seeds=[1], composed={"x": {"coarse": "c", "org": "f", "per": "f"}}, test="sample:test")
+    told = "1 of the study's cells failed .*f-s1: the moon is not .*; and there is no report: "
+    with pytest.raises(MtlReError, match=told):
+        ablate(path, AblateConfig(launch=launcher(tmp_path, "fail:f")))
+    assert events(tmp_path, "end") == ["c-s1"]
+
+
+def test_the_score_of_a_cell_is_that_of_the_model_it_kept(tmp_path):
+    """With an untrained head the last model is kept, whatever its score."""
+    lines = [{"kind": "valid", "step": step, "selection": score, "best": True} for step, score in ((1, 60), (2, 50))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "val')
+    assert cell_process.selection_scores(tmp_path) == [(1, 60.0), (2, 50.0)]
+    assert cell_process.best_score(tmp_path) == 50.0
+    lines[1]["best"] = False
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cell_process.best_score(tmp_path) == 60.0
 
 
 def test_a_report_without_a_study_is_somebody_else_s(write, tmp_path):

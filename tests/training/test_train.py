@@ -714,6 +714,17 @@ def test_other_heads_are_trained_and_a_run_starts_from_them(go, tmp_path):
     assert_same_tensors(weights(go(**options, **again)), weights(run_dir))
 
 
+def test_a_run_from_another_s_heads_reads_the_entity_types_that_they_learnt(go, plain_run, tmp_path):
+    known = load(str(plain_run))[0].config.entity_types
+    made = sample.rows("train", 200, 0)
+    few = [row for row in made if {row[f"{role}_entity"]["type"] for role in ("subject", "object")} <= {"PER", "ORG"}]
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps(few, ensure_ascii=False), encoding="utf-8")
+    run_dir = go(**{"model.init": str(plain_run), "data.train": str(path)})
+    assert load(str(run_dir))[0].config.entity_types == known
+    assert len(known) > 2
+
+
 def test_taxonomy_from_yaml(go, tmp_path):
     labels = sorted({row["label"] for row in sample.rows("train", 40)} - {"no_relation"})
     groups = {"none": ["no_relation"], "one": labels[0::3], "two": labels[1::3], "three": labels[2::3]}
@@ -847,6 +858,15 @@ def test_skipped_rows_are_recorded(go, tmp_path, capsys):
     assert manifest["data"]["rejected"] == 2
     assert manifest["data"]["train"]["rows"] + manifest["data"]["valid"]["rows"] == 38
     assert "2 bad rows" in capsys.readouterr().err
+
+
+def test_a_run_that_begins_again_does_not_keep_another_s_rejected_rows(go, tmp_path):
+    """Killed before its first checkpoint; then its rows were mended. The report would leave the old ones out."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name, text in ((".lock", ""), ("config.yaml", "data: {}\ntracking: {}\n"), ("rejected.jsonl", "{}\n")):
+        (run_dir / name).write_text(text)
+    assert not (go(**{"train.resume": "auto"}) / "rejected.jsonl").exists()
 
 
 def test_rows_too_long_for_the_model_are_bad_rows(go, rows):
