@@ -223,6 +223,14 @@ def digests_of(run: Path) -> dict[str, str]:
     return {part["source"]: part["sha256"] for part in (parts["train"], parts["valid"]) if part["sha256"] is not None}
 
 
+def inputs_of(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of all local files that a run began from, by their name: those of its rows, and its encoder's
+    weights, label set and class weights (which versions of before 2026-12 did not note)."""
+    if not (run / "manifest.json").is_file():
+        return {}
+    return digests_of(run) | read_json(run / "manifest.json")["data"].get("inputs", {})
+
+
 def check_unchanged(run: Path) -> None:
     """Check that a run's rows can be split again as its training split them.
 

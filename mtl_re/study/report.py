@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from mtl_re.data.splits import digests_of
+from mtl_re.data.splits import inputs_of
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_csv
 from mtl_re.markdown import escape, table, undrawn, write_markdown
@@ -84,10 +84,10 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
 
 
 def _check_same_data(study: Study, done: Mapping[Any, Cell]) -> None:
-    """Raise MtlReError if a data file was changed between the trainings of two finished cells."""
+    """Raise MtlReError if a file that two finished cells began from was changed between their trainings."""
     first: dict[str, tuple[str, str]] = {}
     for cell in done.values():
-        for source, digest in digests_of(study.run_dir(cell)).items():
+        for source, digest in inputs_of(study.run_dir(cell)).items():
             key, known = first.setdefault(source, (cell.key, digest))
             if digest != known:
                 what = (

@@ -28,6 +28,7 @@ from mtl_re.features import markers
 from mtl_re.features.collate import LENGTH_STEP, Collator
 from mtl_re.features.feature_cache import cached_table
 from mtl_re.features.featurizer import FeatureTable, Featurizer
+from mtl_re.files import digest
 from mtl_re.model.cpu import allocator_hint, speed_up
 from mtl_re.model.network import MtlReModel, parameter_count
 from mtl_re.model.pooling import POOLINGS
@@ -225,8 +226,20 @@ def write_training_records(run: TrainRun) -> None:
         "rejected": len(rows.bad),
         "dropped_overlap": rows.overlap,
         "local_encoder": Path(config.model.init or config.model.encoder).exists(),  # not to be told from an id later
+        "inputs": _inputs(config),
     }
     write_run_records(run, resolved(config, run.weights, run.run_dir), described, rows.bad)
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Return the SHA-256 of the local encoder's weights, and of the label set and class weights that are files."""
+    encoder = Path(config.model.init or config.model.encoder)
+    folder = next((path for path in (encoder / "model", encoder) if path.is_dir()), None)
+    found = {}
+    if folder is not None and (weights := sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])):
+        found[str(encoder)] = hashlib.sha256("".join(map(digest, weights)).encode()).hexdigest()
+    files = (Path(option) for option in (config.model.heads, config.loss.class_weights))
+    return found | {str(path): digest(path) for path in files if path.is_file()}
 
 
 def _describe(spec: str, examples: Sequence[Example]) -> dict[str, Any]:

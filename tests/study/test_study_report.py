@@ -573,6 +573,15 @@ def test_cells_of_different_data_are_not_compared(made):
         ablation_report.write_report(made, {}, 20)
 
 
+def test_cells_of_an_encoder_that_was_changed_between_them_are_not_compared(made):
+    """As by `mtl-re adapt` into the same directory: the options of the cells are the same text."""
+    parts = {"train": {"source": "train.json", "sha256": "a"}, "valid": {"source": "", "sha256": None}}
+    for cell, inputs in zip(made.cells()[:3], ({}, {"adapted": "a"}, {"adapted": "b"}), strict=True):
+        (made.run_dir(cell) / "manifest.json").write_text(json.dumps({"data": parts | {"inputs": inputs}}))
+    with pytest.raises(MtlReError, match="adapted was changed between the trainings of c2-s1 and o2-s1"):
+        ablation_report.write_report(made, {}, 20)
+
+
 def test_the_independent_score_of_a_submission_agrees(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
     from experiments.score_submission import ORDER, score

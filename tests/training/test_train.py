@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import shutil
 import time
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -23,9 +24,10 @@ from distributed_worker import (
     shrink,
     weights,
 )
+from safetensors.torch import save_file
 
 from mtl_re.data import sample
-from mtl_re.data.splits import Splits
+from mtl_re.data.splits import Splits, digests_of, inputs_of
 from mtl_re.errors import MtlReError
 from mtl_re.model.network import MtlReModel, load
 from mtl_re.scoring import evaluation, gating
@@ -712,6 +714,23 @@ def test_other_heads_are_trained_and_a_run_starts_from_them(go, tmp_path):
         go(**same_layers, **{"data.markers": "typed_special"})
     again = {"model.init": str(run_dir), "train.run_dir": str(tmp_path / "again"), "optim.lr": 0.0}
     assert_same_tensors(weights(go(**options, **again)), weights(run_dir))
+
+
+def test_a_run_notes_which_files_it_began_from(go, plain_run, tmp_path):
+    heads = tmp_path / "heads.yaml"
+    groups: dict[str, list[str]] = {"no_relation": ["no_relation"]}
+    for row in sample.rows("train", 200, 0):
+        if row["label"] != "no_relation" and row["label"] not in groups.setdefault(row["label"][:3], []):
+            groups[row["label"][:3]].append(row["label"])
+    heads.write_text(yaml.safe_dump({"groups": groups}), encoding="utf-8")
+    run_dir = go(**{"model.encoder": str(plain_run), "model.heads": str(heads)})
+    noted = inputs_of(run_dir)
+    assert set(noted) == {str(plain_run), str(heads), *digests_of(run_dir)}
+    assert len(set(noted.values())) == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(plain_run, copy)
+    save_file({"x": torch.zeros(1)}, copy / "model" / "model.safetensors")
+    assert prepare_module._inputs(make_config({"model.encoder": str(copy)}))[str(copy)] != noted[str(plain_run)]
 
 
 def test_a_run_from_another_s_heads_reads_the_entity_types_that_they_learnt(go, plain_run, tmp_path):
