@@ -635,24 +635,6 @@ class CalibrateConfig(ReadingConfig):
     """Rows of one forward pass."""
 
 
-@dataclass
-class CompareConfig(ReadingConfig):
-    """Options of `mtl-re compare`."""
-
-    resamples: int = within(1, 1_000_000, 10_000)
-    """Bootstrap resamples of the rows."""
-    seed: int = within(0, 2**32 - 1, 0)
-    """Seed of the resampling."""
-    data: str | None = None
-    """The predicted rows, for gold labels where the predictions have none, as in contest submissions."""
-    heads: str = "hierarchical"
-    """The label set of submissions and of `data`, as `model.heads` of `mtl-re train`."""
-    label_order: LabelOrder | None = None
-    """Label order of the probabilities in .csv files (null: `boostcamp` for KLUE's labels, else that of `heads`)."""
-    on_bad_row: OnBadRow = "error"
-    """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
-
-
 @dataclass(kw_only=True)
 class JoinedRowsConfig(ReadingConfig):
     """A predictions file, and the rows that were predicted."""
@@ -666,6 +648,16 @@ class JoinedRowsConfig(ReadingConfig):
     """Label order of the probabilities in .csv files (null: `boostcamp` for KLUE's labels, else that of `heads`)."""
     on_bad_row: OnBadRow = "error"
     """A row of `data` that cannot be used: `error` stops and names it; `skip` leaves it out, as the predictions did."""
+
+
+@dataclass
+class CompareConfig(JoinedRowsConfig):
+    """Options of `mtl-re compare`."""
+
+    resamples: int = within(1, 1_000_000, 10_000)
+    """Bootstrap resamples of the rows."""
+    seed: int = within(0, 2**32 - 1, 0)
+    """Seed of the resampling."""
 
 
 @dataclass

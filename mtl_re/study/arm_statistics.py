@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtl_re.errors import MtlReError
+from mtl_re.files import whole_file
 from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
 from mtl_re.scoring.significance import (
     COMPARED_SCORES,
@@ -175,13 +176,13 @@ def draws(cell: DecodedCell, resamples: int, stream: int, folder: Path | None = 
     for array in (cell.gold, cell.labels, cell.probs):
         digest.update(np.ascontiguousarray(array).tobytes())
     path = folder / f"{digest.hexdigest()[:32]}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        kept = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # none yet, or damaged
         point, drawn = _drawn(cell, resamples, stream)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate([point[:, None], drawn], axis=1))
-        partial.replace(path)
-    kept = np.load(path, allow_pickle=False)
+        kept = np.concatenate([point[:, None], drawn], axis=1)
+        with whole_file(path, shared=True) as partial:
+            np.save(partial, kept)
     return kept[:, 0], kept[:, 1:]
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mtl_re.config import OnBadRow, ReadingConfig
 from mtl_re.data.splits import check_unchanged, load_splits, without_rejected
 from mtl_re.data.unicode_form import composed
 from mtl_re.errors import MtlReError
-from mtl_re.files import WEIGHTS, digest, read_json
+from mtl_re.files import WEIGHTS, digest, read_json, whole_file
 from mtl_re.model.network import split_heads
 from mtl_re.scoring.calibration_fits import fit_temperatures
 from mtl_re.scoring.composed import ComposedModel
@@ -220,22 +220,21 @@ def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str)
 def _cache(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
     about = {"taxonomy": cell.taxonomy.to_dict(), "trained": cell.trained, "temperatures": dict(cell.temperatures)}
     text = json.dumps({**about, "mark": mark}, ensure_ascii=False)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    with partial.open("wb") as file:
-        np.savez(file, about=np.array(text), **{f"head {name}": part for name, part in cell.logits.items()})  # type: ignore[arg-type]
-    os.replace(partial, path)
+    with whole_file(path, shared=True) as partial:
+        np.savez(partial, about=np.array(text), **{f"head {name}": part for name, part in cell.logits.items()})  # type: ignore[arg-type]
 
 
 def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) -> CellLogits | None:
     """Return the cached logits if they are of these rows and, where the model still exists, of this model."""
-    if not path.is_file():
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about: dict[str, Any] = json.loads(str(file["about"]))
+            names = [name for name in file.files if name.startswith("head ")]
+            logits = {name.removeprefix("head "): file[name].astype(np.float32) for name in names}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):  # none yet, or damaged
         return None
-    with np.load(path, allow_pickle=False) as file:
-        about: dict[str, Any] = json.loads(str(file["about"]))
-        if {**about["mark"], **mark} != about["mark"]:
-            return None
-        names = [name for name in file.files if name.startswith("head ")]
-        logits = {name.removeprefix("head "): file[name].astype(np.float32) for name in names}
+    if {**about["mark"], **mark} != about["mark"]:
+        return None
     taxonomy = Taxonomy.from_dict(about["taxonomy"])
     subjects = [example.subject.type for example in examples]
     gold = gold_indices(examples, taxonomy)

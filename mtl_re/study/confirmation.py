@@ -240,7 +240,8 @@ def _confirmed(
             return None
         measured = selected_by
     seeds = sorted(set(optimum.metrics) & set(baseline.metrics))
-    pairs = [_score(optimum, seed, measured) - _score(baseline, seed, measured) for seed in seeds]
+    ours, theirs = ([entry.scores(seed).get(measured, math.nan) for seed in seeds] for entry in (optimum, baseline))
+    pairs = [our - their for our, their in zip(ours, theirs, strict=True)]
     if not pairs or not all(map(math.isfinite, pairs)):
         return None
     shown = seed_interval(pairs)
@@ -259,7 +260,3 @@ def _confirmed(
         "yes" if low <= shown["mean"] <= high else "no",
         verdict,
     ]
-
-
-def _score(entry: ScoredArm, seed: int, name: str) -> float:
-    return entry.selection.get(seed, math.nan) if name == "selection" else entry.metrics[seed].get(name, math.nan)

@@ -121,9 +121,8 @@ def _by_run(study: Study, entries: Sequence[ScoredArm]) -> dict[tuple[str, int],
     reading = next(iter(study.readings))
     found = {}
     for entry in entries:
-        for seed, metrics in entry.metrics.items() if entry.reading == reading else ():
-            selection = {"selection": entry.selection[seed]} if seed in entry.selection else {}
-            known = metrics | selection
+        for seed in entry.metrics if entry.reading == reading else ():
+            known = entry.scores(seed)
             found[entry.arm, seed] = {name: known[name] for name in get_args(Response) if name in known}
     return found
 

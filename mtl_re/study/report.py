@@ -399,10 +399,9 @@ def _write_tables(folder: Path, entries: Sequence[ScoredArm], differences: Seque
             "rows": len(e.cells[seed].gold),
             "prior": e.cells[seed].prior,
         }
-        | values
-        | ({"selection": e.selection[seed]} if seed in e.selection else {})
+        | e.scores(seed)
         for e in entries
-        for seed, values in e.metrics.items()
+        for seed in e.metrics
     ]
     summary = []
     for entry in entries:

@@ -43,12 +43,11 @@ class ScoredArm:
     @property
     def summary(self) -> dict[str, dict[str, Any]]:
         """Mean, SD and interval over seeds of every metric, and of the selection score."""
-        return summarise(
-            [
-                values | ({"selection": self.selection[seed]} if len(self.selection) == len(self.metrics) else {})
-                for seed, values in self.metrics.items()
-            ]
-        )
+        return summarise([self.scores(seed) for seed in self.metrics])
+
+    def scores(self, seed: int) -> dict[str, float]:
+        """Return the metrics of one seed, and its selection score where there is one."""
+        return self.metrics[seed] | ({"selection": self.selection[seed]} if seed in self.selection else {})
 
 
 def score_arms(study: Study, done: Mapping[tuple[str, int], Cell]) -> list[ScoredArm]:

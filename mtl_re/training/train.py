@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mtl_re import files
 from mtl_re.config import Config
-from mtl_re.features.collate import Batch, Collator, epoch_steps, pass_cost, step_parts
+from mtl_re.features.collate import Batch, epoch_steps, pass_cost, step_parts
 from mtl_re.model.network import split_heads
 from mtl_re.scoring import evaluation, inference
 from mtl_re.scoring.decoding import Decoded, Decoding, decode
@@ -44,19 +44,6 @@ from mtl_re.training.setup import TrainRun, prepare_training, write_training_rec
 from mtl_re.training.state import State, resume_training, save_training
 from mtl_re.training.step_log import add_step, write_window
 from mtl_re.training.tracking import Answers
-
-
-class Parts(Dataset[Batch]):
-    """The batches of one process for the rest of an epoch, padded when asked for."""
-
-    def __init__(self, parts: Sequence[np.ndarray], collate: Collator) -> None:
-        self.parts, self.collate = parts, collate
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.collate(self.parts[index])
 
 
 def train(config: Config, name: str = "train") -> Path:
@@ -90,7 +77,8 @@ class TrainingLoop(Loop):
         parts = [own_parts(run, rows) for rows in steps]
         batches = iter(
             DataLoader(
-                Parts([part for passes in parts for part in passes], run.collate),
+                [part for passes in parts for part in passes],  # type: ignore[arg-type] # any sequence serves
+                collate_fn=run.collate,
                 batch_size=None,
                 num_workers=options.workers,
                 pin_memory=run.accelerator.device.type == "cuda",
