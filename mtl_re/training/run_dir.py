@@ -64,7 +64,8 @@ def _run_of(named: Path, option: str | None) -> Path:
 def _refuse_other_files(run_dir: Path) -> None:
     """Raise MtlReError where a run would write over files that no run has written."""
     taken = [name for name in WRITTEN if (run_dir / name).exists()]
-    if checkpoint.whole_names(run_dir / "checkpoints"):  # a run prunes them
+    steps = checkpoint.whole_names(run_dir / "checkpoints")  # a run prunes them
+    if not all((step / checkpoint.MANIFEST).is_file() for step in steps):
         taken.append("checkpoints")
     if taken and not _is_run(run_dir):
         what = f"{run_dir} holds {', '.join(taken)}, which this program did not write"
