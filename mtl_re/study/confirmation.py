@@ -19,6 +19,7 @@ from mtl_re.files import read_json, write_json
 from mtl_re.markdown import table
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.significance import seed_interval
+from mtl_re.study.arm_statistics import UNSHOWN
 from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
@@ -247,7 +248,7 @@ def _confirmed(
     shown = seed_interval(pairs)
     low, high = observable(predicted, len(pairs))
     ci = shown["ci"]
-    verdict = "no difference shown"
+    verdict = UNSHOWN
     if ci is not None and not ci[0] <= 0 <= ci[1]:
         verdict = "optimum better" if shown["mean"] > 0 else "optimum worse"
     return [

@@ -248,13 +248,13 @@ def _check_scored_rows(study: Study, arms: Mapping[str, Config]) -> None:
     """Raise MtlReError if an arm has no rows to be scored on, or other ones than the baseline it is compared with."""
     if study.test is not None:
         return
-    if unscored := [arm for arm, config in arms.items() if not config.data.validated]:
-        raise MtlReError(f"arm {unscored[0]}: has no validation rows to be scored on; set test, or give it some (data)")
+    if bare := [arm for arm, config in arms.items() if not config.data.validated]:
+        raise MtlReError(f"arm {bare[0]}: has no validation rows to be scored on; set test, or give it some (data)")
     if study.baseline is None or study.baseline[0] not in arms:
         return
-    known = _scored_rows(arms[study.baseline[0]])
+    known, unscored = _scored_rows(arms[study.baseline[0]]), parts_only(study)
     for arm, config in arms.items():
-        if arm not in parts_only(study) and (found := _scored_rows(config)) != known:
+        if arm not in unscored and (found := _scored_rows(config)) != known:
             names = ", ".join(f"data.{name}" for name in sorted({*found, *known}) if found.get(name) != known.get(name))
             cure = "set test or data.valid, so that both are scored on the same rows, or leave baseline out"
             raise MtlReError(f"arm {arm}: its validation rows are not the baseline's (they differ in {names}); {cure}")

@@ -20,6 +20,7 @@ from mtl_re.files import write_csv
 from mtl_re.markdown import table
 from mtl_re.scoring.summary import NONE
 from mtl_re.study import surface_pictures
+from mtl_re.study.arm_statistics import UNSHOWN
 from mtl_re.study.design import DesignOptions
 from mtl_re.study.mixture import MODELS, Model, point_text, term_names
 from mtl_re.study.mixture_runs import RESPONSES, ArmBeside, RunTable, arms_beside, run_table
@@ -65,7 +66,7 @@ class Beside:
         if self.interval is None:
             return "not compared: none of its seeds is a block of the design"
         if self.interval[0] <= 0 <= self.interval[1]:
-            return "no difference shown"
+            return UNSHOWN
         return "better than the surface there" if self.interval[0] > 0 else "worse than the surface there"
 
 
