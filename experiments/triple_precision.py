@@ -85,7 +85,9 @@ def main() -> None:
         values = {label: one["value"] for label, one in fitted["relations"].items()}
         name = f"fitted on {result['n']:,} rows, target {fitted['target']:g}"
         rules.append((name, prior, result["temperatures"], values))
-    print(f"n = {len(gold):,} rows of {given.data}\n\n{HEAD}\n|{'---|' * 7}")
+    print(f"n = {len(gold):,} rows of {given.data}")
+    print(f"stored temperatures: {stored or 'none (not calibrated)'}; fitted rules apply those of their file")
+    print(f"\n{HEAD}\n|{'---|' * 7}")
     for name, prior, temperatures, threshold in rules:
         model.root.config.temperatures = temperatures
         print(line(name, prior, measure(model.decode(logits, examples, Decoding(prior=prior)), gold, threshold)))

@@ -64,7 +64,7 @@ class RelationExtractionPipeline(Pipeline):
             raise MtlReError(f"{TASK}: unknown option(s) {sorted(unknown)}; known are {', '.join(OPTIONS)}")
         if options.get("prior") == "em":
             raise MtlReError(
-                f"{TASK}: prior em is estimated from many rows at once; use `mtl-re predict`, or give shares"
+                f"{TASK}: prior em is estimated from many rows at once, as `mtl-re evaluate` does; give shares"
             )
         Decoding(**options)
         return {}, {}, options

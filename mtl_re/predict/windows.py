@@ -249,12 +249,15 @@ class WindowJob(ABC, Generic[Row]):
                 rows = rows_done + others * self.options.window
                 bar.update(min(rows, plan.total) - bar.n)
 
+            def advance(part: float) -> None:
+                bar.update(min(part, plan.total - bar.n))  # the parts of a row may sum to more than it, by rounding
+
             for number, rows in self._windows():
                 windows += 1
                 if number in finished:
                     continue
                 if left % group.size == group.rank:
-                    self._answer_window(plan, number, rows, bar.update)
+                    self._answer_window(plan, number, rows, advance)
                     mine += 1
                     rows_done += len(rows)
                     show()

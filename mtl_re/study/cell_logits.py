@@ -47,9 +47,9 @@ class CellLogits:
         gold: (rows,) indices into `taxonomy.labels`.
         subjects: (rows,) entity types of the subjects.
         trained: (groups,) shares of the coarse classes in training, in taxonomy order; None if they are unknown.
-        temperatures: By head, as the checkpoint stores them.
         rows: Digest of the rows; cells are compared on equal rows only.
-        fitted: Temperatures by head, fitted on the cell's own validation rows; empty where nothing needs them.
+        fitted: Temperatures by head, fitted on the cell's own validation rows; empty where nothing needs them. Those
+            that `mtl-re calibrate` stores in a checkpoint do not count: the cells of a study are decoded alike.
     """
 
     logits: Mapping[str, np.ndarray]
@@ -57,7 +57,6 @@ class CellLogits:
     subjects: Sequence[str]
     taxonomy: Taxonomy
     trained: Sequence[float] | None
-    temperatures: Mapping[str, float]
     rows: str
     fitted: Mapping[str, float] = field(default_factory=dict)
 
@@ -73,7 +72,7 @@ class DecodedCell:
         soft: (rows,) labels by the soft gate.
         prior: What was applied to the coarse prior, as text.
         rows: Digest of the rows.
-        temperatures: By head, as applied.
+        temperatures: By head, as applied; empty without `calibrate`.
         unrestricted: (rows, labels) probabilities before a restriction; None without one.
     """
 
@@ -102,7 +101,7 @@ def decode_cell(cell: CellLogits, decoding: StudyDecoding) -> DecodedCell:
     """
     taxonomy, prior = cell.taxonomy, "none"
     logits = {name: torch.from_numpy(part) for name, part in cell.logits.items()}
-    temperatures = cell.fitted if decoding.calibrate else cell.temperatures
+    temperatures = cell.fitted if decoding.calibrate else {}
     decoded = decode(
         logits, taxonomy, decoding, temperatures=temperatures, trained=cell.trained, subjects=cell.subjects
     )
@@ -136,7 +135,7 @@ def vote(members: Sequence[DecodedCell]) -> DecodedCell:
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
-    """Compose one model of several: the logits and temperature of each head are those of the part named for it.
+    """Compose one model of several: the logits and fitted temperature of each head are those of the part named for it.
 
     Args:
         parts: By head; all are on the same rows and have the same heads. The training prior is the root head's.
@@ -155,7 +154,6 @@ def compose(parts: Mapping[str, CellLogits]) -> CellLogits:
     return replace(
         first,
         logits={head: parts[head].logits[head] for head in heads},
-        temperatures={head: parts[head].temperatures.get(head, 1.0) for head in heads},
         fitted={head: parts[head].fitted[head] for head in heads} if calibrated else {},
         trained=parts[first.taxonomy.root.name].trained,
     )
@@ -199,8 +197,8 @@ def _logits(run_dir: Path, cell: Cell, which: str, examples: Sequence[Example]) 
         _cache(cache, mark, logits)
     if not weights.is_file():
         return logits
-    stored = read_json(run_dir / "model" / "config.json")  # `calibrate` may have fitted temperatures since
-    return replace(logits, temperatures=stored.get("temperatures") or {}, trained=stored.get("training_prior"))
+    stored = read_json(run_dir / "model" / "config.json")
+    return replace(logits, trained=stored.get("training_prior"))
 
 
 def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
@@ -212,13 +210,12 @@ def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str)
         subjects=[example.subject.type for example in examples],
         taxonomy=model.taxonomy,
         trained=model.root.config.training_prior,
-        temperatures=model.temperatures,
         rows=rows,
     )
 
 
 def _cache(path: Path, mark: Mapping[str, str], cell: CellLogits) -> None:
-    about = {"taxonomy": cell.taxonomy.to_dict(), "trained": cell.trained, "temperatures": dict(cell.temperatures)}
+    about = {"taxonomy": cell.taxonomy.to_dict(), "trained": cell.trained}
     text = json.dumps({**about, "mark": mark}, ensure_ascii=False)
     with whole_file(path, shared=True) as partial:
         np.savez(partial, about=np.array(text), **{f"head {name}": part for name, part in cell.logits.items()})  # type: ignore[arg-type]
@@ -238,7 +235,7 @@ def _cached(path: Path, mark: Mapping[str, str], examples: Sequence[Example]) ->
     taxonomy = Taxonomy.from_dict(about["taxonomy"])
     subjects = [example.subject.type for example in examples]
     gold = gold_indices(examples, taxonomy)
-    return CellLogits(logits, gold, subjects, taxonomy, about["trained"], about["temperatures"], mark["rows"])
+    return CellLogits(logits, gold, subjects, taxonomy, about["trained"], mark["rows"])
 
 
 def test_rows(spec: str, cell: Cell) -> tuple[Example, ...]:

@@ -18,8 +18,9 @@ from mtl_re.errors import MtlReError, tell
 from mtl_re.files import read_json, write_json
 from mtl_re.markdown import table
 from mtl_re.scoring.metrics import Floats
-from mtl_re.scoring.significance import seed_interval
-from mtl_re.study.arm_statistics import UNSHOWN
+from mtl_re.scoring.significance import LEVEL, seed_interval, t_test
+from mtl_re.scoring.summary import NONE
+from mtl_re.study.arm_statistics import UNSHOWN, Difference
 from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
@@ -189,8 +190,12 @@ def observable(predicted: Mapping[str, float], pairs: int) -> tuple[float, float
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str]:
-    """Return the lines of the report of a study that confirms an optimum; none for other studies."""
+def confirmation_section(study: Study, entries: Sequence[ScoredArm], differences: Sequence[Difference]) -> list[str]:
+    """Return the lines of the report of a study that confirms an optimum; none for other studies.
+
+    Args:
+        differences: Of the report, for what the test rows say.
+    """
     if study.prediction is None:
         return []
     reading = next(iter(study.readings))
@@ -198,10 +203,11 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
     if set(arms) != {"optimum", "baseline"}:
         return []
     selected_by = study.prediction.get("selected_by", "micro_f1")
+    over_rows = {one.score: one for one in differences if (one.arm, one.reading) == ("optimum", reading)}
     rows = [
         row
         for response, predicted in study.prediction["differences"].items()
-        if (row := _confirmed(response, predicted, arms["optimum"], arms["baseline"], selected_by))
+        if (row := _confirmed(response, predicted, arms["optimum"], arms["baseline"], selected_by, over_rows))
     ]
     heads = list(study.prediction["optimum"])
     shares = np.array(list(study.prediction["optimum"].values()))
@@ -219,20 +225,27 @@ def confirmation_section(study: Study, entries: Sequence[ScoredArm]) -> list[str
         "the same fresh seeds.",
         "",
         *([] if study.prediction.get("baseline_tried", True) else beyond),
-        *table([*header, "the pairs show", "inside?", "verdict"], rows),
+        *table([*header, "the pairs show", "over rows", "inside?", "verdict"], rows),
         "All differences are optimum − baseline, in percentage points, with 95 % intervals. The surface predicts: its "
         "difference, the interval by Scheffé's S-method (the optimum was chosen from the same runs). The pairs should "
         "show: that interval widened by the spread of the mean of so many pairs, as wide as runs spread around the "
-        "surface. The pairs show: their mean difference and Student's t interval; the verdict is whether that excludes "
-        "0, not adjusted for the number of scores: the one that counts is of the "
-        f"{RESPONSES[study.prediction['response']]}, which was named beforehand. The surface was fitted on another "
+        "surface. The pairs show: their mean difference and Student's t interval over seeds; beside it the bootstrap "
+        "interval over rows. Better or worse is said where both exclude 0 (p < 0.05), and of a score without an "
+        "interval over rows where the one over seeds does. The p-values are not adjusted for the number of scores: the "
+        f"one that counts is of the {RESPONSES[study.prediction['response']]}, which was named beforehand. (The table "
+        "of differences below adjusts for all of its comparisons.) The surface was fitted on another "
         "budget or other rows where `confirm` changes them, so a difference outside its band may be theirs.",
         "",
     ]
 
 
 def _confirmed(
-    response: str, predicted: Mapping[str, float], optimum: ScoredArm, baseline: ScoredArm, selected_by: str | None
+    response: str,
+    predicted: Mapping[str, float],
+    optimum: ScoredArm,
+    baseline: ScoredArm,
+    selected_by: str | None,
+    over_rows: Mapping[str, Difference],
 ) -> list[str] | None:
     """Return one row of the table; None where the pairs have no such score."""
     measured = response
@@ -248,8 +261,9 @@ def _confirmed(
     shown = seed_interval(pairs)
     low, high = observable(predicted, len(pairs))
     ci = shown["ci"]
+    rows = over_rows.get(measured)
     verdict = UNSHOWN
-    if ci is not None and not ci[0] <= 0 <= ci[1]:
+    if max(t_test(pairs), 0.0 if rows is None else rows.rows_p) < LEVEL:
         verdict = "optimum better" if shown["mean"] > 0 else "optimum worse"
     return [
         RESPONSES[response],
@@ -258,6 +272,7 @@ def _confirmed(
         f"{predicted['difference']:+.2f} [{predicted['low']:+.2f}, {predicted['high']:+.2f}]",
         f"[{low:+.2f}, {high:+.2f}]",
         f"{shown['mean']:+.2f}" + ("" if ci is None else f" [{ci[0]:+.2f}, {ci[1]:+.2f}]"),
+        NONE if rows is None else f"[{rows.rows_ci[0]:+.2f}, {rows.rows_ci[1]:+.2f}]",
         "yes" if low <= shown["mean"] <= high else "no",
         verdict,
     ]

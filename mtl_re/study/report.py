@@ -69,7 +69,7 @@ def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> P
         _write_tables(folder, entries, differences)
         sections = [
             _heading(study, cells, done, entries, resamples),
-            confirmation_section(study, entries),
+            confirmation_section(study, entries, differences),
             surface_section(study, entries, folder),
             _scores(entries, folder),
             _differences(differences, folder, resamples),

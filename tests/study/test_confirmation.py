@@ -21,6 +21,7 @@ from mtl_re.data import sample
 from mtl_re.errors import MtlReError
 from mtl_re.scoring.summary import NONE
 from mtl_re.study import cell_process, confirmation, scored_arms, surface_report, workers
+from mtl_re.study.arm_statistics import Difference
 from mtl_re.study.cell_logits import CellLogits
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.mixture_runs import arms_beside, mean_weights, run_table
@@ -63,7 +64,7 @@ def made_up(study, cell) -> CellLogits:
         values[known, targets[known, column]] += skill
         parts[head.name] = values
     gold = np.array([TAXONOMY.labels.index(label) for label in labels])
-    return CellLogits(parts, gold, ["PER"] * len(gold), TAXONOMY, (0.3, 0.3, 0.4), {}, "test rows")
+    return CellLogits(parts, gold, ["PER"] * len(gold), TAXONOMY, (0.3, 0.3, 0.4), "test rows")
 
 
 @pytest.fixture
@@ -161,10 +162,34 @@ def test_a_prediction_beyond_what_was_tried_says_so():
     texts = {}
     for tried in (True, False):
         study = Study("made", {}, (1, 2, 3), {}, prediction=about | {"baseline_tried": tried})
-        texts[tried] = "\n".join(confirmation.confirmation_section(study, arms))
+        texts[tried] = "\n".join(confirmation.confirmation_section(study, arms, []))
     assert "what the surface predicts is extrapolated" in texts[False]
     assert "extrapolated" not in texts[True]
     assert "not adjusted for the number of scores: the one that counts is of the micro-F1" in texts[True]
+
+
+def test_an_optimum_is_better_where_rows_and_seeds_show_it():
+    """Seeds that agree do not make up for test rows on which the difference may be chance."""
+    values = {"optimum": (52.0, 52.1, 51.9), "baseline": (50.0, 50.2, 49.9)}
+    arms = [
+        ScoredArm(arm, "hard", {}, {seed: {"micro_f1": f1, "gate_f1": f1} for seed, f1 in enumerate(by_seed, start=1)})
+        for arm, by_seed in values.items()
+    ]
+    surface = {"difference": 1.0, "low": 0.0, "high": 2.0, "sd": 1.0, "t": 2.1}
+    predicted = {"micro_f1": surface, "gate_f1": surface}
+    about = {"response": "micro_f1", "model": "quadratic", "optimum": {"coarse": 1.5, "org": 0.5, "per": 1.0}}
+    study = Study("made", {}, (1, 2, 3), {}, prediction=about | {"differences": predicted})
+    over_rows = Difference(
+        "optimum", "hard", "baseline", "micro_f1", 3, 1.97, (-0.4, 4.3), 0.11, (1.82, 2.11), 0.06, 0.0003, 0.25, 0.25
+    )
+
+    def verdicts(difference):
+        lines = confirmation.confirmation_section(study, arms, [difference])
+        return {line.split(" | ")[0]: line.split(" | ")[-1] for line in lines if line.startswith("| ")}
+
+    assert verdicts(over_rows)["| micro-F1"] == "no difference shown |"
+    assert verdicts(replace(over_rows, rows_ci=(0.4, 3.5), rows_p=0.01))["| micro-F1"] == "optimum better |"
+    assert verdicts(over_rows)["| gate F1"] == "optimum better |"
 
 
 def test_confirming_waits_for_the_designs_runs(study):

@@ -259,7 +259,7 @@ def logits(seed, rows=40, trained=(0.5, 0.25, 0.25), **changes):
     parts = {name: generator.normal(size=(rows, classes)).astype(np.float32) for name, classes in HEADS.items()}
     gold = np.arange(rows) % LABELS
     subjects = ["A", "B"] * (rows // 2)
-    values = {"temperatures": {}, "rows": "r", "taxonomy": TAXONOMY, "trained": trained} | changes
+    values = {"rows": "r", "taxonomy": TAXONOMY, "trained": trained} | changes
     return CellLogits(logits=parts, gold=gold, subjects=subjects, **values)
 
 
@@ -269,9 +269,13 @@ def softmax(values):
 
 
 def test_a_composition_takes_each_head_from_its_network():
-    parts = {"coarse": logits(1, temperatures={"coarse": 2.0, "a": 9.0}), "a": logits(2, trained=None), "b": logits(3)}
+    parts = {
+        "coarse": logits(1, fitted={"coarse": 2.0, "a": 9.0}),
+        "a": logits(2, trained=None, fitted={"a": 1.0}),
+        "b": logits(3, fitted={"b": 1.0}),
+    }
     whole = compose(parts)
-    found = decode_cell(whole, StudyDecoding("soft"))
+    found = decode_cell(whole, StudyDecoding("soft", calibrate=True))
     coarse = softmax(parts["coarse"].logits["coarse"] / 2)
     fine = {name: softmax(parts[name].logits[name]) for name in ("a", "b")}
     expected = np.concatenate([coarse[:, :1], coarse[:, 1:2] * fine["a"], coarse[:, 2:] * fine["b"]], axis=1)
@@ -327,10 +331,11 @@ def test_a_restriction_changes_no_accuracy_of_a_head():
 
 
 def test_a_calibrating_reading_uses_the_fitted_temperatures():
-    cell = logits(1, temperatures={"coarse": 5.0}, fitted={"coarse": 2.0, "a": 1.0, "b": 0.5})
-    by_hand = replace(cell, temperatures=cell.fitted)
+    cell = logits(1, fitted={"coarse": 2.0, "a": 1.0, "b": 0.5})
+    by_hand = replace(cell, logits={name: part / np.float32(cell.fitted[name]) for name, part in cell.logits.items()})
     fitted = decode_cell(cell, StudyDecoding("soft", prior="em", calibrate=True))
     assert np.array_equal(fitted.probs, decode_cell(by_hand, StudyDecoding("soft", prior="em")).probs)
+    assert decode_cell(cell, StudyDecoding()).temperatures == {}
     assert fitted.prior != decode_cell(cell, StudyDecoding("soft", prior="em")).prior
     assert fitted.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
     other = logits(2, fitted={"coarse": 3.0, "a": 4.0, "b": 6.0})
@@ -405,7 +410,7 @@ def made(tmp_path, monkeypatch):
             known = np.flatnonzero(targets[:, column] >= 0)
             values[known, targets[known, column]] += 4 if cell.arm == "c2" else 2
             parts[head.name] = values
-        return CellLogits(parts, gold, ["PER"] * len(gold), taxonomy, (0.3, 0.3, 0.4), {}, "test rows")
+        return CellLogits(parts, gold, ["PER"] * len(gold), taxonomy, (0.3, 0.3, 0.4), "test rows")
 
     monkeypatch.setattr(scored_arms, "cell_logits", given)
     study = load_study(path)
@@ -546,7 +551,7 @@ def test_a_composition_is_calibrated_whole_or_not_at_all():
     taxonomy = Taxonomy.from_prefixes()
     logits = {head.name: np.zeros((2, len(head.classes)), np.float32) for head in taxonomy.heads}
     gold = np.zeros(2, np.int64)
-    part = CellLogits(logits, gold, ["PER"] * 2, taxonomy, (0.3, 0.3, 0.4), {}, "rows", fitted={"coarse": 2.0})
+    part = CellLogits(logits, gold, ["PER"] * 2, taxonomy, (0.3, 0.3, 0.4), "rows", fitted={"coarse": 2.0})
     others = replace(part, fitted={"org": 3.0, "per": 4.0})
     assert compose({"coarse": part, "org": others, "per": others}).fitted == {"coarse": 2.0, "org": 3.0, "per": 4.0}
     assert compose({"coarse": part, "org": others, "per": replace(others, fitted={})}).fitted == {}
@@ -693,6 +698,11 @@ def test_a_small_study_runs_from_the_command_line(tmp_path, monkeypatch, capsys)
     assert "| coarse/hard |" not in text  # its fine heads are untrained: it only lends its coarse head
     kept = (tmp_path / "out" / "cells" / "unit-s1" / "logits-test.npz").stat().st_mtime_ns
     report.unlink()
+    assert main(["ablate", str(path), "--report", "--resamples", "50"]) == 0
+    assert report.read_text() == text
+    config = tmp_path / "out" / "cells" / "unit-s1" / "model" / "config.json"
+    calibrated = json.loads(config.read_text()) | {"temperatures": {"coarse": 9.0, "org": 1.0, "per": 1.0}}
+    config.write_text(json.dumps(calibrated))  # as `mtl-re calibrate` leaves it: readings decode all cells alike
     assert main(["ablate", str(path), "--report", "--resamples", "50"]) == 0
     assert report.read_text() == text
     paired = [sys.executable, str(EXPERIMENTS / "paired.py"), str(path), "--resamples", "50"]
