@@ -172,7 +172,7 @@ def cell_logits(study: Study, cell: Cell) -> CellLogits:
     if study.test is None:
         return _logits(run_dir, cell, "valid", valid_rows(cell, run_dir))
     on_test = _logits(run_dir, cell, "test", test_rows(study.test, cell))
-    if not study.calibrates or not checked_config(cell.config).data.validated:
+    if not study.calibrates or not cell.options.data.validated:
         return on_test
     held_out = valid_rows(cell, run_dir)
     logits = _logits(run_dir, cell, "valid", held_out).logits
@@ -203,7 +203,7 @@ def _logits(run_dir: Path, cell: Cell, which: str, examples: Sequence[Example]) 
 
 def _computed(run_dir: Path, examples: Sequence[Example], cell: Cell, rows: str) -> CellLogits:
     model = ComposedModel.load(str(run_dir / "model"))
-    logits = model.logits(examples, checked_config(cell.config).eval.batch_size)
+    logits = model.logits(examples, cell.options.eval.batch_size)
     return CellLogits(
         logits={name: part.numpy() for name, part in split_heads(logits, model.taxonomy).items()},
         gold=gold_indices(examples, model.taxonomy),
@@ -244,7 +244,7 @@ def test_rows(spec: str, cell: Cell) -> tuple[Example, ...]:
     Raises:
         MtlReError: The file cannot be read, or a row is bad.
     """
-    data = checked_config(cell.config).data
+    data = cell.options.data
     return _labelled_rows(spec, _heads(cell), data.span_ends, data.first_character, data.normalise, data.on_bad_row)
 
 
@@ -293,8 +293,8 @@ def shared_rows(study: Study, cells: Sequence[Cell]) -> tuple[int, int]:
     read_keys, read_sentences = set[Any](), set[str]()
     for cell in {_source(cell): cell for cell in cells}.values():
         check_unchanged(study.run_dir(cell))
-        config = checked_config(cell.config)
-        config.data = replace(config.data, valid_fraction=0.0, fold=None)  # held-out rows were selected on: they count
+        everything = replace(cell.options.data, valid_fraction=0.0, fold=None)  # rows that were selected on count
+        config = replace(cell.options, data=everything)
         rows = load_splits(config, Taxonomy.from_option(config.model.heads))
         for row in chain(rows.train, rows.valid):
             read_keys |= keys & {row.key}
@@ -304,7 +304,7 @@ def shared_rows(study: Study, cells: Sequence[Cell]) -> tuple[int, int]:
 
 def _source(cell: Cell) -> tuple[Any, ...]:
     """Return what decides which rows a cell reads, however it splits them."""
-    data = checked_config(cell.config).data
+    data = cell.options.data
     rows = (data.train, data.valid, data.limit, data.split_seed, data.on_bad_row)
     return *rows, data.span_ends, data.first_character, data.normalise
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mtl_re.scoring.significance import COMPARED_SCORES
-from mtl_re.study.study import Study, checked_config, parts_only
+from mtl_re.study.study import Study, parts_only
 
 Named = tuple[str, str]
 """An arm (or a composition) and a reading."""
@@ -30,7 +30,7 @@ def planned_names(study: Study) -> list[Named]:
     """Return what the report will compare, once all cells are finished."""
     parts = {arm: [arm] for arm in study.other_arms if arm not in parts_only(study)}
     parts |= {name: list(lent.values()) for name, lent in study.composed.items()}
-    configs = {arm: checked_config(study.cell(arm, study.arms[arm], study.seeds[0]).config) for arm in study.other_arms}
+    configs = {arm: study.cell(arm, study.arms[arm], study.seeds[0]).options for arm in study.other_arms}
     return [
         (name, reading)
         for name, arms in parts.items()

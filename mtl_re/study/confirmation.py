@@ -26,7 +26,7 @@ from mtl_re.study.mixture import Model, point_text, weights
 from mtl_re.study.mixture_runs import RESPONSES, RunTable, run_table
 from mtl_re.study.optimum import find_optimum
 from mtl_re.study.scored_arms import ScoredArm, score_arms
-from mtl_re.study.study import Study, check_study, checked_config
+from mtl_re.study.study import Study, check_study
 
 FIRST_SEED = 10_001
 """Of the fresh seeds: below those of a design's own runs, above those that people write."""
@@ -132,7 +132,7 @@ def _predicted(study: Study) -> dict[str, Any]:
         if not table_.flat(name)
     }
     tell(f"study {study.name}: the optimum is {point_text(heads, optimum)} ({rounded})")
-    config = checked_config(next(iter(cells.values())).config)
+    config = next(iter(cells.values())).options
     # On test rows the metric itself counts; the selection score estimates it at the shares that such rows are to have.
     own_rows = study.confirmation.test is None and config.eval.target_prior is not None
     selected_by = None if own_rows else config.eval.metric

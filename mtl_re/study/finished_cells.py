@@ -33,7 +33,7 @@ def check_options(run_dir: Path, cell: Cell) -> None:
     if not path.is_file() or (stored := read_yaml(path)) == cell.config:
         return
     try:
-        same = checked_config(stored).to_dict() == checked_config(cell.config).to_dict()
+        same = checked_config(stored).to_dict() == cell.options.to_dict()
     except MtlReError:  # an option that this version does not know
         same = False
     if not same:

@@ -31,7 +31,7 @@ from mtl_re.study.confirmation import confirmation_section
 from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.label_frequency import frequency_section
 from mtl_re.study.scored_arms import ScoredArm, score_arms
-from mtl_re.study.study import Arm, Cell, Study, checked_config, shares_of, trained_heads
+from mtl_re.study.study import Arm, Cell, Study, shares_of, trained_heads
 from mtl_re.study.surface_report import surface_section
 from mtl_re.training.metrics_log import read_log
 
@@ -170,7 +170,7 @@ def _selection(done: Mapping[tuple[str, int], Cell]) -> str:
     """Say by what each arm's checkpoint was kept; arms may differ in that."""
     arms: dict[str, list[str]] = {}
     for arm, cell in {arm: cell for (arm, _), cell in done.items()}.items():
-        config = checked_config(cell.config)
+        config = cell.options
         shares = f" (re-weighted to coarse shares {config.eval.target_prior})" if config.eval.target_prior else ""
         kept = f"the checkpoint with the best {config.eval.metric} on validation rows was kept{shares}"
         kept = kept if config.data.validated else "nothing was selected: the last model counts"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,11 @@ class Cell:
     def text(self) -> str:
         """All options as the cell's `cell.yaml` holds them."""
         return str(yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False))
+
+    @cached_property
+    def options(self) -> Config:
+        """The options as `mtl-re train` parses them (`checked_config`), defaults filled in; do not change them."""
+        return checked_config(self.config)
 
     @property
     def digest(self) -> str:
@@ -288,7 +294,7 @@ def check_cell(study: Study, cell: Cell) -> Config:
     if owned := [key for key in _OWNED if key in cell.settings]:
         raise MtlReError(f"{where}: {owned[0]}: the study sets this itself{' (seeds)' if 'seed' in owned[0] else ''}")
     try:
-        config = checked_config(cell.config)
+        config = cell.options
     except MtlReError as error:
         raise MtlReError(f"{where}: {error}") from error
     for name, spec in (("data.train", config.data.train), ("data.valid", config.data.valid)):
@@ -335,7 +341,7 @@ def parts_only(study: Study) -> set[str]:
 
 def shares_of(study: Study, settings: Arm) -> dict[str, float] | None:
     """Return each head's share of the loss weights (sum 1); None if there is one head or the weights change."""
-    config = checked_config(study.cell("", settings, study.seeds[0]).config)
+    config = study.cell("", settings, study.seeds[0]).options
     heads = [head.name for head in Taxonomy.from_option(config.model.heads).heads]
     if len(heads) == 1 or config.loss.weighting != "fixed":
         return None
