@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mtl_re.data.splits import inputs_of
 from mtl_re.errors import MtlReError
-from mtl_re.files import write_csv
+from mtl_re.files import read_json, write_csv
 from mtl_re.markdown import escape, table, undrawn, write_markdown
 from mtl_re.scoring.significance import LEVEL, POWER, sd_factors
 from mtl_re.scoring.summary import ERROR_NAMES, NONE
@@ -36,6 +36,7 @@ from mtl_re.study.surface_report import surface_section
 from mtl_re.training.metrics_log import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
+PRECISIONS = {"no": "fp32"}
 
 
 def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> Path:
@@ -136,6 +137,9 @@ def _heading(
     lines += [f"{len(done)} of {len(cells)} cells are finished; {seeds}."]
     if missing:
         lines += ["", f"**Not finished** (left out): {', '.join(missing)}."]
+    if len(ways := _arithmetic(study, done)) > 1:
+        parts = "; ".join(f"{way}: {', '.join(keys)}" for way, keys in ways.items())
+        lines += ["", f"**Trained in different arithmetic** (a difference between arms may be its): {parts}."]
     if study.test is not None:
         where = f"All scores are on `{study.test}` ({counts} rows){_shared(study, done)}"
     else:
@@ -164,6 +168,23 @@ def _heading(
     if composed := [[name, ", ".join(f"{h}: {a}" for h, a in parts.items())] for name, parts in study.composed.items()]:
         lines += table(["composed of separate networks", "head: arm"], composed)
     return lines
+
+
+def _arithmetic(study: Study, done: Mapping[tuple[str, int], Cell]) -> dict[str, list[str]]:
+    """Return which cells were trained in which precision, by how many processes, on which device.
+
+    `train.precision: auto` depends on the machine, and the processes multiply the rows of a step.
+    """
+    ways: dict[str, list[str]] = {}
+    for cell in done.values():
+        path = study.run_dir(cell) / "manifest.json"
+        if used := read_json(path).get("hardware") if path.is_file() else None:  # kept cells of before have none
+            processes = f"{used['processes']} process{'es' if used['processes'] > 1 else ''}"
+            kind = used["device"].partition(":")[0]
+            ways.setdefault(
+                f"{PRECISIONS.get(used['precision'], used['precision'])}, {processes} on {kind}", []
+            ).append(cell.key)
+    return ways
 
 
 def _selection(done: Mapping[tuple[str, int], Cell]) -> str:

@@ -570,6 +570,22 @@ def test_validation_rows_of_a_changed_file_are_not_scored(tmp_path):
         cell_logits.valid_rows(cell, tmp_path)
 
 
+def test_a_report_names_cells_that_were_trained_in_another_arithmetic(made):
+    """`train.precision: auto` follows the machine of a worker, `--launch` its processes."""
+    for cell, precision, device in zip(
+        made.cells()[:3], ("bf16", "bf16", "no"), ("cuda:0", "cuda:1", "cpu"), strict=True
+    ):
+        hardware = {"device": device, "processes": 1, "precision": precision}
+        parts = {"train": {"source": "train.json", "sha256": "a"}, "valid": {"source": "", "sha256": None}}
+        manifest = made.run_dir(cell) / "manifest.json"
+        manifest.write_text(json.dumps({"hardware": hardware, "data": parts}))
+    keys = [cell.key for cell in made.cells()[:3]]
+    told = f"bf16, 1 process on cuda: {keys[0]}, {keys[1]}; fp32, 1 process on cpu: {keys[2]}."
+    assert told in ablation_report.write_report(made, {}, 50).read_text()
+    (made.run_dir(made.cells()[2]) / "manifest.json").unlink()
+    assert "different arithmetic" not in ablation_report.write_report(made, {}, 50).read_text()
+
+
 def test_cells_of_different_data_are_not_compared(made):
     for cell, digest in zip(made.cells()[:2], "ab", strict=True):
         parts = {"train": {"source": "train.json", "sha256": digest}, "valid": {"source": "", "sha256": None}}
