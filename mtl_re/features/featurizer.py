@@ -174,6 +174,7 @@ class Featurizer:
         self.tokenizer, self.taxonomy, self.scheme = tokenizer, taxonomy, scheme
         self.query, self.max_length, self.types = query, max_length, frozenset(types)
         self.frame = Frame.of(tokenizer, pair=query)
+        self.typed = markers.names_types(scheme)
         check_known(tokenizer, scheme, types)
 
     def table(self, examples: Iterable[Example], reject: Reject | None = None) -> FeatureTable:
@@ -275,7 +276,7 @@ class Featurizer:
 
     def _check_types(self, example: Example) -> None:
         """Raise for an entity type that training never saw, for a typed scheme would mark it with untrained pieces."""
-        if self.scheme.startswith("typed") or self.scheme == markers.LEVITATED:
+        if self.typed:
             for role, entity in (("subject", example.subject), ("object", example.object)):
                 if entity.type not in self.types:
                     known = ", ".join(sorted(self.types))

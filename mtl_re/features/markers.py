@@ -97,6 +97,12 @@ ADDS_TOKENS = frozenset({"special", "typed_special", LEVITATED})
 """Schemes whose pieces are added to the vocabulary as special tokens."""
 
 
+def names_types(name: str) -> bool:
+    """Return whether the scheme writes the entity's type; one that training never saw cannot be read then."""
+    scheme = entry("data.markers", name, MARKERS)
+    return scheme(ROLES[0], "PER") != scheme(ROLES[0], "ORG")
+
+
 def pieces(name: str, types: Sequence[str]) -> list[str]:
     """Return every space-separated piece that the scheme writes for these entity types, each once, in a fixed order."""
     texts = [text for role in ROLES for kind in types for text in entry("data.markers", name, MARKERS)(role, kind)]

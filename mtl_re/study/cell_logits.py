@@ -24,6 +24,7 @@ from mtl_re.config import OnBadRow, ReadingConfig
 from mtl_re.data.splits import check_unchanged, load_splits, without_rejected
 from mtl_re.data.unicode_form import composed
 from mtl_re.errors import MtlReError
+from mtl_re.features.markers import names_types
 from mtl_re.files import WEIGHTS, digest, read_json, whole_file
 from mtl_re.model.network import split_heads
 from mtl_re.scoring.calibration_fits import fit_temperatures
@@ -252,7 +253,8 @@ def check_test_rows(study: Study) -> None:
     """Read the test rows as every arm reads them.
 
     Raises:
-        MtlReError: The file cannot be read, or a row is bad, has no label, or one that an arm's label set lacks.
+        MtlReError: The file cannot be read, or a row is bad, has no label, has one that an arm's label set lacks, or
+            has an entity of a type that the arm's markers name and its training rows lack.
     """
     arms = {cell.arm: cell for cell in study.cells()} if study.test is not None else {}
     for cell in arms.values():
@@ -260,6 +262,18 @@ def check_test_rows(study: Study) -> None:
         gold_indices(rows, Taxonomy.from_option(_heads(cell)))
         if not rows:
             raise MtlReError(f"test: {study.test} has no rows")
+        if names_types(cell.options.data.markers) and cell.options.model.init is None:
+            _check_types(rows, cell)
+
+
+def _check_types(rows: Sequence[Example], cell: Cell) -> None:
+    known = _trained_types(_data_options(cell), _heads(cell))
+    for row in rows:
+        for role, entity in (("subject", row.subject), ("object", row.object)):
+            if entity.type not in known:
+                what = f"{role}_entity.type: {entity.type!r} occurs in no training row of arm {cell.arm}, whose markers"
+                cure = "leave such rows out of the file, or take markers without types"
+                raise MtlReError(f"test: {row.where}: {what} name types; {cure}")
 
 
 @lru_cache(maxsize=4)
@@ -316,7 +330,7 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
         MtlReError: There are none, or the file that they were split off has changed since.
     """
     check_unchanged(run_dir)
-    rows = without_rejected(_split_off(json.dumps(cell.config.get("data", {}), sort_keys=True), _heads(cell)), run_dir)
+    rows = without_rejected(_split_off(_data_options(cell), _heads(cell)), run_dir)
     if not rows:
         raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")
     return rows
@@ -326,6 +340,19 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
 def _split_off(options: str, heads: str) -> tuple[Example, ...]:
     config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
     return tuple(load_splits(config, Taxonomy.from_option(heads)).valid)
+
+
+@lru_cache(maxsize=16)
+def _trained_types(options: str, heads: str) -> frozenset[str]:
+    config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
+    rows = load_splits(config, Taxonomy.from_option(heads)).train
+    return frozenset(entity.type for row in rows for entity in (row.subject, row.object))
+
+
+def _data_options(cell: Cell) -> str:
+    """Return what decides which rows a cell reads and how it splits them, for a cache."""
+    data = {name: value for name, value in cell.config.get("data", {}).items() if name not in ("markers", "max_length")}
+    return json.dumps(data, sort_keys=True)
 
 
 def _heads(cell: Cell) -> str:

@@ -287,11 +287,13 @@ def test_test_rows_are_read_as_the_cells_read_theirs_and_before_any_training(wri
             row[role]["end_idx"] += 1
     (tmp_path / "test.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     monkeypatch.setattr("mtl_re.study.report.write_report", lambda *given: Path("report.md"))
+    (tmp_path / "train.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     keys = {"test": str(tmp_path / "test.json")}
     with pytest.raises(MtlReError, match="spell their words if spans are read with --span_ends exclusive"):
         ablate(write(**keys), AblateConfig(launch=launcher(tmp_path, "quick")))
     assert events(tmp_path, "begin") == []
-    ablate(write(overrides={"data.span_ends": "exclusive"}, **keys), AblateConfig(launch=launcher(tmp_path, "quick")))
+    overrides = {"data.span_ends": "exclusive", "data.train": str(tmp_path / "train.json")}
+    ablate(write(overrides=overrides, **keys), AblateConfig(launch=launcher(tmp_path, "quick")))
     assert events(tmp_path, "end") == CELLS
 
 
@@ -301,6 +303,20 @@ def test_test_rows_without_a_label_are_named_before_any_training(write, tmp_path
     (tmp_path / "test.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     with pytest.raises(MtlReError, match=r"test\.json.*2.* has no label"):
         ablate(write(test=str(tmp_path / "test.json")), AblateConfig(launch=launcher(tmp_path, "quick")))
+    assert events(tmp_path, "begin") == []
+
+
+def test_entity_types_of_test_rows_that_no_arm_has_trained_on_are_named_before_any_training(write, tmp_path):
+    made = sample.rows("train", 30, 0)
+    (tmp_path / "train.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    made[2]["object_entity"]["type"] = "AFW"
+    (tmp_path / "test.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    keys = {"test": str(tmp_path / "test.json")}
+    data = {"data.train": str(tmp_path / "train.json"), "data.markers": "typed_punct"}
+    launch = AblateConfig(launch=launcher(tmp_path, "quick"))
+    told = r"test\.json:3 .*object_entity\.type: 'AFW' occurs in no training row of arm .*, whose markers name types"
+    with pytest.raises(MtlReError, match=told):
+        ablate(write(overrides=data, **keys), launch)
     assert events(tmp_path, "begin") == []
 
 
