@@ -19,7 +19,8 @@ import numpy as np
 
 from mtl_re.errors import MtlReError
 from mtl_re.files import whole_file
-from mtl_re.scoring.metrics import Floats, Resampled, all_metrics, multiplicities
+from mtl_re.scoring.evaluation import score_decoded
+from mtl_re.scoring.metrics import Floats, Resampled, multiplicities
 from mtl_re.scoring.significance import (
     COMPARED_SCORES,
     LEVEL,
@@ -86,9 +87,7 @@ class Difference:
 
 def cell_metrics(cell: DecodedCell) -> dict[str, float]:
     """Return the metrics of one cell by column name: scores, calibration error, gate F1, accuracy of heads, errors."""
-    gate = cell.decoding.gate
-    labels = (cell.gold, cell.probs, cell.hard, cell.soft, gate, cell.taxonomy, cell.prior)
-    values = all_metrics(*labels, resamples=0, unrestricted=cell.unrestricted)
+    values = score_decoded(cell.decoded, cell.gold, resamples=0)
     columns = {name: values[name] for name in ("micro_f1", "auprc", "macro_f1", "accuracy", "ece")}
     columns["gate_f1"] = values["gate"]["f1"]
     columns |= {f"fine_{name}": value for name, value in values["fine"].items()}

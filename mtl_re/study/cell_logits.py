@@ -62,77 +62,75 @@ class CellLogits:
     fitted: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodedCell:
-    """Probabilities and labels of a cell's rows under one decoding.
+    """A cell's rows under one decoding.
 
     Attributes:
         gold: (rows,) indices into `taxonomy.labels`.
-        probs: (rows, labels) float64.
-        hard: (rows,) labels by the hard gate.
-        soft: (rows,) labels by the soft gate.
-        prior: What was applied to the coarse prior, as text.
         rows: Digest of the rows.
-        temperatures: By head, as applied; empty without `calibrate`.
-        unrestricted: (rows, labels) probabilities before a restriction; None without one.
     """
 
     gold: Indices
-    probs: Floats
-    hard: Indices
-    soft: Indices
-    decoding: StudyDecoding
-    taxonomy: Taxonomy
-    prior: str
+    decoded: Decoded
     rows: str
-    temperatures: Mapping[str, float]
-    unrestricted: Floats | None = None
+
+    @property
+    def probs(self) -> Floats:
+        """(rows, labels) float64."""
+        return np.asarray(self.decoded.probs)
 
     @property
     def labels(self) -> Indices:
         """(rows,) predicted labels, by the gate of the decoding."""
-        return self.hard if self.decoding.gate == "hard" else self.soft
+        return np.asarray(self.decoded.labels)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The labels and heads of the cell's model."""
+        return self.decoded.taxonomy
+
+    @property
+    def prior(self) -> str:
+        """What was applied to the coarse prior, as text."""
+        if self.decoded.shares is None:
+            return "none"
+        shares = ", ".join(f"{share:.4f}" for share in self.decoded.shares)
+        return f"em: {shares}" if self.decoded.decoding.prior == "em" else shares
 
 
 def decode_cell(cell: CellLogits, decoding: StudyDecoding) -> DecodedCell:
-    """Decode a cell's logits (`scoring.decoding.decode`), with both gates.
+    """Decode a cell's logits (`scoring.decoding.decode`).
 
     Raises:
         MtlReError: The decoding shifts the prior, and the checkpoint does not know the one it was trained under.
     """
-    taxonomy, prior = cell.taxonomy, "none"
-    logits = {name: torch.from_numpy(part) for name, part in cell.logits.items()}
-    temperatures = cell.fitted if decoding.calibrate else {}
     decoded = decode(
-        logits, taxonomy, decoding, temperatures=temperatures, trained=cell.trained, subjects=cell.subjects
+        {name: torch.from_numpy(part) for name, part in cell.logits.items()},
+        cell.taxonomy,
+        decoding,
+        temperatures=cell.fitted if decoding.calibrate else {},
+        trained=cell.trained,
+        subjects=cell.subjects,
     )
-    if decoded.shares is not None:
-        prior = f"{'em: ' if decoding.prior == 'em' else ''}{', '.join(f'{share:.4f}' for share in decoded.shares)}"
-    probs, hard, soft = (part.numpy() for part in (decoded.probs, decoded.hard, decoded.soft))
-    heads = None if decoded.unrestricted is None else decoded.unrestricted.numpy()
-    return DecodedCell(cell.gold, probs, hard, soft, decoding, taxonomy, prior, cell.rows, temperatures, heads)
+    return DecodedCell(cell.gold, decoded, cell.rows)
 
 
 def vote(members: Sequence[DecodedCell]) -> DecodedCell:
-    """Return the soft vote of several models on the same rows: their mean probabilities, with both gates.
+    """Return the soft vote of several models on the same rows: the mean of their probabilities.
 
     Raises:
         MtlReError: The models differ in rows or labels.
     """
-    first = members[0]
     if len({(member.rows, tuple(member.taxonomy.labels)) for member in members}) != 1:
         raise MtlReError(
             "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
         )
-    probs = np.mean([member.probs for member in members], axis=0)
-    heads = np.mean(
-        [member.probs if member.unrestricted is None else member.unrestricted for member in members], axis=0
-    )
-    voted = Decoded(torch.from_numpy(probs), first.taxonomy, first.decoding)
-    hard, soft = voted.hard.numpy(), voted.soft.numpy()
-    return replace(
-        first, probs=probs, hard=hard, soft=soft, prior="of each member", temperatures={}, unrestricted=heads
-    )
+    parts = [member.decoded for member in members]
+    probs = torch.stack([part.probs for part in parts]).mean(0)
+    heads = torch.stack([part.probs if part.unrestricted is None else part.unrestricted for part in parts]).mean(0)
+    first = members[0]
+    return replace(first, decoded=Decoded(probs, first.taxonomy, first.decoded.decoding, unrestricted=heads))
 
 
 def compose(parts: Mapping[str, CellLogits]) -> CellLogits:

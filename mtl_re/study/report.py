@@ -223,7 +223,7 @@ def _temperatures(entries: Sequence[ScoredArm], reading: str) -> str:
     by_head: dict[str, list[float]] = {}
     for entry in entries:
         for cell in entry.cells.values() if entry.reading == reading else ():
-            for head, value in cell.temperatures.items():
+            for head, value in cell.decoded.temperatures.items():
                 by_head.setdefault(head, []).append(value)
     means = [f"{head} {sum(values) / len(values):.2f}" for head, values in by_head.items() if set(values) != {1.0}]
     return ", ".join(means) or NONE

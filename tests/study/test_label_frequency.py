@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from mtl_re.scoring.decoding import Decoded
 from mtl_re.scoring.metrics import auprc_by_class, micro_f1
 from mtl_re.study import pictures
 from mtl_re.study.cell_logits import DecodedCell
@@ -28,7 +30,7 @@ def cell(wrong, seed=0):
     probs = np.full((len(GOLD), 7), 0.02)
     probs[np.arange(len(GOLD)), labels] = 0.88
     probs += 1e-4 * np.random.default_rng(seed).random(probs.shape)
-    return DecodedCell(GOLD, probs, labels, labels, StudyDecoding(), TAXONOMY, "none", "rows", {})
+    return DecodedCell(GOLD, Decoded(torch.from_numpy(probs), TAXONOMY, StudyDecoding()), "rows")
 
 
 def test_groups_have_equally_many_relations_from_rare_to_frequent():
@@ -72,7 +74,8 @@ def test_without_a_baseline_nothing_is_compared(tmp_path):
 
 def test_arms_of_different_label_sets_are_not_divided(tmp_path):
     other = Taxonomy.from_dict({"groups": {"none": ["no_relation"], "all": [f"r{number}" for number in range(6)]}})
-    cells = {1: cell([])}, {1: replace(cell([]), taxonomy=other)}
+    right = cell([])
+    cells = {1: right}, {1: replace(right, decoded=replace(right.decoded, taxonomy=other))}
     entries = [ScoredArm(arm, "hard", part, {}) for arm, part in zip(("flat", "joint"), cells, strict=True)]
     assert frequency_section(study(None), entries, tmp_path) == []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from mtl_re import figures
@@ -24,6 +25,7 @@ from mtl_re.data.readers import file_digest
 from mtl_re.data.validation import BadRow
 from mtl_re.errors import MtlReError
 from mtl_re.scoring import significance
+from mtl_re.scoring.decoding import Decoded
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.study import arm_statistics, cell_logits, scored_arms
@@ -42,11 +44,10 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 HEADS = {head.name: len(head.classes) for head in TAXONOMY.heads}
 
 
-def as_read(gold, labels, probs=None, rows="rows", taxonomy=TAXONOMY):
-    if probs is None:
-        probs = np.full((len(gold), LABELS), 0.1)
-        probs[np.arange(len(gold)), labels] = 0.6
-    return DecodedCell(gold, probs, labels, labels, StudyDecoding(), taxonomy, "none", rows, {})
+def as_read(gold, labels, rows="rows"):
+    probs = np.full((len(gold), LABELS), 0.1)
+    probs[np.arange(len(gold)), labels] = 0.6
+    return DecodedCell(gold, Decoded(torch.from_numpy(probs), TAXONOMY, StudyDecoding()), rows)
 
 
 def predict(generator, gold, skill):
@@ -280,10 +281,10 @@ def test_a_composition_takes_each_head_from_its_network():
     fine = {name: softmax(parts[name].logits[name]) for name in ("a", "b")}
     expected = np.concatenate([coarse[:, :1], coarse[:, 1:2] * fine["a"], coarse[:, 2:] * fine["b"]], axis=1)
     assert found.probs == pytest.approx(expected)
-    assert np.array_equal(found.soft, expected.argmax(axis=1))
+    assert np.array_equal(found.decoded.soft, expected.argmax(axis=1))
     branch = coarse.argmax(axis=1)
     by_hand = [0 if c == 0 else 1 + 2 * (c - 1) + fine["ab"[c - 1]][row].argmax() for row, c in enumerate(branch)]
-    assert np.array_equal(found.hard, by_hand)
+    assert np.array_equal(found.decoded.hard, by_hand)
     assert whole.trained == (0.5, 0.25, 0.25)
     one = logits(4)
     assert np.array_equal(
@@ -335,9 +336,9 @@ def test_a_calibrating_reading_uses_the_fitted_temperatures():
     by_hand = replace(cell, logits={name: part / np.float32(cell.fitted[name]) for name, part in cell.logits.items()})
     fitted = decode_cell(cell, StudyDecoding("soft", prior="em", calibrate=True))
     assert np.array_equal(fitted.probs, decode_cell(by_hand, StudyDecoding("soft", prior="em")).probs)
-    assert decode_cell(cell, StudyDecoding()).temperatures == {}
+    assert decode_cell(cell, StudyDecoding()).decoded.temperatures == {}
     assert fitted.prior != decode_cell(cell, StudyDecoding("soft", prior="em")).prior
-    assert fitted.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
+    assert fitted.decoded.temperatures == {"coarse": 2.0, "a": 1.0, "b": 0.5}
     other = logits(2, fitted={"coarse": 3.0, "a": 4.0, "b": 6.0})
     assert compose({"coarse": cell, "a": other, "b": cell}).fitted == {"coarse": 2.0, "a": 4.0, "b": 0.5}
 
