@@ -107,7 +107,7 @@ def count(spec: str, taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> Co
         if len(counts.first_bad) < LISTED:
             counts.first_bad.append(row)
 
-    for example in read_examples(spec, taxonomy, "skip", reject, reading):
+    for example in read_examples(spec, taxonomy, reject, reading):
         counts.rows += 1
         counts.lengths[len(example.sentence)] += 1
         if example.label is None:

@@ -50,24 +50,21 @@ def parsed(spec: str, taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> I
 def read_examples(
     spec: str,
     taxonomy: Taxonomy,
-    on_bad_row: Literal["error", "skip"] = "error",
     rejected: Callable[[BadRow], object] | None = None,
     reading: ReadingConfig = AS_KLUE,
 ) -> Iterator[Example]:
     """Yield the examples of DATA.
 
     Args:
-        on_bad_row: `error` stops at the first bad row; `skip` hands each to `rejected` and continues.
+        rejected: Takes the bad rows (None: the first of them stops the reading).
 
     Raises:
-        MtlReError: DATA cannot be read, or a row is bad and `on_bad_row` is `error`.
+        MtlReError: DATA cannot be read, or a row is bad and nothing takes it.
     """
-    if on_bad_row == "skip" and rejected is None:
-        raise ValueError("on_bad_row='skip' needs `rejected`, so that no row is lost in silence")
     for _, row in parsed(spec, taxonomy, reading):
         if isinstance(row, Example):
             yield row
-        elif on_bad_row == "skip" and rejected is not None:
+        elif rejected is not None:
             rejected(row)
         else:
             raise MtlReError(f"{row} (on_bad_row skip leaves such rows out)")
@@ -86,7 +83,7 @@ def load_examples(
             no row is good.
     """
     bad: list[BadRow] = []
-    good = spool.collect(read_examples(spec, taxonomy, "skip", bad.append, reading))
+    good = spool.collect(read_examples(spec, taxonomy, bad.append, reading))
     if bad and (on_bad_row == "error" or not good):
         cure = cures(bad, len(good) + len(bad))
         end = "on_bad_row skip leaves such rows out" if good else f"none of the {len(bad):,} rows can be used"

@@ -212,10 +212,10 @@ def _points(curves: Points, steps: Points) -> Points:
     return points
 
 
-def _overlaps(places: Points, size: Points, others: Points, sizes: Points, space: float = 3.0) -> Any:
-    """Return (places, others): whether two boxes come closer than `space` pixels."""
+def _overlaps(places: Points, size: Points, others: Points, sizes: Points) -> Any:
+    """Return (places, others): whether two boxes come closer than three pixels."""
     size = np.broadcast_to(size, places.shape)
-    near = np.abs(places[:, None] - others[None]) < (size[:, None] + sizes[None]) / 2 + space
+    near = np.abs(places[:, None] - others[None]) < (size[:, None] + sizes[None]) / 2 + 3
     return near[..., 0] & near[..., 1]
 
 

@@ -224,9 +224,8 @@ def bootstrap_intervals(
     taxonomy: Taxonomy,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, list[float] | None]:
-    """Return percentile bootstrap intervals over rows.
+    """Return 95 % percentile bootstrap intervals over rows.
 
     They hold the model fixed and cover the sampling of test rows only, not the training seed. How classes that
     vanish from a resample count: see `Resampled`.
@@ -238,9 +237,8 @@ def bootstrap_intervals(
     if resamples == 0:
         return {"micro_f1": None, "auprc": None}
     pairs = [score(chunk) for chunk in multiplicities(len(gold), resamples, seed)]
-    tails = [(1 - level) / 2, (1 + level) / 2]
     named = zip(("micro_f1", "auprc"), zip(*pairs, strict=True), strict=True)
-    return {name: np.quantile(np.concatenate(values), tails).tolist() for name, values in named}
+    return {name: np.quantile(np.concatenate(values), [0.025, 0.975]).tolist() for name, values in named}
 
 
 def all_metrics(
@@ -252,7 +250,6 @@ def all_metrics(
     taxonomy: Taxonomy,
     prior: str = "none",
     resamples: int = 1000,
-    seed: int = 0,
     unrestricted: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the metrics that `mtl-re evaluate` writes, as plain JSON values, percentages 0-100.
@@ -281,7 +278,7 @@ def all_metrics(
         "auprc": auprc(gold, probs),
         "macro_f1": macro_f1(gold, pred, taxonomy),
         "accuracy": accuracy(gold, pred),
-        "ci": bootstrap_intervals(gold, pred, probs, taxonomy, resamples, seed),
+        "ci": bootstrap_intervals(gold, pred, probs, taxonomy, resamples),
         "coarse": _coarse(counts, taxonomy),
         "gate": _gate(counts, taxonomy),
         "fine": _fine(gold, probs if unrestricted is None else unrestricted, taxonomy),

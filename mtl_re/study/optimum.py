@@ -140,10 +140,10 @@ def _resampled_errors(surface: Surface, resamples: int) -> Floats:
     return np.asarray(refits[:, : len(surface.betas)] / np.maximum(sds, 1e-300)[:, None])
 
 
-def slices(point: Floats, count: int = 4) -> list[tuple[int, int, int]]:
-    """Return triples of components to draw slices by, where there are more than three.
+def slices(point: Floats) -> list[tuple[int, int, int]]:
+    """Return at most four triples of components to draw slices by, where there are more than three.
 
     Those with the largest proportions at the optimum come first: their slices cover most of the region.
     """
     order = np.argsort(-point, kind="stable").tolist()
-    return list(itertools.combinations(order, 3))[:count]
+    return list(itertools.combinations(order, 3))[:4]

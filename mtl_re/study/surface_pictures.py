@@ -60,11 +60,11 @@ class Triangle:
         low = np.array([optimum.surface.region.low[head] for head in heads])
         return cls(heads, low, float(1 - fixed.sum() - low.sum()), fixed)
 
-    def points(self, degree: int = 100) -> Floats:
-        """Return (N, q) proportions of a fine lattice over the triangle."""
-        steps = [(i, j, degree - i - j) for i in range(degree + 1) for j in range(degree + 1 - i)]
+    def points(self) -> Floats:
+        """Return (5151, q) proportions of a lattice over the triangle, in steps of one percent."""
+        steps = [(i, j, 100 - i - j) for i in range(101) for j in range(101 - i)]
         points = np.tile(self.fixed, (len(steps), 1))
-        points[:, list(self.heads)] = self.low + self.span * np.array(steps) / degree
+        points[:, list(self.heads)] = self.low + self.span * np.array(steps) / 100
         return points
 
     def places(self, points: Floats) -> Floats:

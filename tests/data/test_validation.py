@@ -68,7 +68,7 @@ def test_a_bad_row_is_named_or_counted(hostile: dict[str, Path], name: str) -> N
         list(read_examples(path, TAXONOMY))
     assert str(streamed.value).startswith(f"{path}:{number}: {place}: ")
     rejected: list[BadRow] = []
-    good = list(read_examples(path, TAXONOMY, "skip", rejected.append))
+    good = list(read_examples(path, TAXONOMY, rejected.append))
     assert (rejected[0].source, rejected[0].row, rejected[0].field) == (path, number, place)
     report = check_files([path], TAXONOMY)
     assert report.has_errors
@@ -202,11 +202,6 @@ def test_no_good_row_is_an_error_under_skip_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [{"text": "x"}, {"text": "y"}])
     with pytest.raises(MtlReError, match="none of the 2 rows can be used"):
         load_examples(path, TAXONOMY, "skip")
-
-
-def test_skip_without_a_place_for_the_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="rejected"):
-        next(read_examples("sample:train", TAXONOMY, "skip"))
 
 
 def test_no_heavy_import() -> None:
