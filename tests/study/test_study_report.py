@@ -548,6 +548,20 @@ def test_two_arms_are_paired(made, tmp_path, monkeypatch, capsys):
     assert "c2/wide: no such arm/reading is finished; there are unit/hard" in capsys.readouterr().err
 
 
+def test_a_flat_head_is_decoded_class_first(monkeypatch):
+    """no_relation is the most probable label, but two labels of org are together more probable."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    from experiments.flat_by_class import ByClass
+
+    flat = Taxonomy.from_option("flat")
+    probs = torch.zeros(1, len(flat.labels), dtype=torch.float64)
+    first, second = (flat.labels.index(label) for label in ("org:members", "org:founded"))
+    probs[0, 0], probs[0, first], probs[0, second] = 0.4, 0.35, 0.25
+    decoded = Decoded(probs, flat, StudyDecoding("hard"))
+    assert DecodedCell(np.array([0]), decoded, "rows").labels.tolist() == [0]
+    assert ByClass(np.array([0]), decoded, "rows").labels.tolist() == [first]
+
+
 def test_a_composition_is_calibrated_whole_or_not_at_all():
     taxonomy = Taxonomy.from_prefixes()
     logits = {head.name: np.zeros((2, len(head.classes)), np.float32) for head in taxonomy.heads}
