@@ -62,8 +62,12 @@ def _run_of(named: Path, option: str | None) -> Path:
 
 
 def _refuse_other_files(run_dir: Path) -> None:
-    """Raise MtlReError where a run would write over files that no run has written."""
-    taken = [name for name in WRITTEN if (run_dir / name).exists()]
+    """Raise MtlReError where a run would write over files that no run has written.
+
+    An empty file holds nothing to lose: a run that is killed at once leaves an empty metrics.jsonl, and no config.yaml.
+    """
+    paths = ((name, run_dir / name) for name in WRITTEN)
+    taken = [name for name, path in paths if path.is_dir() or (path.exists() and path.stat().st_size)]
     steps = checkpoint.whole_names(run_dir / "checkpoints")  # a run prunes them
     if not all((step / checkpoint.MANIFEST).is_file() for step in steps):
         taken.append("checkpoints")
@@ -73,8 +77,8 @@ def _refuse_other_files(run_dir: Path) -> None:
 
 
 def _is_run(run_dir: Path) -> bool:
-    """Return whether a run has begun here, even if it was killed at once: it writes the lock, then config.yaml, then
-    manifest.json, and all else later."""
+    """Return whether a run has begun here, even if it was killed soon: it writes the lock, an empty metrics.jsonl, then
+    config.yaml, then manifest.json, and all else later."""
     config, manifest = run_dir / "config.yaml", run_dir / "manifest.json"
     if config.exists():
         ours = "\ntracking:" in config.read_text(encoding="utf-8", errors="replace")

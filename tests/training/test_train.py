@@ -1051,6 +1051,7 @@ FOREIGN = {
     "checkpoints of another program": {"checkpoints/step-050000/model.bin": ""},
     "another tool's manifest": {"manifest.json": '{"name": "a web page"}', "model/weights.bin": ""},
     "another program's lock": {".lock": "", "model/weights.bin": ""},
+    "another program's log": {".lock": "", "metrics.jsonl": '{"loss": 1}'},
     "another program's config": {".lock": "", "config.yaml": "a: 1", "manifest.json": "{}"},
 }
 
@@ -1068,5 +1069,7 @@ def test_a_directory_of_another_program_is_not_taken_for_a_run(files, tmp_path):
 def test_a_run_that_was_killed_as_it_began_is_taken_up(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()  # opened before config.yaml is written
+    (tmp_path / ".partial-config.yaml").touch()
     with ExitStack() as resources:
         assert claim_run_dir(str(tmp_path), "auto", "name", resources) == tmp_path
