@@ -19,8 +19,6 @@ from mtl_re.study.study_file import load_study
 from mtl_re.taxonomy import Taxonomy
 
 RESAMPLES = 10_000
-
-
 HIERARCHY = Taxonomy.from_option("hierarchical")
 
 

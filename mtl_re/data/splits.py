@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -217,18 +217,25 @@ def _key_digests(examples: Sequence[Example]) -> np.ndarray:
 
 def digests_of(run: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that a run read its rows from, by their name; none where it left no manifest."""
-    if not (run / "manifest.json").is_file():
-        return {}
-    parts = read_json(run / "manifest.json")["data"]
-    return {part["source"]: part["sha256"] for part in (parts["train"], parts["valid"]) if part["sha256"] is not None}
+    return _row_digests(_described(run))
 
 
 def inputs_of(run: Path) -> dict[str, str]:
     """Return the SHA-256 of all local files that a run began from, by their name: those of its rows, and its encoder's
     weights, label set and class weights (which versions of before 2026-12 did not note)."""
-    if not (run / "manifest.json").is_file():
-        return {}
-    return digests_of(run) | read_json(run / "manifest.json")["data"].get("inputs", {})
+    described = _described(run)
+    return _row_digests(described) | described.get("inputs", {})
+
+
+def _described(run: Path) -> dict[str, Any]:
+    """Return what a run's manifest says of its data; nothing where there is no manifest."""
+    path = run / "manifest.json"
+    return dict(read_json(path)["data"]) if path.is_file() else {}
+
+
+def _row_digests(described: Mapping[str, Any]) -> dict[str, str]:
+    parts = (described[name] for name in ("train", "valid") if described)
+    return {part["source"]: part["sha256"] for part in parts if part["sha256"] is not None}
 
 
 def check_unchanged(run: Path) -> None:

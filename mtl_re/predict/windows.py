@@ -244,20 +244,19 @@ class WindowJob(ABC, Generic[Row]):
         windows, left, mine, rows_done = 0, 0, 0, sum(finished.values())
         with self._bar(plan) as bar:
 
+            def move(rows: float) -> None:
+                bar.update(min(rows, plan.total) - bar.n)  # the parts of a row may sum to more than it, by rounding
+
             def show() -> None:
                 others = len(parts.windows()) - len(finished) - mine if group.size > 1 and group.rank == 0 else 0
-                rows = rows_done + others * self.options.window
-                bar.update(min(rows, plan.total) - bar.n)
-
-            def advance(part: float) -> None:
-                bar.update(min(part, plan.total - bar.n))  # the parts of a row may sum to more than it, by rounding
+                move(rows_done + others * self.options.window)
 
             for number, rows in self._windows():
                 windows += 1
                 if number in finished:
                     continue
                 if left % group.size == group.rank:
-                    self._answer_window(plan, number, rows, advance)
+                    self._answer_window(plan, number, rows, lambda part: move(bar.n + part))
                     mine += 1
                     rows_done += len(rows)
                     show()

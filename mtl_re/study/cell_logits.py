@@ -32,7 +32,7 @@ from mtl_re.scoring.composed import ComposedModel
 from mtl_re.scoring.decoding import Decoded, decode
 from mtl_re.scoring.evaluation import gold_indices
 from mtl_re.scoring.metrics import Floats, Indices
-from mtl_re.study.study import Cell, Study, StudyDecoding, checked_config
+from mtl_re.study.study import Cell, Study, StudyDecoding, data_options, read_splits
 from mtl_re.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def check_test_rows(study: Study) -> None:
 
 
 def _check_types(rows: Sequence[Example], cell: Cell) -> None:
-    known = _trained_types(_data_options(cell), _heads(cell))
+    known = _trained_types(data_options(cell.config), _heads(cell))
     for row in rows:
         for role, entity in (("subject", row.subject), ("object", row.object)):
             if entity.type not in known:
@@ -328,7 +328,7 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
         MtlReError: There are none, or the file that they were split off has changed since.
     """
     check_unchanged(run_dir)
-    rows = without_rejected(_split_off(_data_options(cell), _heads(cell)), run_dir)
+    rows = without_rejected(_split_off(data_options(cell.config), _heads(cell)), run_dir)
     if not rows:
         raise MtlReError(f"{cell.key}: no validation rows to score, and the study names no test rows")
     return rows
@@ -336,21 +336,13 @@ def valid_rows(cell: Cell, run_dir: Path) -> Sequence[Example]:
 
 @lru_cache(maxsize=2)
 def _split_off(options: str, heads: str) -> tuple[Example, ...]:
-    config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
-    return tuple(load_splits(config, Taxonomy.from_option(heads)).valid)
+    return tuple(read_splits(options, heads).valid)
 
 
 @lru_cache(maxsize=16)
 def _trained_types(options: str, heads: str) -> frozenset[str]:
-    config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
-    rows = load_splits(config, Taxonomy.from_option(heads)).train
+    rows = read_splits(options, heads).train
     return frozenset(entity.type for row in rows for entity in (row.subject, row.object))
-
-
-def _data_options(cell: Cell) -> str:
-    """Return what decides which rows a cell reads and how it splits them, for a cache."""
-    data = {name: value for name, value in cell.config.get("data", {}).items() if name not in ("markers", "max_length")}
-    return json.dumps(data, sort_keys=True)
 
 
 def _heads(cell: Cell) -> str:

@@ -6,13 +6,11 @@ and paired seeds can show, and hours with the place where they come from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mtl_re.data.splits import load_splits
 from mtl_re.markdown import table
 from mtl_re.scoring.significance import COMPARED_SCORES, LEVEL, POWER, detectable_mean
 from mtl_re.study.cell_queue import CellQueue, duration
@@ -22,8 +20,7 @@ from mtl_re.study.finished_cells import finished_cells
 from mtl_re.study.mixture import MODELS, products
 from mtl_re.study.mixture_runs import RESPONSES
 from mtl_re.study.power import detectable
-from mtl_re.study.study import Cell, Study, checked_config
-from mtl_re.taxonomy import Taxonomy
+from mtl_re.study.study import Cell, Study, checked_config, data_options, read_splits
 from mtl_re.training.resume import planned_steps
 
 
@@ -207,12 +204,11 @@ def _confirming_steps(study: Study, pace: Pace) -> str:
 def steps_of(config: dict[str, Any]) -> int:
     """Return the optimizer steps of a run on one process."""
     checked = checked_config(config)
-    rows = _training_rows(json.dumps(config.get("data", {}), sort_keys=True), checked.model.heads)
+    rows = _training_rows(data_options(config), checked.model.heads)
     options = checked.train
     return planned_steps(options.epochs, options.max_steps, options.batch_size * options.accumulate, rows)[0]
 
 
 @lru_cache(maxsize=4)
 def _training_rows(options: str, heads: str) -> int:
-    config = checked_config({"data": json.loads(options), "model": {"heads": heads}})
-    return len(load_splits(config, Taxonomy.from_option(heads)).train)
+    return len(read_splits(options, heads).train)

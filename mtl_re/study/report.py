@@ -36,7 +36,6 @@ from mtl_re.study.surface_report import surface_section
 from mtl_re.training.metrics_log import read_log
 
 SCORES = {"micro_f1": "micro-F1", "auprc": "AUPRC"}
-PRECISIONS = {"no": "fp32"}
 
 
 def write_report(study: Study, searched: Mapping[str, Arm], resamples: int) -> Path:
@@ -179,11 +178,10 @@ def _arithmetic(study: Study, done: Mapping[tuple[str, int], Cell]) -> dict[str,
     for cell in done.values():
         path = study.run_dir(cell) / "manifest.json"
         if used := read_json(path).get("hardware") if path.is_file() else None:  # kept cells of before have none
+            precision = "fp32" if used["precision"] == "no" else used["precision"]
             processes = f"{used['processes']} process{'es' if used['processes'] > 1 else ''}"
             kind = used["device"].partition(":")[0]
-            ways.setdefault(
-                f"{PRECISIONS.get(used['precision'], used['precision'])}, {processes} on {kind}", []
-            ).append(cell.key)
+            ways.setdefault(f"{precision}, {processes} on {kind}", []).append(cell.key)
     return ways
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from mtl_re.config import Config, parse_config
+from mtl_re.data.splits import Splits, load_splits
 from mtl_re.errors import MtlReError
 from mtl_re.files import same_file
 from mtl_re.scoring.decoding import Decoding
@@ -217,6 +218,22 @@ def checked_config(options: Mapping[str, Any]) -> Config:
     normalise(config.loss.weights, [head.name for head in Taxonomy.from_option(config.model.heads).heads])
     check_entries(config)
     return config
+
+
+def data_options(options: Mapping[str, Any]) -> str:
+    """Return what decides which rows a training with nested options reads and how it splits them, as a cache's key."""
+    data = {name: value for name, value in options.get("data", {}).items() if name not in ("markers", "max_length")}
+    return json.dumps(data, sort_keys=True)
+
+
+def read_splits(data: str, heads: str) -> Splits:
+    """Return the training and validation rows of cells with some `data_options` and label set.
+
+    Raises:
+        MtlReError: As for `load_splits`.
+    """
+    config = checked_config({"data": json.loads(data), "model": {"heads": heads}})
+    return load_splits(config, Taxonomy.from_option(heads))
 
 
 # ---- checks over the whole study -----------------------------------------------------------------------------
