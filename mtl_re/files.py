@@ -319,6 +319,18 @@ def check_weights(folder: Path) -> None:
         raise MtlReError(f"{what}; copy or train it again, or remove {WEIGHTS_SEAL} if you changed the weights")
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents.
+
+    Raises:
+        MtlReError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def publish_folder(build: Path, final: Path) -> None:
     """Put a finished folder in another's place.
 

@@ -12,8 +12,8 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from mtl_re.data.tool_records import python_offset
 from mtl_re.data.unicode_form import Borders, compose_spans, composed_borders, is_decomposed
 from mtl_re.data.validation import (
     AS_KLUE,
-    READINGS,
     BadRow,
     Entity,
+    fitting_readings,
     identity,
     is_absent,
     is_blank,
@@ -112,7 +112,8 @@ def read_documents(
                 raise raw.fault
             yield raw.number, parse_document(raw.fields, raw.number, reading)
         except RowError as error:
-            fits = _fitting(raw.fields, reading) if "entities" in error.field and raw.fault is None else ()
+            spans = "entities" in error.field and raw.fault is None
+            fits = fitting_readings(partial(parse_document, raw.fields), reading) if spans else ()
             yield raw.number, BadRow(raw.source, raw.number, error.field, one_line(error.reason), fits)
 
 
@@ -286,17 +287,6 @@ def _trimmed(entity: Entity) -> Entity:
     start = entity.start + len(entity.word) - len(entity.word.lstrip())
     word = entity.word.strip()
     return Entity(word, start, start + len(word) - 1, entity.type)
-
-
-def _fitting(fields: Mapping[str, Any], reading: ReadingConfig) -> tuple[int, ...]:
-    """Return the numbers of the other `READINGS` under which a faulty row is sound."""
-    fits = []
-    for number, other in enumerate(READINGS):
-        if (other.span_ends, other.first_character) != (reading.span_ends, reading.first_character):
-            with suppress(RowError):
-                parse_document(fields, reading=other)
-                fits.append(number)
-    return tuple(fits)
 
 
 # ---- text files ----------------------------------------------------------------------------------------------------

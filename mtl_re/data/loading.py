@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +44,7 @@ def parsed(spec: str, taxonomy: Taxonomy, reading: ReadingConfig = AS_KLUE) -> I
             yield raw.number, parse_row(raw.fields, taxonomy, raw.number, spec, reading)
         except RowError as error:
             spans = "_entity" in error.field and raw.fault is None
-            fits = fitting_readings(raw.fields, taxonomy, reading) if spans else ()
+            fits = fitting_readings(partial(parse_row, raw.fields, taxonomy), reading) if spans else ()
             yield raw.number, BadRow(raw.source, raw.number, error.field, one_line(error.reason), fits)
 
 

@@ -14,7 +14,7 @@ import numbers
 import re
 import reprlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import field as dataclass_field
@@ -167,13 +167,13 @@ def parse_row(
     )
 
 
-def fitting_readings(fields: Mapping[str, Any], taxonomy: Taxonomy, reading: ReadingConfig) -> tuple[int, ...]:
-    """Return the numbers of the other `READINGS` under which a faulty row is sound."""
+def fitting_readings(parse: Callable[..., object], reading: ReadingConfig) -> tuple[int, ...]:
+    """Return the numbers of the other `READINGS` under which `parse(reading=...)` finds a faulty row sound."""
     fits = []
     for number, other in enumerate(READINGS):
         if (other.span_ends, other.first_character) != (reading.span_ends, reading.first_character):
             with suppress(RowError):
-                parse_row(fields, taxonomy, reading=other)
+                parse(reading=other)
                 fits.append(number)
     return tuple(fits)
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from mtl_re.errors import MtlReError
+from mtl_re.files import make_directory
 from mtl_re.study.study import Cell, Range, Study, check_cell
 
 if TYPE_CHECKING:
@@ -310,15 +310,3 @@ def _experimental() -> Any:
     from optuna.exceptions import ExperimentalWarning
 
     return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents.
-
-    Raises:
-        MtlReError: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MtlReError(f"{path}: cannot be written ({error.strerror})") from error

@@ -60,7 +60,6 @@ def begin_confirmation(study: Study, pairs: int) -> Study:
         raise MtlReError(f"study {study.name} has no design, so there is no optimum to confirm (--confirm)")
     path = study.output / "confirm" / PREDICTION
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _predicted(study))
     return stored_confirmation(study, pairs)
 

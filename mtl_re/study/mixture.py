@@ -214,3 +214,25 @@ def weights(heads: Sequence[str], point: Sequence[float]) -> dict[str, float]:
 def point_text(heads: Sequence[str], point: Sequence[float] | Floats) -> str:
     """Return proportions in words, such as `coarse 50 %, org 25 %, per 25 %`."""
     return ", ".join(f"{head} {100 * part:.3g} %" for head, part in zip(heads, point, strict=True))
+
+
+# ---- the triangle of three proportions -----------------------------------------------------------------------------
+
+CORNERS = ((0.5, math.sqrt(3) / 2), (0.0, 0.0), (1.0, 0.0))
+"""Corners of the triangle: top, left, right."""
+
+
+def ternary(shares: Floats) -> Floats:
+    """Map shares of three weights, on any scale, to points in the triangle `CORNERS`, one corner for each weight.
+
+    Shape: (N, 3) → (N, 2).
+
+    Raises:
+        MtlReError: There are not three columns, or a row has a negative value or sums to 0.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if shares.ndim != 2 or shares.shape[1] != 3 or (shares < 0).any() or not (shares.sum(axis=1) > 0).all():
+        raise MtlReError(
+            f"ternary: shape {shares.shape}; expected (N, 3) weights, not negative, some above 0 in each row"
+        )
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True) @ np.array(CORNERS))

@@ -14,7 +14,8 @@ import numpy as np
 from mtl_re.figures import COLORS, GREY, drawable, legend_below, picture
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.significance import seed_interval
-from mtl_re.study.arm_statistics import CORNERS, UNSHOWN, Difference, ternary
+from mtl_re.study.arm_statistics import UNSHOWN, Difference
+from mtl_re.study.mixture import CORNERS, ternary
 
 LINES = ("-", "--", ":", "-.")
 Points = Sequence[tuple[int, float]]

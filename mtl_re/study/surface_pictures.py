@@ -16,8 +16,7 @@ import numpy as np
 
 from mtl_re.figures import COLORS, drawable, picture
 from mtl_re.scoring.metrics import Floats
-from mtl_re.study.arm_statistics import CORNERS, ternary
-from mtl_re.study.mixture import replicated
+from mtl_re.study.mixture import CORNERS, replicated, ternary
 from mtl_re.study.optimum import Optimum, slices
 
 STEPS = (1, 2, 5, 10, 20, 25)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from mtl_re.config import AblateConfig
 from mtl_re.errors import MtlReError
-from mtl_re.files import write_text
+from mtl_re.files import make_directory, write_text
 from mtl_re.signals import stop_signals
 from mtl_re.study.cell_process import Outcome, in_use, run_cell, start_process
-from mtl_re.study.cell_queue import CellQueue, make_directory, searched_arms
+from mtl_re.study.cell_queue import CellQueue, searched_arms
 from mtl_re.study.confirmation import begin_confirmation, stored_confirmation
 from mtl_re.study.finished_cells import check_options
 from mtl_re.study.study import Cell

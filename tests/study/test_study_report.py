@@ -31,8 +31,9 @@ from mtl_re.scoring.significance import paired_bootstrap
 from mtl_re.study import arm_statistics, cell_logits, scored_arms
 from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
-from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted, ternary
+from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted
 from mtl_re.study.cell_logits import CellLogits, DecodedCell, compose, decode_cell, vote
+from mtl_re.study.mixture import ternary
 from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study import Cell, Study, StudyDecoding
 from mtl_re.study.study_file import load_study
