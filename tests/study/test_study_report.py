@@ -28,7 +28,7 @@ from mtl_re.scoring import significance
 from mtl_re.scoring.decoding import Decoded
 from mtl_re.scoring.metrics import auprc, micro_f1
 from mtl_re.scoring.significance import paired_bootstrap
-from mtl_re.study import arm_statistics, cell_logits, scored_arms
+from mtl_re.study import arm_statistics, cell_logits, report_heading, scored_arms
 from mtl_re.study import pictures as ablation_pictures
 from mtl_re.study import report as ablation_report
 from mtl_re.study.arm_statistics import Difference, cell_metrics, compare, draws, holm_adjusted
@@ -481,9 +481,9 @@ def test_test_rows_that_cells_have_read_are_counted(tmp_path):
     study = Study("made", base, (1,), arms, test=str(tmp_path / "test.json"), output=tmp_path / "out")
     assert cell_logits.shared_rows(study, study.cells()) == (1, 2)
     done = {(cell.arm, cell.seed): cell for cell in study.cells()}
-    assert ": 1 of its rows are among those" in ablation_report._shared(study, done)
+    assert ": 1 of its rows are among those" in report_heading._shared(study, done)
     (tmp_path / "train.json").unlink()
-    assert "were not compared" in ablation_report._shared(study, done)
+    assert "were not compared" in report_heading._shared(study, done)
 
 
 def test_a_report_says_how_each_arm_was_selected_and_on_which_rows():
@@ -491,7 +491,7 @@ def test_a_report_says_how_each_arm_was_selected_and_on_which_rows():
     arms = {"given": {}, "also": {}, "whole": {"data.valid_fraction": 0}, "auprc": {"eval.metric": "auprc"}}
     study = Study("made", base, (1, 2), arms)
     done = {(cell.arm, cell.seed): cell for cell in study.cells()}
-    text = ablation_report._selection(done)
+    text = report_heading._selection(done)
     assert text.startswith(
         "In given, also the checkpoint with the best micro_f1 on validation rows was kept. In whole "
     )
@@ -500,7 +500,7 @@ def test_a_report_says_how_each_arm_was_selected_and_on_which_rows():
     for rows, said in ((("x", "x"), "the same 7 validation rows in all cells"), (("x", "y"), "each cell's validation")):
         decoded = {seed: as_read(gold, gold, rows=name) for seed, name in enumerate(rows, start=1)}
         entries = [ScoredArm("given", "hard", decoded, {})]
-        assert said in "\n".join(ablation_report._heading(study, done, done, entries, 10))
+        assert said in "\n".join(report_heading.heading(study, done, done, entries, 10))
 
 
 @pytest.mark.slow
