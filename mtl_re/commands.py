@@ -231,7 +231,7 @@ class Command:
 CKPT = Argument("ckpt", "A run directory, its model/, an exported directory, or a hub id.", "CKPT")
 DATA = Argument(
     "data",
-    "A path (.json, .jsonl, .csv, .parquet, each also .gz), hub:DATASET/CONFIG:SPLIT, or sample:train|valid|test.",
+    "A path (.json, .jsonl, .csv, .tsv, .parquet, all also .gz), hub:DATASET/CONFIG:SPLIT, or sample:train|valid|test.",
     "DATA ...",
     settings={"nargs": "+", "metavar": "DATA"},
 )

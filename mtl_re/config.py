@@ -72,8 +72,8 @@ class DataConfig(ReadingConfig, group="data"):
     """The rows: where they come from, and how one becomes model input."""
 
     train: str = ""
-    """Training rows: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
-    `sample:train`."""
+    """Training rows: a path (.json, .jsonl, .csv, .tsv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT`
+    or `sample:train`."""
     valid: str | None = None
     """Validation rows, in the same forms (null: hold `valid_fraction` of the training rows out, by sentence)."""
     valid_fraction: float = within(0, 0.9, 0.1)
@@ -95,7 +95,8 @@ class DataConfig(ReadingConfig, group="data"):
     max_unknown: float = within(0, 1, 0.5)
     """Stop where more than this share of the training text's tokens is unknown to the encoder's vocabulary."""
     limit: int | None = within(1, math.inf, None)
-    """Number of training rows to use, drawn by `split_seed` (null: all)."""
+    """Number of rows of `data.train` to use, drawn by `split_seed` (null: all). Validation rows (`valid_fraction`,
+    `fold`) are held out of these."""
     split_seed: int = within(0, 2**32 - 1, 42)
     """Seed of `limit` and of the validation split; separate from `train.seed`, so that runs of several seeds share
     rows."""

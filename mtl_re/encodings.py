@@ -1,6 +1,6 @@
 """The encoding of a text file, judged by its first bytes: UTF-8, UTF-16, UTF-32, or CP949 as Korean Windows writes it.
 
-Only the standard library, because exports carry this module.
+Imports only the standard library and `errors`, because exports carry this module.
 """
 
 from __future__ import annotations

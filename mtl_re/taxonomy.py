@@ -5,7 +5,7 @@ A taxonomy groups the final labels into coarse classes. `hierarchical` gives it 
 with a single label is decided by the root alone. `flat` gives it one root head (`label`) over all labels; the
 groups stay known, because reports and target priors are about coarse classes either way.
 
-This file is the only place that knows `IGNORE`, the target of a head that has no label in a row. Pure Python.
+This file alone sets `IGNORE`, the target of a head that has no label in a row. Pure Python.
 """
 
 from __future__ import annotations

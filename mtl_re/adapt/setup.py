@@ -1,7 +1,7 @@
 """Options of `adapt` → everything the loop needs: text, masks, network, optimizer; and the state of an adaptation.
 
-What any run needs, checkpoints among it, is in `training.run`. A run is resumed only into the same options and the same
-blocks; equal states then continue equally.
+What any run needs is in `training.run`, its checkpoints in `training.resume`. A run is resumed only into the same
+options and the same blocks; equal states then continue equally.
 """
 
 from __future__ import annotations

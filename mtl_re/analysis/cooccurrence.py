@@ -1,7 +1,7 @@
 """`mtl-re cooccurrence`: how often a model relates two entities that only occur in the same sentence.
 
-Enters: predictions .jsonl with gold labels (and DATA, for entity types). Leaves: the share of no_relation rows that are
-predicted as related, with Wilson's 95 % interval: as predicted, at thresholds, and by entity types.
+Enters: predictions with gold labels, or DATA that has them (and the entity types). Leaves: the share of no_relation
+rows that are predicted as related, with Wilson's 95 % interval: as predicted, at thresholds, and by entity types.
 
 What this false-positive rate does not tell: KLUE-RE's no_relation rows are pairs that annotators saw and found
 unrelated, sampled such that most annotated pairs are related. In running text far more entity pairs are unrelated, and

@@ -38,7 +38,7 @@ def read_rows(spec: str, kind: str | None = None, any_columns: bool = False) -> 
     """Yield the rows of DATA.
 
     Args:
-        spec: a path (.json, .jsonl, .csv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
+        spec: a path (.json, .jsonl, .csv, .tsv, .parquet, each also .gz), `hub:DATASET/CONFIG:SPLIT` or
             `sample:train|valid|test`.
         kind: the format of a file whose suffix does not say it, as a suffix.
         any_columns: whether the columns of a table may have other names than those of rows.

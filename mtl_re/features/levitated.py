@@ -2,8 +2,9 @@
 
 The sentence stands unmarked. Behind it stand four marker tokens for every pair (subject start and end, object start and
 end), each with the position id of the token it marks. Text sees text alone; markers see the text and the markers of
-their own pair (`PAIRS`), so the text's states do not depend on the pairs, nor one pair's on another. A row of a
-`FeatureTable` holds one pair; `pad_pairs` lays rows of equal text side by side. Only numpy is needed, for exports.
+their own pair (`pairs` of `pad_pairs`), so the text's states do not depend on the pairs, nor one pair's on another. A
+row of a `FeatureTable` holds one pair; `pad_pairs` lays rows of equal text side by side. Only numpy is needed, for
+exports.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The network: a shared encoder, a pooling, one linear head a decision; and how encoders and checkpoints are loaded."""
+"""The network: a shared encoder, a pooling, a classifier for each head; how encoders and checkpoints are loaded."""

@@ -1,4 +1,4 @@
-"""One encoder, one pair vector, one linear layer a head: token ids in, logits by head out, nothing else.
+"""One encoder, one pair vector, one classifier for each head: token ids in, logits by head out, nothing else.
 
 Losses, gating and everything that has an opinion live elsewhere; the config carries what prediction needs (taxonomy,
 markers, pooling, gate, temperatures, training prior, lengths), so that a directory of config, weights and tokenizer is

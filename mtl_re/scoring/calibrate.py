@@ -5,7 +5,7 @@ unlabelled rows of the domain in which the model will be used. Temperatures come
 posteriors (Alexandari et al. 2020, who recommend calibration with a bias for each class; one temperature has none). On
 our dev-open that did not help: EM believed 69 % no_relation without temperatures and 73 % with them, where it has 60 %
 (experiments/results/2026-11-24_recommended). Stored in the checkpoint's `config.json`: temperatures (applied from then
-on, and named in every output) and the threshold with the prior it was fitted under (both applied where `--threshold
+on, and named by `evaluate`) and the threshold with the prior it was fitted under (both applied where `--threshold
 stored` asks for it). With `--precision`, also a threshold for each relation, for the triples of `mtl-re extract
 --threshold stored`. The rows given here must not be scored afterwards.
 """

@@ -2,8 +2,8 @@
 
 The one place that knows the order: temperatures → product of the heads → prior → type restriction → threshold → gate.
 The steps themselves are functions of `gating`, the prior by EM one of `calibration_fits`. Everything stays a float64
-tensor; whoever computes metrics or writes files converts. What was applied is named by `Decoded.applied`, which goes
-into every output.
+tensor; whoever computes metrics or writes files converts. What was applied is named by `Decoded.applied`, which
+goes into the JSON of `evaluate`; files of predictions and triples do not name it.
 """
 
 from __future__ import annotations

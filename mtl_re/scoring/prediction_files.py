@@ -1,4 +1,4 @@
-"""Files of predictions → rows: what `compare`, `errors` and `vote` read.
+"""Files of predictions → rows: what `compare`, `errors`, `cooccurrence` and `vote` read.
 
 Enters: .jsonl or .parquet as `writers` writes them, or a contest submission (.csv), whose list of probabilities has no
 names: their order is the contest's, or the one that is given. Leaves: one map a row (`id`, `label`, `probs` by label,

@@ -235,7 +235,7 @@ def _finite(values: Sequence[float], name: str) -> Floats:
 
 
 def compare_files(a: Path, b: Path, options: CompareConfig) -> dict[str, Any]:
-    """Compare two files of `mtl-re predict` or `evaluate --predictions` (.jsonl) on the same labelled rows.
+    """Compare two files of `mtl-re predict` or `evaluate --predictions` on the same labelled rows.
 
     Both are read side by side; a row needs `id`, `label`, `gold` and `probs`. The label set is read from the first
     row's `probs`; micro-F1 leaves out the "no relation" of `options.heads` where that has the same labels, else the

@@ -1,8 +1,9 @@
 """The logits of a finished cell on the rows that it is scored on, and their decoding in each of the study's ways.
 
 The logits of every head are computed once and cached in the run directory (`logits-*.npz`). Gates, priors, type
-restriction and compositions of several networks are then arithmetic, and nothing else reads the test rows. A cell whose
-weights are gone (removed for their size, or left on another machine) still counts through its cached logits.
+restriction and compositions of several networks are then arithmetic. Test rows are read here alone: checked before the
+first training, scored for the report. A cell whose weights are gone (removed for their size, or left on another
+machine) still counts through its cached logits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: the finished cells of a study (logits by `cell_logits`, curves from metrics.jsonl). Out: OUTPUT/report/ with
 report.md, scores.csv (a line for each seed), summary.csv, differences.csv and pictures. It can be written at any time;
-cells that are not finished are listed in it. The test rows are read here and nowhere else.
+cells that are not finished are listed in it.
 """
 
 from __future__ import annotations

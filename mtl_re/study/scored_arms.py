@@ -1,6 +1,6 @@
 """The finished cells of a study, scored: every arm and composition under every decoding, by seed.
 
-In: finished cells. Out: `ScoredArm`s. The test rows are read here (through `cell_logits`) and nowhere else.
+In: finished cells. Out: `ScoredArm`s. The test rows are scored here (through `cell_logits`) and nowhere else.
 """
 
 from __future__ import annotations

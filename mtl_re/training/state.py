@@ -1,7 +1,7 @@
 """Where a training stands: what a step leaves behind, written to disk and read back exactly.
 
 `State` is plain JSON. Of what a checkpoint holds this is training's own share (the average of the weights, the moving
-weights of heads, the sums since the last logged line); the rest is `run`'s.
+weights of heads, the sums since the last logged line); the rest is `resume`'s.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ step was split. DDP averages gradients over processes where the algebra wants th
 number of processes once, in `step`.
 
 When a step, a line, an evaluation or a checkpoint is due is in `loop`, what the loop needs to go on after a kill in
-`run` and `state`, what it says of itself in `step_log`.
+`resume` and `state`, what it says of itself in `step_log`.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _update_weighting(run: TrainRun, batches: Sequence[Batch], sums: dict[str, T
 
 
 def global_counts(run: TrainRun, rows: np.ndarray) -> tuple[dict[str, int], int]:
-    """Return the labelled rows of a step by head, and rows that train anything, over all processes and passes.
+    """Return the labelled rows of a step by head, and those of the root head, over all processes and passes.
 
     The only place where counts are made global. Every process knows the whole step, because the batch order is a pure
     function: no communication, and no difference between ranks.

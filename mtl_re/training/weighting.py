@@ -3,9 +3,10 @@
 The factors are only decided here: `train.step_weights` multiplies `loss.weights` by them, and `losses.combine` the
 losses by the result.
 
-A weighting sees, after every optimizer step, the raw mean loss of each head over the whole step (already reduced over
-processes), so its state is the same on every rank, and it gives the weights of the next step. Weights are normalised to
-sum to the number of heads: only ratios matter under Adam. State is plain JSON and lies in the checkpoint.
+A weighting with `needs_losses` sees, after every optimizer step that was not skipped, the raw mean loss of each head
+over the whole step (already reduced over processes), so its state is the same on every rank, and it gives the weights
+of the next step. Weights are normalised to sum to the number of heads: only ratios matter under Adam. State is plain
+JSON and lies in the checkpoint.
 
 uncertainty: Kendall, Gal & Cipolla 2018 (arXiv 1705.07115). dwa: Liu, Johns & Davison 2019 (1803.10704). rlw: Lin et
 al. 2022 (2111.10603), the control that a method should beat. famo: Liu et al. 2023 (2306.03792).

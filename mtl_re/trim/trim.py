@@ -2,9 +2,9 @@
 
 Enters: an encoder, text, options. Leaves: a directory that `model.encoder` takes: config, weights (the masked-LM head
 with them), tokenizer, the report as trim.json and trim.md, and the tokenizer of before for `mtl-re check`. The
-directory is read back before it appears: held-out texts whose pieces were all kept must have the same pieces, and some
-of them the same hidden states, bit for bit; otherwise nothing is written. Anchors: vocabtrimmer (Ushio et al. 2023,
-arXiv 2305.15020), TextPruner (Yang et al. 2022, arXiv 2203.15996).
+directory is read back before it appears: held-out texts whose pieces were all kept must have the same pieces, and up to
+eight texts, held-out ones first, the same hidden states, bit for bit; otherwise nothing is written. Anchors:
+vocabtrimmer (Ushio et al. 2023, arXiv 2305.15020), TextPruner (Yang et al. 2022, arXiv 2203.15996).
 """
 
 from __future__ import annotations

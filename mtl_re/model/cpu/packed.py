@@ -6,8 +6,8 @@ attention must know where rows begin and end: its states are moved into blocks o
 its longest row (blocks are cut where padding plus calls cost least), and back. The result equals that of a padded batch
 up to rounding.
 
-On a GPU a further call costs more than the padding it saves. There, and for encoders with an attention of their own
-(DeBERTa's relative positions), batches stay padded.
+Batches stay padded on a GPU, where a further call is thought to cost more than the padding it saves (not measured), in
+compiled encoders, and in model types that are not in `levitated.FAMILIES` (DeBERTa's relative positions, for one).
 """
 
 from __future__ import annotations
