@@ -18,7 +18,8 @@ from mtl_re.page.backend import PageBackend
 from mtl_re.page.draft import Markup
 from mtl_re.page.translations import EXAMPLE, TEXTS, Language
 from mtl_re.predict import triples
-from mtl_re.predict.document_triples import DocumentExtractor, Finder, Row, Sentence
+from mtl_re.predict.document_triples import DocumentExtractor, Row, Sentence
+from mtl_re.predict.ner import EntityFinder
 
 COMMAND = "mtl-re extract CKPT --data FILE.txt --entities ner:MODEL --output triples.csv"
 """What a text that is too long for the page is for."""
@@ -52,7 +53,7 @@ class DocumentBackend:
         finder: Finds entities (None: they can only be marked by hand).
     """
 
-    def __init__(self, page: PageBackend, finder: Finder | None) -> None:
+    def __init__(self, page: PageBackend, finder: EntityFinder | None) -> None:
         self.page, self.finder, self.types = page, finder, page.types
         self.taxonomy, self.options = page.taxonomy, page.options
         self.stored_thresholds: Mapping[str, float | None] | None = None

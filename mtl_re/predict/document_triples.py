@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from mtl_re.data.documents import Document
 from mtl_re.data.validation import Entity, Example
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.predict import triples
+from mtl_re.predict.ner import EntityFinder, read_types
 from mtl_re.predict.predictor import Predictor
 from mtl_re.predict.sentences import sentence_ranges
 from mtl_re.predict.triples import Triple
@@ -43,20 +43,9 @@ document as it was given, also where it was composed; `score` is the probability
 coarse class."""
 
 
-class Finder(Protocol):
-    """What finds entities: an `ner.EntityFinder`."""
-
-    def find(self, texts: Sequence[str]) -> list[list[Entity]]:
-        """Return the entities of each text."""
-
-    @property
-    def digest(self) -> str:
-        """A digest of all that the result depends on."""
-
-
 def load_finder(
     spec: str, types: str | None, known: Sequence[str], device: str | None = None, precision: str = "no"
-) -> Finder:
+) -> EntityFinder:
     """Load what `--entities` names, and say which of its types the relation model does not know.
 
     Args:
@@ -67,8 +56,6 @@ def load_finder(
     Raises:
         MtlReError: It names nothing, the model cannot be loaded, or the relation model knows none of its types.
     """
-    from mtl_re.predict.ner import EntityFinder, read_types
-
     kind, colon, model = spec.partition(":")
     if kind != "ner" or not colon or not model:
         raise MtlReError(f"--entities {spec}: expected ner:MODEL, MODEL being a directory or hub id of transformers")
@@ -170,7 +157,7 @@ class DocumentExtractor:
         how: Documents become sentences (see `config.ExtractConfig.sentences`).
     """
 
-    def __init__(self, predictor: Predictor, finder: Finder | None, how: Cut = "split") -> None:
+    def __init__(self, predictor: Predictor, finder: EntityFinder | None, how: Cut = "split") -> None:
         self.predictor, self.finder, self.how = predictor, finder, how
 
     def check(self, document: Document) -> None:

@@ -29,8 +29,9 @@ from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
 from mtl_re.files import whole_file
 from mtl_re.predict import triples
-from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Finder, Row, grouped, known_only, load_finder
+from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Row, grouped, known_only, load_finder
 from mtl_re.predict.folders import Unit
+from mtl_re.predict.ner import EntityFinder
 from mtl_re.predict.parts import RejectedRow
 from mtl_re.predict.predict import identity
 from mtl_re.predict.predictor import Predictor
@@ -104,7 +105,7 @@ def _predictor(ckpt: str, options: ExtractConfig, device: str | None = None) -> 
     )
 
 
-def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) -> Finder | None:
+def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) -> EntityFinder | None:
     """Load what `--entities` names, if it is given."""
     if options.entities is None:
         return None
@@ -166,7 +167,7 @@ class ExtractionJob(WindowJob[Document]):
     def __init__(
         self,
         predictor: Predictor,
-        finder: Finder | None,
+        finder: EntityFinder | None,
         data: str,
         output: Path,
         options: ExtractConfig,

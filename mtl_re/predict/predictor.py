@@ -185,10 +185,10 @@ class Predictor:
             MtlReError: An entity is at fault; the message names it. Or no thresholds are stored, or other ones in
                 another member.
         """
-        if threshold == "stored":
-            predictor, thresholds = self.with_stored_thresholds()
-            return triples.extract(predictor, sentence, entities, thresholds)
-        return triples.extract(self, sentence, entities, threshold)
+        predictor, least = self.with_stored_thresholds() if threshold == "stored" else (self, threshold)
+        keep = triples.keeps(self.taxonomy, least)
+        pairs, _ = triples.candidates(sentence, entities, self.taxonomy, self.entity_types)
+        return triples.triples_of(pairs, predictor.probabilities(pairs), self.taxonomy, keep) if pairs else []
 
     def with_stored_thresholds(self) -> tuple[Predictor, dict[str, float | None]]:
         """Return this predictor under the prior that the stored thresholds were fitted under, and the thresholds:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from itertools import permutations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,19 +35,6 @@ from mtl_re.taxonomy import Taxonomy
 CLASH = "their spans cross or are the same"
 """Why two entities make no pair; see `span_clash`."""
 _AT = re.compile(r"(?P<word>.+)@(?P<start>\d+)", re.DOTALL)
-
-
-class PairScorer(Protocol):
-    """What gives the probabilities of pairs: a `Predictor`."""
-
-    taxonomy: Taxonomy
-
-    @property
-    def entity_types(self) -> Sequence[str]:
-        """Entity types that the model was trained with (empty: any)."""
-
-    def probabilities(self, examples: Sequence[Any]) -> np.ndarray:
-        """Return (examples, labels) probabilities in the order of the taxonomy's labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +58,6 @@ class Triple:
     def __str__(self) -> str:
         spans = [f"{entity.word} ({entity.start}..{entity.end})" for entity in (self.subject, self.object)]
         return f"{self.score:.3f}\t{spans[0]}\t{self.relation}\t{spans[1]}"
-
-
-def extract(
-    predictor: PairScorer,
-    sentence: str,
-    entities: Sequence[EntityLike],
-    threshold: float | Mapping[str, float | None] = 0.5,
-) -> list[Triple]:
-    """Return the relations between the entities of a sentence (see `Predictor.extract`).
-
-    Args:
-        threshold: Least score, of all relations or of each (see `keeps`).
-    """
-    keep = keeps(predictor.taxonomy, threshold)
-    pairs, _ = candidates(sentence, entities, predictor.taxonomy, predictor.entity_types)
-    if not pairs:
-        return []
-    return triples_of(pairs, predictor.probabilities(pairs), predictor.taxonomy, keep)
 
 
 def triples_of(

@@ -11,7 +11,7 @@ from mtl_re import cli
 from mtl_re.analysis.cooccurrence import cooccurrence, false_rate, render_cooccurrence
 from mtl_re.config import CooccurrenceConfig
 from mtl_re.errors import MtlReError
-from mtl_re.predict.triples import extract
+from mtl_re.predict.predictor import Predictor
 from mtl_re.taxonomy import KLUE, NO_RELATION, Taxonomy
 
 
@@ -76,7 +76,7 @@ def test_a_threshold_counts_what_extract_gives(tmp_path):
             return np.array([[probs[label] for label in taxonomy.labels]] * len(rows))
 
     for at in cooccurrence(path, CooccurrenceConfig(thresholds=[0.03, 0.1, 0.38, 0.39]))["thresholds"]:
-        triples = extract(Asked(), "가 나", [(0, 0, "PER"), (2, 2, "LOC")], at["threshold"])
+        triples = Predictor.extract(Asked(), "가 나", [(0, 0, "PER"), (2, 2, "LOC")], at["threshold"])
         assert [triple.relation for triple in triples] == ["per:title"] * int(at["one_relation"]["rate"]), at
 
 
