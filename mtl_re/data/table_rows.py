@@ -18,6 +18,7 @@ from typing import Any
 from mtl_re.data.format_signs import format_of
 from mtl_re.data.raw_rows import CHUNK, RawRow, Stream, fault, lines_of
 from mtl_re.errors import RowError
+from mtl_re.files import parquet_rows
 
 MAX_CELL = 4 << 20
 """Longest cell of a CSV, in characters: a quote that is never closed runs into this."""
@@ -76,18 +77,15 @@ def _cells(source: str, reader: Any) -> Iterator[list[str] | RowError]:
 
 def read_parquet(source: str, stream: Stream) -> Iterator[RawRow]:
     import pyarrow
-    from pyarrow import parquet
 
     with tempfile.TemporaryFile() as plain:
         if isinstance(stream, gzip.GzipFile):  # Parquet begins at its end, which gzip cannot seek to
             shutil.copyfileobj(stream, plain, CHUNK)
         number = 0
         try:
-            file = parquet.ParquetFile(plain if isinstance(stream, gzip.GzipFile) else stream, pre_buffer=False)
-            for batch in file.iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield RawRow(source, number, fields)
+            file = plain if isinstance(stream, gzip.GzipFile) else stream
+            for number, fields in enumerate(parquet_rows(file), 1):
+                yield RawRow(source, number, fields)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             after = f"after row {number}: " if number else ""
             raise fault(source, f"{after}not sound Parquet ({error}); write or copy it again") from error

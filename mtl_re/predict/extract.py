@@ -27,7 +27,7 @@ from mtl_re.data.loading import tell_decomposed
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
-from mtl_re.files import whole_file
+from mtl_re.files import parquet_rows, whole_file
 from mtl_re.predict import triples
 from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Row, grouped, known_only, load_finder
 from mtl_re.predict.folders import Unit
@@ -300,11 +300,7 @@ def read_triples(path: Path, suffix: str | None = None) -> Iterator[Row]:
     """
     suffix = path.suffix if suffix is None else suffix
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+        yield from parquet_rows(path)
         return
     with path.open(encoding="utf-8", newline="") as lines:
         if suffix == ".csv":

@@ -19,6 +19,7 @@ import numpy as np
 from mtl_re.data.validation import Example
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, tell
+from mtl_re.files import parquet_rows
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.writers import CSV_HEADER
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
@@ -120,15 +121,11 @@ def _check_order(path: Path, rows: Sequence[tuple[int, dict[str, str], list[Any]
 
 def _parquet_rows(path: Path, order: Sequence[str]) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        for number, row in enumerate(parquet_rows(path), 1):
+            yield number, row
     except pa.ArrowException as error:
         raise MtlReError(f"{path}: after row {number}: not sound Parquet ({error})") from error
 

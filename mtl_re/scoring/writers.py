@@ -24,7 +24,7 @@ import numpy as np
 
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
-from mtl_re.files import whole_file
+from mtl_re.files import parquet_rows, whole_file
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
 if TYPE_CHECKING:
@@ -337,12 +337,8 @@ def _json_rows(path: Path) -> Iterator[OutputRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[OutputRow]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_CHUNK, columns=["id", "label", "probs"]):
-            for row in batch.to_pylist():
-                yield row["id"], row["label"], list(row["probs"].values())
+    for row in parquet_rows(path, ["id", "label", "probs"]):
+        yield row["id"], row["label"], list(row["probs"].values())
 
 
 _READERS: dict[str, Callable[[Path], Iterator[OutputRow]]] = {
