@@ -297,7 +297,7 @@ COMMANDS: dict[str, Command] = {
         "Train a model; prints the run directory last.",
         "mtl_re.training.train:train",
         config.Config,
-        reads=("data.train", "data.valid", "model.encoder", "model.heads"),
+        reads=("data.train", "data.valid", "model.encoder", "model.init", "model.heads", "loss.class_weights"),
     ),
     "trim": Command(
         "Cut an encoder's vocabulary to the pieces that a language's text needs.",

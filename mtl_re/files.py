@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -234,22 +234,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MtlReError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def parquet_rows(file: Path | IO[bytes], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, some at a time.
-
-    Args:
-        columns: Those to read (None: all).
-
-    Raises:
-        pyarrow.ArrowException: It is not sound.
-    """
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(file, pre_buffer=False) as table:
-        for batch in table.iter_batches(batch_size=1024, columns=columns):
-            yield from batch.to_pylist()
 
 
 # ---- locks -------------------------------------------------------------------------------------------------------

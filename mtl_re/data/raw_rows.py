@@ -9,6 +9,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from mtl_re.errors import MtlReError, RowError
@@ -57,3 +58,19 @@ def lines_of(source: str, text: io.TextIOWrapper) -> Iterator[str]:
         if len(line) >= MAX_ELEMENT:
             raise fault(source, f"line {number} is longer than {MAX_ELEMENT:,} characters; expected one row a line")
         yield line
+
+
+def parquet_rows(file: Path | IO[bytes], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, some at a time.
+
+    Args:
+        columns: Those to read (None: all).
+
+    Raises:
+        pyarrow.ArrowException: It is not sound.
+    """
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file, pre_buffer=False) as table:
+        for batch in table.iter_batches(batch_size=1024, columns=columns):
+            yield from batch.to_pylist()

@@ -16,9 +16,8 @@ from itertools import chain
 from typing import Any
 
 from mtl_re.data.format_signs import format_of
-from mtl_re.data.raw_rows import CHUNK, RawRow, Stream, fault, lines_of
+from mtl_re.data.raw_rows import CHUNK, RawRow, Stream, fault, lines_of, parquet_rows
 from mtl_re.errors import RowError
-from mtl_re.files import parquet_rows
 
 MAX_CELL = 4 << 20
 """Longest cell of a CSV, in characters: a quote that is never closed runs into this."""

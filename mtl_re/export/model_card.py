@@ -132,7 +132,7 @@ def _head(model: MtlReModel, known: Known, report: Mapping[str, Any]) -> Any:
     ]
     kinds = [] if len(model.taxonomy.heads) == 1 else ["multi-task", "hierarchical"]
     return ModelCardData(
-        language="ko",
+        language="ko" if known.klue else None,
         license=_weights_licence(known),
         library_name="transformers",
         tags=["relation-extraction", *kinds, *(["onnx"] if "onnx" in report else [])],

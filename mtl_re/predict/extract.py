@@ -24,10 +24,11 @@ import numpy as np
 from mtl_re.config import ExtractConfig, RayConfig
 from mtl_re.data.documents import Document, digest_of, parse_document, read_documents
 from mtl_re.data.loading import tell_decomposed
+from mtl_re.data.raw_rows import parquet_rows
 from mtl_re.data.unicode_form import is_decomposed
 from mtl_re.data.validation import BadRow, Entity
 from mtl_re.errors import MtlReError, RowError, tell
-from mtl_re.files import parquet_rows, whole_file
+from mtl_re.files import whole_file
 from mtl_re.predict import triples
 from mtl_re.predict.document_triples import COLUMNS, DocumentExtractor, Row, grouped, known_only, load_finder
 from mtl_re.predict.folders import Unit

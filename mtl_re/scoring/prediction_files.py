@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from mtl_re.data.raw_rows import parquet_rows
 from mtl_re.data.validation import Example
 from mtl_re.encodings import file_encoding
 from mtl_re.errors import MtlReError, tell
-from mtl_re.files import parquet_rows
 from mtl_re.scoring.metrics import Floats
 from mtl_re.scoring.writers import CSV_HEADER
 from mtl_re.taxonomy import LABEL_ORDERS, Taxonomy
@@ -228,6 +228,13 @@ class PredictedRows:
             where: The last prediction.
         """
         if missing := len(self.examples) - len(self.places):
+            names = {self.examples[place].id for place in self.places}
+            others = set(range(len(self.examples))) - set(self.places) if self.skip else set()
+            if (again := next((at for at in sorted(others) if self.examples[at].id in names), None)) is not None:
+                what = f"id {self.examples[again].id!r} stands in several rows, of which some have no prediction"
+                raise MtlReError(
+                    f"{self.examples[again].where}: {what}: which ones, is unknown; give each row its own id"
+                )
             if not self.skip:
                 what = f"the file ends after {len(self.places):,} row(s)"
                 raise MtlReError(f"{where}: {what}; {self.examples[len(self.places)].where} has no prediction")

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtl_re.data.raw_rows import parquet_rows
 from mtl_re.data.validation import Example
 from mtl_re.errors import MtlReError
-from mtl_re.files import parquet_rows, whole_file
+from mtl_re.files import whole_file
 from mtl_re.taxonomy import KLUE, LABEL_ORDERS, Taxonomy
 
 if TYPE_CHECKING:

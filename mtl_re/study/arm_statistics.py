@@ -118,10 +118,9 @@ def compare(
     seeds = sorted(set(ours) & set(base))
     if not seeds:
         raise MtlReError(f"{names[0]}/{names[1]} and {names[2]} have no finished seed in common")
-    if any(
-        ours[seed].rows != base[seed].rows or ours[seed].taxonomy.labels != base[seed].taxonomy.labels for seed in seeds
-    ):
-        raise MtlReError(f"{names[0]}/{names[1]} and {names[2]} were scored on different rows or labels")
+    if any(ours[seed].scored_alike != base[seed].scored_alike for seed in seeds):
+        what = "were scored on different rows, labels or labels without a relation"
+        raise MtlReError(f"{names[0]}/{names[1]} and {names[2]} {what}")
     streams = {digest: number for number, digest in enumerate(dict.fromkeys(ours[seed].rows for seed in seeds))}
     drawn = np.zeros((len(COMPARED_SCORES), resamples))
     points = []

@@ -92,6 +92,11 @@ class DecodedCell:
         return self.decoded.taxonomy
 
     @property
+    def scored_alike(self) -> tuple[object, ...]:
+        """What cells must share for their scores to be compared: rows, labels, which label means no relation."""
+        return self.rows, tuple(self.taxonomy.labels), self.taxonomy.no_relation
+
+    @property
     def prior(self) -> str:
         """What was applied to the coarse prior, as text."""
         if self.decoded.shares is None:
@@ -123,7 +128,7 @@ def vote(members: Sequence[DecodedCell]) -> DecodedCell:
     Raises:
         MtlReError: The models differ in rows or labels.
     """
-    if len({(member.rows, tuple(member.taxonomy.labels)) for member in members}) != 1:
+    if len({member.scored_alike for member in members}) != 1:
         raise MtlReError(
             "a vote needs models that were scored on the same rows, with the same labels (`test` in a study)"
         )

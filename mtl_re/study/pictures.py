@@ -5,6 +5,7 @@ In: numbers by arm. Out: PNG files in the style of `mtl_re.figures`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def over_weights(shares: Mapping[str, Mapping[str, float]], values: Mapping[str,
     heads = list(next(iter(shares.values())))
     with picture(path, 9, 3.4) as figure:
         panels = figure.subplots(1, len(heads), squeeze=False, sharey=True)[0]
-        for axes, head, color in zip(panels, heads, COLORS, strict=False):
+        for axes, head, color in zip(panels, heads, itertools.cycle(COLORS)):
             points = [(part[head], values[arm], arm) for arm, part in shares.items()]
             axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", color=color, markersize=5)
             _name_points(axes, points)

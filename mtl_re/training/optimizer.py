@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mtl_re.config import OptimConfig
+from mtl_re.errors import MtlReError
 
 _NOT_DECAYED = re.compile(r"(^|\.)bias$|norm[^.]*\.weight$|layernorm", re.IGNORECASE)
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
@@ -26,11 +27,18 @@ def parameter_groups(model: nn.Module, options: OptimConfig) -> list[dict[str, A
     what comes after the last layer counts as the top). Parameters that take no gradient are left out, so neither decay
     nor momentum can move them.
 
+    Raises:
+        MtlReError: `layer_decay` is asked of an encoder whose layers have no numbers, such as ALBERT's shared one.
+
     Returns:
         Groups with `params`, `names` (same order), `peak_lr`, `lr`, `weight_decay`.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     layers = 1 + max((int(found[1]) for name, _ in named if (found := _LAYER.search(name))), default=-1)
+    if layers == 0 and options.layer_decay != 1:
+        raise MtlReError(
+            "optim.layer_decay: this encoder has no numbered layers, so their rates cannot differ; leave it 1"
+        )
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named:
         rate = _peak(name, layers, options)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mtl_re.config import OptimConfig
 from mtl_re.errors import MtlReError
-from mtl_re.files import read_yaml, recover, sync
+from mtl_re.files import read_json, read_yaml, recover, sync
 from mtl_re.training import checkpoint
 from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor
@@ -66,8 +66,8 @@ def chosen_checkpoint(run: Run) -> Path | None:
     Rank 0 looks for all: it also puts back what a kill left aside.
 
     Raises:
-        MtlReError: The directory holds a finished run, or a model of other options, and no whole checkpoint: starting
-            anew would replace it.
+        MtlReError: The directory holds a finished run, or a model of other options or rows, and no whole checkpoint:
+            starting anew would replace it.
     """
     if run.options.resume != "auto":
         return None if run.options.resume is None else Path(run.options.resume)
@@ -81,7 +81,7 @@ def chosen_checkpoint(run: Run) -> Path | None:
             what = f"{run.run_dir} holds a finished run and no whole checkpoint to go on from"
             raise MtlReError(f"train.resume: {what}; name another directory, or remove this one")
         if found is None and (changed := _changed_options(run)):
-            what = f"{run.run_dir} holds a model trained under other options ({', '.join(changed)})"
+            what = f"{run.run_dir} holds a model trained under other options or on other rows ({', '.join(changed)})"
             raise MtlReError(
                 f"train.resume: {what}, and no whole checkpoint; name another directory, or remove this one"
             )
@@ -92,11 +92,13 @@ def chosen_checkpoint(run: Run) -> Path | None:
 
 
 def _changed_options(run: Run) -> list[str]:
-    """Return the options under which the model in the run's directory was trained otherwise; none without a model."""
+    """Return the options and rows with which the model in the run's directory was trained otherwise; none without a
+    model."""
     if not (run.run_dir / "model").exists():
         return []
-    with suppress(MtlReError, AttributeError, TypeError):  # config.yaml is gone or was edited: nothing is known
-        before = identity_of_options(read_yaml(run.run_dir / "config.yaml"))
+    with suppress(MtlReError, AttributeError, TypeError):  # a file is gone or was edited: nothing is known
+        rows = read_json(run.run_dir / "manifest.json").get("identity", {})
+        before = identity_of_options(read_yaml(run.run_dir / "config.yaml")) | rows
         return [name for name, value in run.identity.items() if before.get(name, value) != value]
     return []
 

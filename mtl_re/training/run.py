@@ -137,6 +137,7 @@ def write_run_records(
         remove(run.run_dir / "rejected.jsonl")
     device, processes = str(run.accelerator.device), run.accelerator.num_processes
     written = manifest(described, run.options.seed, processes, run.precision, device)
+    written["identity"] = {name: text for name, text in run.identity.items() if not name.startswith("options ")}
     write_json(run.run_dir / "manifest.json", written)
 
 

@@ -302,6 +302,14 @@ def test_rows_that_prediction_left_out_are_passed_over(analyse, undrawn, capsys)
     assert "1 of 9 rows have no prediction and are left out" in capsys.readouterr().err
 
 
+def test_a_row_left_out_whose_id_another_row_has(analyse):
+    """Which of the two has the prediction cannot be told."""
+    rows = klue_rows()
+    rows[3:3] = [rows[3] | {"sentence": rows[3]["sentence"] + " 너무 긴 문장."}]
+    with pytest.raises(MtlReError, match=r"d\.json:5 \(row-3\): id 'row-3' stands in several rows"):
+        analyse(predictions(), rows, on_bad_row="skip")
+
+
 def test_other_labels_than_those_of_heads(analyse):
     with pytest.raises(
         MtlReError, match=r"p\.jsonl:1: probs: 32 label\(s\) differ from those of --heads, first 'org:a'"

@@ -171,6 +171,17 @@ def test_seeds_with_their_own_rows_are_resampled_apart():
         compare(("b", "hard", "a"), {0: ours[0]}, {1: base[1]}, 10)
 
 
+def test_scores_that_leave_out_other_labels_are_not_compared():
+    generator = np.random.default_rng(6)
+    gold = golds(generator, 40)
+    one = as_read(gold, predict(generator, gold, 0.8))
+    other = replace(one, decoded=replace(one.decoded, taxonomy=replace(one.taxonomy, no_relation=None)))
+    with pytest.raises(MtlReError, match="labels without a relation"):
+        compare(("b", "hard", "a"), {0: one}, {0: other}, 10)
+    with pytest.raises(MtlReError, match="a vote needs models"):
+        vote([one, other])
+
+
 def test_five_seeds_say_what_they_cannot_reach():
     difference = simulated(1, 100, 5, (0.3, 0.9))["micro_f1"]
     assert (difference.seeds, difference.seeds_p, difference.smallest_p) == (5, 0.0625, 0.0625)

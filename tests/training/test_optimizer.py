@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import ENCODERS, small_model, tiny_model
 from torch import nn
+from transformers import AlbertConfig, AlbertModel
 
 from mtl_re.config import OptimConfig
+from mtl_re.errors import MtlReError
 from mtl_re.training.optimizer import make_optimizer, parameter_groups, rate_factor, set_rates
 
 
@@ -62,6 +64,14 @@ def test_layer_decay_falls_from_the_heads_down(kind):
         for n in range(3)
     ]
     assert depths == [{0.25}, {0.5}, {1.0}]
+
+
+def test_layer_decay_of_an_encoder_without_numbered_layers_is_refused():
+    config = AlbertConfig(vocab_size=40, hidden_size=16, embedding_size=8, num_attention_heads=2, intermediate_size=32)
+    model = nn.ModuleDict({"encoder": AlbertModel(config)})
+    parameter_groups(model, OptimConfig())
+    with pytest.raises(MtlReError, match=r"optim\.layer_decay: this encoder has no numbered layers"):
+        parameter_groups(model, OptimConfig(layer_decay=0.9))
 
 
 def test_head_rate_and_its_default():

@@ -556,8 +556,13 @@ def test_a_stopped_run_s_model_is_not_replaced_by_one_of_other_options(job, refe
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "valid_metrics.json").unlink()
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(MtlReError, match=r"model trained under other options \(options optim\.lr\)"):
+    with pytest.raises(MtlReError, match=r"model trained under other options or on other rows \(options optim\.lr\)"):
         resume(job, **EVERY, **{"optim.lr": 1e-4})
+    rows = json.loads(Path(job["data.train"]).read_text(encoding="utf-8"))
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps(rows[:-1]), encoding="utf-8")
+    with pytest.raises(MtlReError, match=r"on other rows \(training rows, validation rows\)"):
+        resume(job, **EVERY, **{"data.train": str(fewer)})
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert_same_run(resume(job, **EVERY), reference(**EVERY))  # the same options make the same model again
 

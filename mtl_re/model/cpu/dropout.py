@@ -39,4 +39,4 @@ def use_quick_dropout(network: nn.Module) -> None:
     for module in network.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p < 1:
-                setattr(module, name, QuickDropout(child.p))
+                setattr(module, name, QuickDropout(child.p).train(child.training))
