@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ModernBertForMaskedLM
 
 from mtl_re.adapt.masking import MaskRule, mask_tokens
 from mtl_re.adapt.text import Blocks, Texts, make_blocks, select_texts
@@ -218,7 +219,8 @@ def _network(config: AdaptConfig, texts: Texts) -> tuple[Any, Any]:
     ]
     lines = [text.text for text in texts.train] + 2 * words  # so that every marker is a piece when this is trained on
     tokenizer = encoders.scratch_tokenizer(lines, "entity_punct", [], config.model.vocabulary)
-    return encoders.scratch_masked_lm(name, tokenizer, max(length, _ROOM), config.train.seed), tokenizer
+    network = encoders.scratch_encoder(name, tokenizer, max(length, _ROOM), config.train.seed, ModernBertForMaskedLM)
+    return network, tokenizer
 
 
 def _identity(config: AdaptConfig, blocks: list[Blocks]) -> dict[str, str]:

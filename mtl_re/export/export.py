@@ -29,6 +29,7 @@ from mtl_re.export import model_card
 from mtl_re.export.shipped_code import PACKAGE, REMOTE, write_code
 from mtl_re.files import write_json
 from mtl_re.model.network import THRESHOLD_KEYS, MtlReModel, load, parameter_count, save
+from mtl_re.model.onnx_model import GRAPHS
 from mtl_re.model.pooling import POOLINGS
 from mtl_re.outputs import check_new_folder
 from mtl_re.scoring.composed import ComposedModel
@@ -137,7 +138,7 @@ def average_checkpoints(model: MtlReModel, folder: Path, count: int) -> list[int
         model.load_state_dict({name: (tensor / count).to(kinds[name]) for name, tensor in total.items()})
     except (RuntimeError, KeyError) as error:
         raise MtlReError(f"{folder}: these checkpoints do not fit model/ ({first_line(error)})") from error
-    return [int(path.name.removeprefix("step-")) for path in paths]
+    return [checkpoint.step_of(path) for path in paths]
 
 
 def _decoding(model: MtlReModel, options: ExportConfig) -> Decoding:
@@ -223,7 +224,7 @@ def _write_graphs(source: Source, decoding: Decoding, build: Path, options: Expo
 
     model, tokenizer = source.model, source.tokenizer
     examples = _check_rows(options.check_data, model, tokenizer)
-    graph, small = build / "model.onnx", build / "model.int8.onnx"
+    graph, small = (build / name for name in GRAPHS.values())
     report: dict[str, Any] = {
         "reading": described(model, decoding),
         "check_data": model_card.public_name(options.check_data),

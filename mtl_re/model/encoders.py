@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     ModernBertConfig,
-    ModernBertForMaskedLM,
     ModernBertModel,
     PreTrainedTokenizerFast,
 )
@@ -286,29 +285,19 @@ def scratch_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
     return {piece: index for index, piece in enumerate(ordered[: max(size, len(_SPECIALS) + len(alphabet))])}
 
 
-def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
-    """A ModernBERT of a named size with random weights, for a given tokenizer.
+def scratch_encoder(name: str, tokenizer: Any, max_length: int, seed: int, kind: Any = ModernBertModel) -> Any:
+    """Return a ModernBERT of a named size with random weights, for a given tokenizer.
+
+    Args:
+        kind: Its class; `ModernBertForMaskedLM` has a masked-LM head.
 
     Raises:
         MtlReError: there is no such size.
     """
-    config = _scratch_config(name, tokenizer, max_length)
-    torch.manual_seed(seed)
-    return ModernBertModel(config)
-
-
-def scratch_masked_lm(name: str, tokenizer: Any, max_length: int, seed: int) -> Any:
-    """As `scratch_encoder`, with a masked-LM head."""
-    config = _scratch_config(name, tokenizer, max_length)
-    torch.manual_seed(seed)
-    return ModernBertForMaskedLM(config)
-
-
-def _scratch_config(name: str, tokenizer: Any, max_length: int) -> ModernBertConfig:
     size = name.removeprefix(SCRATCH)
     if size not in SCRATCH_SIZES:
         raise MtlReError(f"model.encoder: {name!r}; expected {SCRATCH}{f' or {SCRATCH}'.join(SCRATCH_SIZES)}")
-    return ModernBertConfig(
+    config = ModernBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.pad_token_id,
@@ -318,3 +307,5 @@ def _scratch_config(name: str, tokenizer: Any, max_length: int) -> ModernBertCon
         sep_token_id=tokenizer.sep_token_id,
         **SCRATCH_SIZES[size],
     )
+    torch.manual_seed(seed)
+    return kind(config)

@@ -22,7 +22,8 @@ from mtl_re.data.loading import read_examples
 from mtl_re.data.validation import Entity, Example, parse_row
 from mtl_re.errors import MtlReError
 from mtl_re.features import markers
-from mtl_re.page.draft import ROLES, Draft, Role, python_span
+from mtl_re.features.markers import ROLES, Role
+from mtl_re.page.draft import Draft, python_span
 from mtl_re.page.rendering import View, file_html, hint_html, marked_html, problem_html, result_html, view_of
 from mtl_re.page.translations import TEXTS, Language
 from mtl_re.predict.predictor import Predictor

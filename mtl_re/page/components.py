@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mtl_re.data.validation import Example
+from mtl_re.features.markers import ROLES, Role
 from mtl_re.page.backend import UPLOAD_SUFFIXES, PageBackend, answer, example_rows, mark_selection, submission
 from mtl_re.page.document import DocumentBackend
 from mtl_re.page.document_tab import DocumentTab
-from mtl_re.page.draft import ROLES, Draft, Role
+from mtl_re.page.draft import Draft
 from mtl_re.page.rendering import hint_html, type_choices
 from mtl_re.page.translations import TEXTS, Language
 

@@ -118,8 +118,8 @@ class DocumentBackend:
             raise MtlReError(words["text_missing"])
         if len(markup.text) > most:
             raise MtlReError(words["text_too_long"].format(characters=most, command=COMMAND))
-        entities = [{"start": one.start, "end": one.end, "type": one.type} for one in markup.entities]
-        return parse_document({"text": markup.text, **({"entities": entities} if entities else {})})
+        given = {"entities": list(markup.entities)} if markup.entities else {}
+        return parse_document({"text": markup.text, **given})
 
     def _check_pairs(self, sentences: list[Sentence], language: Language) -> None:
         """Raise MtlReError if the sentences have too many pairs, before they are made."""

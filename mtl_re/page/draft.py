@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mtl_re.data.validation import Entity, span_clash
+from mtl_re.features.markers import Role
 
-Role = Literal["subject", "object"]
 Span = tuple[int, int]
-ROLES: tuple[Role, Role] = ("subject", "object")
 
 
 def python_span(text: str, start: int, stop: int) -> Span | None:

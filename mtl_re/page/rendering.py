@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mtl_re.config import Gate
-from mtl_re.page.draft import ROLES, Draft, Role
+from mtl_re.features.markers import ROLES, Role
+from mtl_re.page.draft import Draft
 from mtl_re.page.translations import GLOSSES, TEXTS, TYPES, Language
 from mtl_re.scoring.writers import Prediction
 from mtl_re.taxonomy import Taxonomy

@@ -115,8 +115,7 @@ def _finder(options: ExtractConfig, predictor: Predictor, device: str | None) ->
 
 def _of_sentence(ckpt: str, sentence: str, options: ExtractConfig) -> list[Triple]:
     """Return the triples of one sentence, with spans of it as it was given, and print why pairs were not scored."""
-    named = [triples.find_entity(sentence, text) for text in options.entity]
-    given = [{"start": one.start, "end": one.end, "type": one.type} for one in named]
+    given = [triples.find_entity(sentence, text) for text in options.entity]
     document = parse_document({"text": sentence, "entities": given}, reading=options)
     sentence, entities = document.text, list(document.entities or ())
     predictor = _predictor(ckpt, options)

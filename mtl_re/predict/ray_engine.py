@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -39,13 +39,9 @@ MAX_NOTES = 20
 """Notes of the workers that are shown."""
 MakeJob = Callable[[Unit], WindowJob[Any]]
 """Makes the job of one file."""
-
-
-class LoadJobs(Protocol):
-    """Loads the models and returns what makes jobs with them; it is pickled on its way to the workers."""
-
-    def __call__(self, device: str | None) -> MakeJob:
-        """Load onto a device (None: the process's choice)."""
+LoadJobs = Callable[[str | None], MakeJob]
+"""Loads the models onto a device (None: the process's choice) and returns what makes jobs with them; it is pickled on
+its way to the workers."""
 
 
 @dataclass(frozen=True)

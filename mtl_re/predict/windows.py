@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from mtl_re.config import OnBadRow
+from mtl_re.config import ExtractConfig, PredictConfig
 from mtl_re.data.loading import cures, write_rejected
 from mtl_re.data.readers import NoRowsError, file_digest
 from mtl_re.data.validation import BadRow
@@ -41,14 +41,6 @@ Row = TypeVar("Row")
 Progress = Callable[[float], object]
 """Called with the rows that have just been finished, or parts of one."""
 _POLL = 0.2  # seconds between two looks at the parts of other processes
-
-
-class WindowOptions(Protocol):
-    """The options that every such command has (see `config.PredictConfig`)."""
-
-    window: int
-    resume: bool
-    on_bad_row: OnBadRow
 
 
 class Answer(NamedTuple):
@@ -102,7 +94,7 @@ class WindowJob(ABC, Generic[Row]):
     left_out_name: ClassVar[str] = "bad rows"
     """What `rejected` lists, for messages."""
 
-    def __init__(self, options: WindowOptions, data: str, output: Path, group: ProcessGroup) -> None:
+    def __init__(self, options: PredictConfig | ExtractConfig, data: str, output: Path, group: ProcessGroup) -> None:
         self.options, self.data, self.group = options, data, group
         self.parts = PartFiles(output)
         self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
@@ -132,7 +124,7 @@ class WindowJob(ABC, Generic[Row]):
 
         Args:
             rows: With their numbers.
-                tick: To be called with the rows just finished, or parts of one.
+            tick: To be called with the rows just finished, or parts of one.
 
         Raises:
             MtlReError: A row cannot be used, and may not be left out.

@@ -93,14 +93,14 @@ def evaluate(ckpt: str | None, options: EvaluateConfig) -> dict[str, Any]:
 
 
 def labelled_examples(
-    spec: str, model: ComposedModel, on_bad_row: OnBadRow, reading: ReadingConfig | None = None
+    spec: str, model: ComposedModel, on_bad_row: OnBadRow, reading: ReadingConfig
 ) -> Sequence[Example]:
     """Read all rows of a DATA that the model can take.
 
     Raises:
         MtlReError: there are no rows, or one is bad and `on_bad_row` is `error`.
     """
-    examples, bad = load_examples(spec, model.taxonomy, on_bad_row, reading or ReadingConfig())
+    examples, bad = load_examples(spec, model.taxonomy, on_bad_row, reading)
     lost = len(bad)
     if on_bad_row == "skip":
         usable = list(model.usable(examples, lambda example, error: None))

@@ -188,6 +188,3 @@ def _drawn(cell: DecodedCell, resamples: int, stream: int) -> tuple[Floats, Floa
     once = np.stack(score(np.ones((len(cell.gold), 1))))[:, 0]
     parts = [np.stack(score(chunk)) for chunk in multiplicities(len(cell.gold), resamples, stream)]
     return once, np.concatenate(parts, axis=1)
-
-
-# ---- points on the simplex -----------------------------------------------------------------------------------

@@ -69,17 +69,6 @@ def detectable(design: Design) -> list[Detectable]:
     return found
 
 
-def power(full: Floats, small: Floats, truth: Floats, sd: float) -> float:
-    """Return the power of the F test of two nested models.
-
-    Args:
-        full: (N, p) columns of the larger model. small: (N, k) of the smaller one, in their span.
-        truth: (N,) true means of the runs, which the larger model can say.
-        sd: Of a run around its mean.
-    """
-    return _power(_degrees(full, small), _noncentrality(small, truth) / sd**2)
-
-
 def _smallest(full: Floats, small: Floats, form: Floats) -> float:
     """Return the factor by which a form of the surface must be raised to be shown, in units of the SD."""
     from scipy.optimize import brentq

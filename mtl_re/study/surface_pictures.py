@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +21,8 @@ from mtl_re.study.optimum import Optimum, slices
 
 STEPS = (1, 2, 5, 10, 20, 25)
 """Between the ticks of an axis, in percent."""
-
-
-class Point(Protocol):
-    """An arm beside the surface."""
-
-    @property
-    def name(self) -> str:
-        """Of the arm."""
-
-    @property
-    def point(self) -> Floats:
-        """(q,) its mean proportions."""
+NamedPoint = tuple[str, Floats]
+"""An arm beside the surface: its name and its (q,) mean proportions."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Triangle:
         return np.asarray((np.abs(points[:, others] - self.fixed[others]) < 0.01).all(axis=1))
 
 
-def draw(optimum: Optimum, beside: Sequence[Point], what: str, path: Path) -> None:
+def draw(optimum: Optimum, beside: Sequence[NamedPoint], what: str, path: Path) -> None:
     """Draw the surface around its optimum.
 
     Args:
@@ -103,9 +93,7 @@ def draw(optimum: Optimum, beside: Sequence[Point], what: str, path: Path) -> No
 # ---- a triangle ------------------------------------------------------------------------------------------------------
 
 
-def _map(
-    axes: Any, optimum: Optimum, triangle: Triangle, what: str, beside: Sequence[Point], uncertainty: bool
-) -> None:
+def _map(axes: Any, optimum: Optimum, triangle: Triangle, what: str, beside: Sequence[NamedPoint], uncertainty: bool) -> None:
     """Draw one map: the fitted scores, or the half-width of their 95 % band."""
     surface = optimum.surface
     points = triangle.points()
@@ -157,7 +145,7 @@ def _patches(optimum: Optimum) -> dict[str, Any]:
     grid = optimum.surface.grid()
     handles: dict[str, Any] = {}
     if (share := optimum.region(grid).mean()) < 1:
-        text = f"95 % confidence region of the optimum ({percent(100 * share)} of the weights tried)"
+        text = f"95 % confidence region of the optimum ({rounded(100 * share)} of the weights tried)"
         handles[text] = Line2D([], [], color="black", linewidth=2.2)
     if not optimum.not_worse(grid).all():
         handles["hatched: shown to be worse than the optimum"] = Patch(
@@ -166,7 +154,7 @@ def _patches(optimum: Optimum) -> dict[str, Any]:
     return handles
 
 
-def percent(share: float) -> str:
+def rounded(share: float) -> str:
     """Return `12 %`, and `under 1 %` for what would round to 0."""
     return "under 1 %" if share < 0.5 else f"{share:.0f} %"
 
@@ -233,7 +221,7 @@ def _runs(axes: Any, optimum: Optimum, triangle: Triangle) -> None:
         axes.annotate(f"{count}", place, ha="center", va="center", fontsize=7, zorder=4)
 
 
-def _stars(axes: Any, optimum: Optimum, triangle: Triangle, beside: Sequence[Point]) -> None:
+def _stars(axes: Any, optimum: Optimum, triangle: Triangle, beside: Sequence[NamedPoint]) -> None:
     """Mark the optimum, unit weights and the arms beside the surface."""
     marks: dict[str, Any] = {"edgecolor": "black", "zorder": 5}
     place = triangle.places(optimum.point[None])
@@ -241,10 +229,10 @@ def _stars(axes: Any, optimum: Optimum, triangle: Triangle, beside: Sequence[Poi
     unit = np.full((1, len(optimum.point)), 1 / len(optimum.point))
     if triangle.holds(unit)[0] and optimum.surface.tried(unit)[0]:
         axes.scatter(*triangle.places(unit).T, marker="P", s=95, color=COLORS[4], label="unit weights", **marks)
-    for number, arm in enumerate(beside):
-        point = arm.point[None]
+    for number, (arm, proportions) in enumerate(beside):
+        point = proportions[None]
         if triangle.holds(point)[0] and optimum.surface.tried(point)[0]:
-            name = drawable([arm.name])[0]
+            name = drawable([arm])[0]
             color = COLORS[(number + 1) % len(COLORS)]
             axes.scatter(
                 *triangle.places(point).T, marker="D", s=55, color=color, label=f"{name}, mean weights", **marks
@@ -262,7 +250,7 @@ def _fixed_text(optimum: Optimum, triangle: Triangle) -> str:
 # ---- a line ----------------------------------------------------------------------------------------------------------
 
 
-def _line(optimum: Optimum, beside: Sequence[Point], what: str, path: Path) -> None:
+def _line(optimum: Optimum, beside: Sequence[NamedPoint], what: str, path: Path) -> None:
     """Draw the surface of two heads over the share of the first."""
     surface = optimum.surface
     first, second = drawable(list(surface.region.names))
@@ -280,9 +268,9 @@ def _line(optimum: Optimum, beside: Sequence[Point], what: str, path: Path) -> N
         axes.scatter(100 * surface.points[:, 0], surface.values, color="#222222", s=16, label="runs of the design")
         star: dict[str, Any] = {"marker": "*", "color": COLORS[5], "s": 220, "label": "optimum of the fitted surface"}
         axes.scatter(100 * optimum.point[0], optimum.value, zorder=4, **star)
-        for arm, color in zip(beside, COLORS[1:] * 4, strict=False):
-            name = f"{drawable([arm.name])[0]}, mean weights"
-            axes.axvline(100 * arm.point[0], color=color, linestyle=":", label=name)
+        for (arm, proportions), color in zip(beside, COLORS[1:] * 4, strict=False):
+            name = f"{drawable([arm])[0]}, mean weights"
+            axes.axvline(100 * proportions[0], color=color, linestyle=":", label=name)
         axes.set_xlabel(f"{first}, % of the weights (the rest: {second})")
         axes.set_ylabel(f"{what}, %")
         axes.grid(axis="both")

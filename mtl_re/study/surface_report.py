@@ -18,7 +18,8 @@ import numpy as np
 from mtl_re.errors import MtlReError
 from mtl_re.files import write_csv
 from mtl_re.markdown import table
-from mtl_re.scoring.summary import NONE
+from mtl_re.scoring.significance import LEVEL
+from mtl_re.scoring.summary import NONE, percent
 from mtl_re.study import surface_pictures
 from mtl_re.study.arm_statistics import UNSHOWN
 from mtl_re.study.design import DesignOptions
@@ -27,10 +28,8 @@ from mtl_re.study.mixture_runs import RESPONSES, ArmBeside, RunTable, arms_besid
 from mtl_re.study.optimum import Optimum, find_optimum
 from mtl_re.study.scored_arms import ScoredArm
 from mtl_re.study.study import Study
-from mtl_re.study.surface import CONFIDENCE, FTest, Surface
-from mtl_re.study.surface_pictures import percent
-
-LEVEL = 1 - CONFIDENCE
+from mtl_re.study.surface import FTest, Surface
+from mtl_re.study.surface_pictures import rounded
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def surface_lines(runs: RunTable, options: DesignOptions, beside: Sequence[ArmBe
     _write_tables(folder, runs, surfaces)
     same = [RESPONSES[name] for name in runs.scores if runs.flat(name)]
     picture = f"surface-{answered}.png"
-    surface_pictures.draw(optimum, compared, RESPONSES[answered], folder / picture)
+    surface_pictures.draw(optimum, [(one.name, one.point) for one in compared], RESPONSES[answered], folder / picture)
     return [
         *_answer(chosen, optimum, RESPONSES[answered]),
         f"![Surface of the {RESPONSES[answered]}]({picture})",
@@ -169,10 +168,12 @@ def _answer(surface: Surface, optimum: Optimum, what: str) -> list[str]:
     unit = np.full(len(region.names), 1 / len(region.names))
     grid = surface.grid()
     shown = test.p is not None and test.p < LEVEL
+    undefined = f"F({test.degrees[0]}, {test.degrees[1]}) undefined, for nothing is left over"
     lines = [
         f"**{'Weights matter' if shown else 'It is not shown that weights matter'}** for the {what}: the "
         f"{surface.model} surface against a constant{'' if surface.blocks is None else ' with blocks of seeds'}, "
-        f"{_f_text(test)}, {len(surface.values)} runs, SD of a run around the surface {surface.sd:.2f} points.",
+        f"{_short(test, undefined)}, {len(surface.values)} runs, SD of a run around the surface "
+        f"{surface.sd:.2f} points.",
         "",
         f"The surface is highest at {point_text(region.names, optimum.point)} of the weights "
         f"({_weights(region.names, optimum.point)}): {optimum.value:.2f} "
@@ -190,8 +191,8 @@ def _answer(surface: Surface, optimum: Optimum, what: str) -> list[str]:
     lines += [
         *_caution(surface),
         "",
-        f"The true optimum lies, with confidence 95 %, in {percent(shares[0])} of the weights that were tried "
-        f"({_ranges(region.names, grid[optimum.region(grid)])}). {percent(shares[1])} of them are not shown to be "
+        f"The true optimum lies, with confidence 95 %, in {rounded(shares[0])} of the weights that were tried "
+        f"({_ranges(region.names, grid[optimum.region(grid)])}). {rounded(shares[1])} of them are not shown to be "
         "worse than the best found.",
         "",
     ]
@@ -229,12 +230,6 @@ def _interval(value: float, half: float, sign: str = "") -> str:
     return f"{value - half:{sign}.2f}, {value + half:{sign}.2f}"
 
 
-def _f_text(test: FTest) -> str:
-    if test.f is None or test.p is None:
-        return f"F({test.degrees[0]}, {test.degrees[1]}) undefined, for nothing is left over"
-    return f"F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.2f}, p {_p(test.p)}"
-
-
 def _p(p: float) -> str:
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
@@ -252,8 +247,8 @@ def _tests(surfaces: Mapping[str, Mapping[Model, Surface]]) -> list[str]:
                     _short(surface.weights_matter),
                     NONE if simpler is None else _short(surface.beyond(simpler)),
                     f"{surface.sd:.2f}",
-                    _share(surface.r_squared),
-                    _share(surface.prediction_r_squared),
+                    percent(surface.r_squared),
+                    percent(surface.prediction_r_squared),
                     NONE if lack is None else _short(lack),
                     NONE if surface.pure_error is None else f"{surface.pure_error:.2f}",
                 ]
@@ -274,14 +269,10 @@ def _tests(surfaces: Mapping[str, Mapping[Model, Surface]]) -> list[str]:
     ]
 
 
-def _short(test: FTest) -> str:
+def _short(test: FTest, undefined: str = NONE) -> str:
     if test.f is None or test.p is None:
-        return NONE
+        return undefined
     return f"F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.2f}, p {_p(test.p)}"
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
 
 
 def _coefficients(surfaces: Mapping[str, Surface]) -> list[str]:
@@ -308,11 +299,11 @@ def _corners(surface: Surface) -> str:
     if not any(part > 0 for part in surface.region.low):
         text = "the score with all weight on it"
     else:
-        shares = ", ".join(f"{name} {percent(100 * corners[i, i])}" for i, name in enumerate(names))
+        shares = ", ".join(f"{name} {rounded(100 * corners[i, i])}" for i, name in enumerate(names))
         text = f"the score at its corner, where the other heads have their least shares ({shares})"
     most = surface.points.max(axis=0)
     outside = [
-        f"{name} (at most {percent(100 * most[i])})" for i, name in enumerate(names) if not surface.tried(corners)[i]
+        f"{name} (at most {rounded(100 * most[i])})" for i, name in enumerate(names) if not surface.tried(corners)[i]
     ]
     if outside:
         text += (

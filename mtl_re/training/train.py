@@ -261,7 +261,7 @@ def evaluate_now(run: TrainRun, state: State, log: MetricsLog | None) -> None:
 
 def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> None:
     options = run.config.eval
-    decoded, gold = _score_valid(run, run.accelerator)
+    decoded, gold = _score_valid(run)
     score = on_main(run.accelerator, lambda: evaluation.selection_score(decoded, gold, options))  # one decides for all
     figures = evaluation.score_decoded(decoded, gold, resamples=0)
     better = state.best_score is None or score > state.best_score or not run.selects
@@ -284,7 +284,7 @@ def _score_and_select(run: TrainRun, state: State, log: MetricsLog | None) -> No
         state.best_weights = on_main(run.accelerator, lambda: keep_model(run))
 
 
-def _score_valid(run: TrainRun, accelerator: Any) -> tuple[Decoded, np.ndarray]:
+def _score_valid(run: TrainRun) -> tuple[Decoded, np.ndarray]:
     """Decode the validation rows, all processes together; also return their gold labels (rows,)."""
     logits = inference.all_logits(
         run.plain_model,
@@ -292,7 +292,7 @@ def _score_valid(run: TrainRun, accelerator: Any) -> tuple[Decoded, np.ndarray]:
         run.tokenizer.pad_token_id,
         run.config.eval.batch_size,
         run.precision,
-        accelerator,
+        run.accelerator,
     )
     decoded = decode(split_heads(logits, run.taxonomy), run.taxonomy, Decoding(run.config.eval.gate))
     return decoded, evaluation.gold_indices(run.rows.valid, run.taxonomy)
@@ -315,7 +315,7 @@ def _conclude(run: TrainRun, state: State) -> dict[str, Any]:
     on_main(run.accelerator, lambda: _load_best(run, state))
     for tensor in network_tensors(run.plain_model).values():
         broadcast(tensor)
-    scored = _score_valid(run, run.accelerator)
+    scored = _score_valid(run)
     return on_main(run.accelerator, lambda: _write_results(run, state, scored))
 
 

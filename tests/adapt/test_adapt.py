@@ -18,7 +18,7 @@ from distributed_worker import launch_environment, launcher
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, ModernBertForMaskedLM
 
 from mtl_re import cli, config
 from mtl_re.adapt import adapt
@@ -576,7 +576,7 @@ def test_a_first_evaluation_that_is_not_finite_is_no_record(small, monkeypatch):
 def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):
     """The head sees masked tokens only: the same sum as over all tokens."""
     torch.manual_seed(3)
-    network = encoders.scratch_masked_lm("scratch:tiny", tokenizer, 64, 0).eval()
+    network = encoders.scratch_encoder("scratch:tiny", tokenizer, 64, 0, ModernBertForMaskedLM).eval()
     wrapped = adapt_run.MaskedLanguageModel(network)
     ids = torch.randint(5, len(tokenizer), (3, 12))
     attention = torch.ones_like(ids)
@@ -594,7 +594,7 @@ def test_the_loss_is_that_of_the_whole_network(tiny, tokenizer):
 
 def test_logits_come_in_few_sizes(tokenizer):
     """An allocator that keeps its pages would keep those of every size."""
-    network = encoders.scratch_masked_lm("scratch:tiny", tokenizer, 64, 0).eval()
+    network = encoders.scratch_encoder("scratch:tiny", tokenizer, 64, 0, ModernBertForMaskedLM).eval()
     sizes = set()
     network.get_output_embeddings().register_forward_hook(lambda module, given, logits: sizes.add(logits.shape[-2]))
     wrapped, ids = adapt_run.MaskedLanguageModel(network), torch.full((3, 32), 7)

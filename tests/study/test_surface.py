@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from mtl_re.errors import MtlReError
+from mtl_re.study import power
 from mtl_re.study.confirmation import observable, predicted_difference
 from mtl_re.study.design import Design, DesignOptions, block_contrasts, make_design
 from mtl_re.study.mixture import Region, terms
 from mtl_re.study.mixture_runs import ArmBeside, RunTable
 from mtl_re.study.optimum import find_optimum, slices
-from mtl_re.study.power import POWER, detectable, dome, power, slope
+from mtl_re.study.power import POWER, detectable, dome, slope
 from mtl_re.study.surface import Surface, pooled_sd
 from mtl_re.study.surface_report import _beside, _coefficients, compare_beside
 
@@ -175,7 +176,9 @@ def test_a_slope_is_as_long_as_it_says_and_the_worst_head_counts():
     plan = design(27, 2)
     columns = np.concatenate([terms(plan.points, "quadratic"), block_contrasts(None, 27)], axis=1)
     least = detectable(plan)[0]
-    powers = [power(columns, np.ones((27, 1)), least.size * slope(WHOLE, plan.points, head), 1.0) for head in range(3)]
+    constant, degrees = np.ones((27, 1)), power._degrees(columns, np.ones((27, 1)))
+    slopes = [least.size * slope(WHOLE, plan.points, head) for head in range(3)]
+    powers = [power._power(degrees, power._noncentrality(constant, truth)) for truth in slopes]
     assert min(powers) == pytest.approx(POWER, abs=1e-6)
     assert np.ptp(slope(WHOLE, WHOLE.corners(), 1)) == 1
     assert dome(WHOLE, WHOLE.corners()).tolist() == pytest.approx([0, 0, 0])
