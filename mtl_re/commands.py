@@ -208,8 +208,8 @@ class Command:
         protect(data if self.starts_run else inputs)  # a run that goes on may write its own config.yaml again
 
     def remember_files(self, parsed: Namespace) -> None:
-        """Note what this command has written, so that it may write it again; the files of a folder that follow from
-        the options are signed where they are written."""
+        """Note the files that this command has written, so that it may write them again; in a folder whose file names
+        depend on the options, each is noted where it is written."""
         for name, names in self.writes.items():
             path = parsed.get(name)
             if path is not None and not (isinstance(names, str) and Path(path).is_dir()):

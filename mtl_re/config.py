@@ -119,7 +119,7 @@ Evidence = Literal["coarse", "fine"]
 
 @dataclass
 class ModelConfig(Options, group="model"):
-    """The network: one encoder, a vector for the pair of entities, one linear layer for each head."""
+    """The network: one encoder, a vector for the pair of entities, a classifier for each head."""
 
     encoder: str = "klue/roberta-large"
     """A hub id, a local directory, a run of mtl-re (its encoder, as trained), or `scratch:tiny|mini|small|base` (a new

@@ -40,7 +40,7 @@ def table_logits(
         model: its device decides where this runs; put into eval mode and back.
         pad_id: the tokenizer's padding token.
         precision: `no`, `fp16` or `bf16` for the encoder's arithmetic.
-        share: (rank, processes): this process takes every so-manieth batch.
+        share: (rank, processes): this process takes batches rank, rank + processes, rank + 2 · processes …
         progress: title of a progress bar (None: no bar).
         tick: called after every batch with its rows.
 

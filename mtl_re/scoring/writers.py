@@ -194,7 +194,7 @@ class IdDigest:
 def csv_line(values: Sequence[object]) -> str:
     """Return a line of a .csv; a value with a carriage return is quoted, which a reader would take for a row's end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(values)  # quoted is what the end of a line is made of
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # with this end of line, csv quotes values that hold \r
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -93,7 +93,9 @@ def draw(optimum: Optimum, beside: Sequence[NamedPoint], what: str, path: Path) 
 # ---- a triangle ------------------------------------------------------------------------------------------------------
 
 
-def _map(axes: Any, optimum: Optimum, triangle: Triangle, what: str, beside: Sequence[NamedPoint], uncertainty: bool) -> None:
+def _map(
+    axes: Any, optimum: Optimum, triangle: Triangle, what: str, beside: Sequence[NamedPoint], uncertainty: bool
+) -> None:
     """Draw one map: the fitted scores, or the half-width of their 95 % band."""
     surface = optimum.surface
     points = triangle.points()

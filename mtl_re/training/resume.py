@@ -179,7 +179,7 @@ def recorded(identity: Mapping[str, str], name: str, defaults: Mapping[str, Mapp
 
 @contextmanager
 def taken_for_a_run(path: Path) -> Iterator[None]:
-    """Say in words that a checkpoint is whole, but was written by something else."""
+    """Turn errors of reading a state into a message: the checkpoint is sound, but not one of such a run."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

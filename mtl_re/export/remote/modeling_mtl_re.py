@@ -81,7 +81,7 @@ POOLINGS: dict[str, tuple[int, list[Callable[[Tensor, Tensor], Tensor]]]] = {
 
 
 class MtlReModel(PreTrainedModel):
-    """Shared encoder, pair layer, one linear layer a head."""
+    """Shared encoder, pair layer, a classifier for each head."""
 
     config_class = MtlReConfig
     base_model_prefix = "encoder"
