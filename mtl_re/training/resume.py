@@ -96,8 +96,8 @@ def _changed_options(run: Run) -> list[str]:
     model."""
     if not (run.run_dir / "model").exists():
         return []
-    with suppress(MtlReError, AttributeError, TypeError):  # a file is gone or was edited: nothing is known
-        rows = read_json(run.run_dir / "manifest.json").get("identity", {})
+    with suppress(MtlReError, AttributeError, KeyError, TypeError):  # a file is gone or was edited: nothing is known
+        rows = read_json(run.run_dir / "manifest.json")["data"].get("identity", {})
         before = identity_of_options(read_yaml(run.run_dir / "config.yaml")) | rows
         return [name for name, value in run.identity.items() if before.get(name, value) != value]
     return []

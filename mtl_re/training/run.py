@@ -136,8 +136,8 @@ def write_run_records(
     else:  # what a run left that was killed before its first checkpoint, and whose rows were mended since
         remove(run.run_dir / "rejected.jsonl")
     device, processes = str(run.accelerator.device), run.accelerator.num_processes
-    written = manifest(described, run.options.seed, processes, run.precision, device)
-    written["identity"] = {name: text for name, text in run.identity.items() if not name.startswith("options ")}
+    rows = {name: text for name, text in run.identity.items() if not name.startswith("options ")}
+    written = manifest({**described, "identity": rows}, run.options.seed, processes, run.precision, device)
     write_json(run.run_dir / "manifest.json", written)
 
 
