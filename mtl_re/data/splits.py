@@ -217,17 +217,17 @@ def _key_digests(examples: Sequence[Example]) -> np.ndarray:
 
 def digests_of(run: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that a run read its rows from, by their name; none where it left no manifest."""
-    return _row_digests(_described(run))
+    return _row_digests(data_record(run))
 
 
 def inputs_of(run: Path) -> dict[str, str]:
     """Return the SHA-256 of all local files that a run began from, by their name: those of its rows, and its encoder's
     weights, label set and class weights (which versions of before 2026-12 did not note)."""
-    described = _described(run)
+    described = data_record(run)
     return _row_digests(described) | described.get("inputs", {})
 
 
-def _described(run: Path) -> dict[str, Any]:
+def data_record(run: Path) -> dict[str, Any]:
     """Return what a run's manifest says of its data; nothing where there is no manifest."""
     path = run / "manifest.json"
     return dict(read_json(path)["data"]) if path.is_file() else {}

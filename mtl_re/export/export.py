@@ -224,7 +224,7 @@ def _write_graphs(source: Source, decoding: Decoding, build: Path, options: Expo
 
     model, tokenizer = source.model, source.tokenizer
     examples = _check_rows(options.check_data, model, tokenizer)
-    graph, small = (build / name for name in GRAPHS.values())
+    graph, small = build / GRAPHS["onnx"], build / GRAPHS["onnx-int8"]
     report: dict[str, Any] = {
         "reading": described(model, decoding),
         "check_data": model_card.public_name(options.check_data),

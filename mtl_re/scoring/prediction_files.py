@@ -222,23 +222,24 @@ class PredictedRows:
         return taken
 
     def check_end(self, where: str) -> None:
-        """Raise MtlReError where the predictions end before DATA does; under `skip`, say how many rows have none.
+        """Raise MtlReError where the predictions end before DATA does; under `skip`, say how many rows have none, and
+        raise it where one of these shares its id with a row that has one.
 
         Args:
             where: The last prediction.
         """
-        if missing := len(self.examples) - len(self.places):
-            names = {self.examples[place].id for place in self.places}
-            others = set(range(len(self.examples))) - set(self.places) if self.skip else set()
-            if (again := next((at for at in sorted(others) if self.examples[at].id in names), None)) is not None:
-                what = f"id {self.examples[again].id!r} stands in several rows, of which some have no prediction"
-                raise MtlReError(
-                    f"{self.examples[again].where}: {what}: which ones, is unknown; give each row its own id"
-                )
-            if not self.skip:
-                what = f"the file ends after {len(self.places):,} row(s)"
-                raise MtlReError(f"{where}: {what}; {self.examples[len(self.places)].where} has no prediction")
-            tell(f"{self.data}: {missing:,} of {len(self.examples):,} rows have no prediction and are left out")
+        missing = sorted(set(range(len(self.examples))) - set(self.places))
+        if not missing:
+            return
+        if not self.skip:
+            what = f"the file ends after {len(self.places):,} row(s)"
+            raise MtlReError(f"{where}: {what}; {self.examples[missing[0]].where} has no prediction")
+        names = {self.examples[place].id for place in self.places}
+        for example in (self.examples[place] for place in missing):
+            if example.id in names:
+                what = f"id {example.id!r} stands in several rows, of which some have no prediction"
+                raise MtlReError(f"{example.where}: {what}: which ones, is unknown; give each row its own id")
+        tell(f"{self.data}: {len(missing):,} of {len(self.examples):,} rows have no prediction and are left out")
 
 
 def _short(value: Any) -> str:

@@ -21,8 +21,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mtl_re.config import OptimConfig
+from mtl_re.data.splits import data_record
 from mtl_re.errors import MtlReError
-from mtl_re.files import read_json, read_yaml, recover, sync
+from mtl_re.files import read_yaml, recover, sync
 from mtl_re.training import checkpoint
 from mtl_re.training.metrics_log import MetricsLog
 from mtl_re.training.optimizer import rate_factor
@@ -96,8 +97,10 @@ def _changed_options(run: Run) -> list[str]:
     model."""
     if not (run.run_dir / "model").exists():
         return []
-    with suppress(MtlReError, AttributeError, KeyError, TypeError):  # a file is gone or was edited: nothing is known
-        rows = read_json(run.run_dir / "manifest.json")["data"].get("identity", {})
+    with suppress(
+        MtlReError, AttributeError, KeyError, TypeError
+    ):  # config.yaml is gone or was edited: nothing is known
+        rows = data_record(run.run_dir).get("identity", {})
         before = identity_of_options(read_yaml(run.run_dir / "config.yaml")) | rows
         return [name for name, value in run.identity.items() if before.get(name, value) != value]
     return []

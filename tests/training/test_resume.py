@@ -563,6 +563,10 @@ def test_a_stopped_run_s_model_is_not_replaced_by_one_of_other_options(job, refe
     fewer.write_text(json.dumps(rows[:-1]), encoding="utf-8")
     with pytest.raises(MtlReError, match=r"on other rows \(training rows, validation rows\)"):
         resume(job, **EVERY, **{"data.train": str(fewer)})
+    (run_dir / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(MtlReError, match=r"\(options optim\.lr\)"):
+        resume(job, **EVERY, **{"optim.lr": 1e-4})
+    (tmp_path / "manifest.json").rename(run_dir / "manifest.json")
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert_same_run(resume(job, **EVERY), reference(**EVERY))  # the same options make the same model again
 
